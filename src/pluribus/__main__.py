@@ -1,0 +1,5 @@
+"""`python -m pluribus` is the `pluribus` command."""
+
+from pluribus.cli import main
+
+main()

@@ -1,0 +1,165 @@
+"""The catalog: every method by its name, what it is, where it lives, and what verifies it.
+
+Entries are static: one TOML file a package beside this one, so that listing the catalog imports no method. `Entry.resolve`
+imports its target on demand. Other distributions add entries by an entry point of group ``pluribus.catalog`` whose value
+is a callable that returns an iterable of `Entry`.
+
+A TOML file holds an array of tables ``[[entry]]`` with the fields of `Entry`; ``paper`` is a table
+{title, year, url, bibtex}, ``verified_by`` a table {oracle = [test ids], property = [test ids], claim = path}.
+"""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import tomllib
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from importlib import metadata, resources
+from typing import Any, Literal
+
+from pluribus.errors import BadInput, require, unknown
+
+ROADS = ("train", "adapt", "merge", "boost", "grow")
+
+
+@dataclass(frozen=True)
+class Paper:
+    """Where a method comes from."""
+
+    title: str
+    year: int
+    url: str = ""
+    bibtex: str = ""
+
+
+@dataclass(frozen=True)
+class Verification:
+    """What verifies an entry: pytest ids of oracles and properties, and the results page of the claim."""
+
+    oracle: tuple[str, ...] = ()
+    property: tuple[str, ...] = ()
+    claim: str | None = None
+
+    def complete(self) -> bool:
+        """Whether all three proofs are named."""
+        return bool(self.oracle and self.property and self.claim)
+
+
+@dataclass(frozen=True)
+class Entry:
+    """One method.
+
+    name: as the paper or the field spells it, unique within its family.
+    road: "train" | "adapt" | "merge" | "boost" | "grow".
+    family: what protocol it implements: "kind", "encoder", "sharing", "balancer", "regulariser", "merger",
+        "booster", "adapter", "objective", "candidate", "sampler", …
+    target: "module:attribute", imported on demand.
+    summary: one line a reader can decide by.
+    signal: what a balancer needs; doors: which of ("combine", "backward") serve it.
+    extra: the optional dependency group it needs.
+    default: for candidates, whether a study runs it unless told otherwise.
+    status: "verified" only with oracle, property and claim.
+    """
+
+    name: str
+    road: str
+    family: str
+    target: str
+    summary: str = ""
+    paper: Paper | None = None
+    signal: tuple[str, ...] = ()
+    doors: tuple[str, ...] = ()
+    extra: str | None = None
+    default: bool = False
+    status: Literal["verified", "experimental"] = "experimental"
+    verified_by: Verification = field(default_factory=Verification)
+
+    def resolve(self) -> Any:
+        """Import the target; a missing optional dependency is one clear error with the pip command."""
+        module, _, attribute = self.target.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except ModuleNotFoundError as error:
+            if self.extra and error.name and not error.name.startswith("pluribus"):
+                require(error.name, extra=self.extra, purpose=f"{self.family} {self.name!r}")
+            raise
+
+    def to_dict(self) -> dict[str, Any]:
+        """The entry as plain JSON values (`pluribus catalog --json`)."""
+        row: dict[str, Any] = {
+            "name": self.name, "road": self.road, "family": self.family, "target": self.target, "summary": self.summary,
+            "paper": vars(self.paper) if self.paper else None, "extra": self.extra, "status": self.status,
+            "verified_by": {
+                "oracle": list(self.verified_by.oracle),
+                "property": list(self.verified_by.property),
+                "claim": self.verified_by.claim,
+            },
+        }  # fmt: skip
+        if self.signal:
+            row["signal"] = list(self.signal)
+        if self.doors:
+            row["doors"] = list(self.doors)
+        return row
+
+
+def parse(row: dict[str, Any], *, where: str) -> Entry:
+    """Build an `Entry` from a TOML table, naming the file and the field that is wrong."""
+    row = dict(row)
+    try:
+        paper = row.pop("paper", None)
+        verified_by = row.pop("verified_by", {})
+        for name in ("signal", "doors"):
+            if name in row:
+                row[name] = tuple(row[name])
+        entry = Entry(
+            **row,
+            paper=Paper(**paper) if paper else None,
+            verified_by=Verification(
+                oracle=tuple(verified_by.get("oracle", ())),
+                property=tuple(verified_by.get("property", ())),
+                claim=verified_by.get("claim"),
+            ),
+        )
+    except TypeError as error:
+        raise BadInput(f"catalog entry {row.get('name')!r} is malformed ({error})", where=where) from error
+    if entry.road not in ROADS:
+        raise unknown("road", entry.road, ROADS, where=f"{where}, entry {entry.name!r}")
+    return entry
+
+
+def _static() -> Iterator[Entry]:
+    for file in sorted(resources.files(__package__).iterdir(), key=lambda item: item.name):
+        if file.name.endswith(".toml"):
+            for row in tomllib.loads(file.read_text("utf-8")).get("entry", []):
+                yield parse(row, where=f"catalog/{file.name}")
+
+
+def _foreign() -> Iterator[Entry]:
+    for point in metadata.entry_points(group="pluribus.catalog"):
+        made: Iterable[Entry] = point.load()()
+        yield from made
+
+
+@functools.cache
+def _all() -> dict[tuple[str, str], Entry]:
+    found: dict[tuple[str, str], Entry] = {}
+    for entry in (*_static(), *_foreign()):
+        key = (entry.family, entry.name)
+        if key in found:
+            raise BadInput(f"two catalog entries are called {entry.name!r} in family {entry.family!r}", where=entry.target)
+        found[key] = entry
+    return found
+
+
+def entries(*, family: str | None = None, road: str | None = None) -> list[Entry]:
+    """The entries, in the order of their files, optionally of one family or one road."""
+    return [e for e in _all().values() if family in (None, e.family) and road in (None, e.road)]
+
+
+def get(family: str, name: str) -> Entry:
+    """One entry; an unknown name is an error that suggests the nearest."""
+    found = _all().get((family, name))
+    if found is None:
+        raise unknown(family, name, [e.name for e in entries(family=family)])
+    return found

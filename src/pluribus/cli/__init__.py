@@ -1,0 +1,88 @@
+"""The command line: one file per command, imported only when that command runs.
+
+`main` owns the exit codes: 0, 2 for bad input (one line on stderr), 1 for a failure of ours.
+"""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Sequence
+
+import click
+
+from pluribus.errors import BadInput, unknown
+
+# command -> one line of help; the module pluribus.cli.<command> defines `command: click.Command`.
+COMMANDS: dict[str, str] = {
+    "catalog": "List every method: its road, its paper, and what verifies it.",
+}
+
+
+class _Lazy(click.Group):
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(COMMANDS)
+
+    def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
+        if name not in COMMANDS:
+            return None
+        command: click.Command = importlib.import_module(f"pluribus.cli.{name}").command
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        if args and args[0] not in COMMANDS and not args[0].startswith("-"):
+            raise unknown("command", args[0], COMMANDS)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        with formatter.section("Commands"):
+            formatter.write_dl(list(COMMANDS.items()))
+
+
+@click.group(cls=_Lazy, context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 110})
+@click.version_option(package_name="pluribus", prog_name="pluribus")
+def cli() -> None:
+    """Out of many tasks, one model: train together, adapt, merge, boost or grow one model, and measure honestly whether
+    it is at least as good as one model per task.
+
+    Start with:  pluribus demo
+    """
+
+
+def run(arguments: Sequence[str]) -> int:
+    """Run one command line and return its exit code."""
+    try:
+        outcome = cli.main(list(arguments), prog_name="pluribus", standalone_mode=False)
+        return outcome if isinstance(outcome, int) else 0
+    except BadInput as error:
+        print(f"pluribus: {error}", file=sys.stderr)
+    except click.NoSuchOption as error:
+        print(f"pluribus: {unknown('option', error.option_name, error.possibilities or [])}", file=sys.stderr)
+    except click.exceptions.NoArgsIsHelpError as error:
+        print(error.format_message())
+    except click.ClickException as error:
+        print(f"pluribus: {' '.join(error.format_message().split())}", file=sys.stderr)
+    except (KeyboardInterrupt, click.Abort):
+        print("pluribus: interrupted; finished work is kept", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        sys.stderr.close()
+        return 0
+    return 2
+
+
+def main() -> None:
+    """The console script. A failure of ours is one line too; PLURIBUS_TRACEBACK=1 shows where it happened."""
+    import os
+
+    try:
+        code = run(sys.argv[1:])
+    except Exception as error:
+        if os.environ.get("PLURIBUS_TRACEBACK"):
+            raise
+        print(f"pluribus: internal error, {type(error).__name__}: {' '.join(str(error).split())} "
+              "(set PLURIBUS_TRACEBACK=1 to see where)", file=sys.stderr)  # fmt: skip
+        code = 1
+    sys.exit(code)

@@ -1,0 +1,40 @@
+"""`pluribus catalog`: every method by its name."""
+
+from __future__ import annotations
+
+import json
+
+import click
+
+from pluribus import catalog
+
+
+@click.command("catalog", epilog="Example:  pluribus catalog --family balancer")
+@click.option("--family", help="Only this family (balancer, merger, sharing, encoder, candidate, …).")
+@click.option("--road", type=click.Choice(catalog.ROADS), help="Only this road.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
+def command(family: str | None, road: str | None, as_json: bool) -> None:
+    """List every method: its road, its paper, and what verifies it."""
+    families = sorted({entry.family for entry in catalog.entries()})
+    if family is not None and family not in families:
+        from pluribus.errors import unknown
+
+        raise unknown("family", family, families)
+    rows = catalog.entries(family=family, road=road)
+    if as_json:
+        click.echo(json.dumps({"schema": 1, "entries": [row.to_dict() for row in rows]}, indent=1, ensure_ascii=False))
+        return
+    from rich.console import Console
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False)
+    for heading in ("name", "family", "road", "year", "paper or summary", "verified by"):
+        table.add_column(heading, overflow="fold")
+    for row in rows:
+        proof = row.verified_by
+        marks = [word for word, there in (("oracle", proof.oracle), ("property", proof.property), ("claim", proof.claim))
+                 if there]  # fmt: skip
+        title = row.paper.title if row.paper else row.summary
+        year = str(row.paper.year) if row.paper else ""
+        table.add_row(row.name, row.family, row.road, year, title, " ".join(marks) or "experimental")
+    Console(width=None if Console().is_terminal else 160).print(table)

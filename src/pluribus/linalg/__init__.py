@@ -1,0 +1,1 @@
+"""Small batched tensor routines on the device of their inputs."""
