@@ -1,0 +1,226 @@
+"""What every balancer is: weights for the tasks' losses, or a direction from their gradients, with state kept by task name.
+
+Notation of the whole package: T tasks, losses ℓ [T], Jacobian J [T, P] with row g_t = ∇_θ ℓ_t, Gram matrix G = J Jᵀ [T, T],
+weights w [T], direction d = Jᵀ w [P] along which the optimiser *descends*.
+
+Weights are on the scale of the method's own paper (some sum to 1, some to T, some to nothing in particular).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
+
+import torch
+from torch import Tensor
+
+from pluribus.errors import BadInput
+
+Preference = Mapping[str, float] | Sequence[float] | None
+
+SIGNALS = ("losses", "norms", "gram", "cross_gram", "jacobian")
+
+
+class Balancer:
+    """Base of all balancers.
+
+    needs: subset of {"losses", "norms", "gram", "cross_gram", "jacobian", "features", "closure"}. The last of
+        ``SIGNALS`` among them is what `weights` takes as `signal` (`self.signal`): losses [T]; squared gradient norms [T];
+        Gram [T, T]; cross-Gram J₁J₂ᵀ [T, T] of two independent batches; "jacobian" asks for `direction` instead.
+        "losses" beside another signal means that the argument ``losses`` must be given too. "features" says that
+        gradients are meant with respect to the shared features; "closure" that losses must be evaluated elsewhere.
+    doors: which of ("combine", "backward") can serve it.
+    batches: how many independent batches a step takes (3 for MoDo and SDMGrad).
+
+    A task that is absent from a call is not named in ``tasks``; its state does not move. ``tasks=None`` names the
+    tasks "0", "1", …
+    """
+
+    needs: ClassVar[frozenset[str]] = frozenset({"losses"})
+    doors: ClassVar[tuple[str, ...]] = ("combine", "backward")
+    batches: ClassVar[int] = 1
+    mutable: ClassVar[tuple[str, ...]] = ()  # attributes that `reset` makes and `state_dict` saves
+
+    def __init__(self) -> None:
+        self.reset()
+
+    def __post_init__(self) -> None:  # methods are dataclasses of their hyper-parameters
+        self.validate()
+        self.reset()
+
+    # -- what a method writes -------------------------------------------------------------------------------------
+
+    def validate(self) -> None:
+        """Raise `BadInput` for a hyper-parameter out of range; called once, at construction."""
+
+    def compute(self, signal: Tensor, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
+        """The method: weights [T] from a checked, detached signal in float32 or float64. No gradients are recorded."""
+        raise BadInput(
+            f"{type(self).__name__} has no weights, only a direction", remedy="call direction(jacobian) or use backward()"
+        )
+
+    def reset(self) -> None:
+        """Forget everything learnt; hyper-parameters stay."""
+
+    def after_step(self, losses: Mapping[str, Tensor]) -> None:
+        """Hear the losses of the same batch after the optimiser's step (FAMO); does nothing elsewhere."""
+
+    def epoch_end(self) -> None:
+        """Hear that an epoch has ended (DWA, STCH); does nothing elsewhere."""
+
+    # -- what a caller calls --------------------------------------------------------------------------------------
+
+    @property
+    def signal(self) -> str:
+        """The strongest of `SIGNALS` in `needs`: what `weights` takes."""
+        return [name for name in SIGNALS if name in self.needs][-1]
+
+    @torch.no_grad()
+    def weights(self, signal: Tensor, *, tasks: Sequence[str] | None = None, losses: Tensor | None = None) -> Tensor:
+        """Weights [T] of the tasks present, detached, in float32 or float64, on the signal's device.
+
+        signal: losses [T], squared gradient norms [T], Gram [T, T] or cross-Gram [T, T], as `self.signal` says.
+        tasks: names of the rows (default "0", "1", …). losses: [T], where the method needs them beside the signal.
+        """
+        names = self._names(signal, tasks)
+        square = self.signal in ("gram", "cross_gram", "jacobian")
+        if signal.shape != ((len(names), len(names)) if square else (len(names),)):
+            raise BadInput(
+                f"the signal has shape {tuple(signal.shape)} for {len(names)} tasks",
+                where=type(self).__name__,
+                remedy=f"pass {'a square matrix [T, T]' if square else 'a vector [T]'} with one row a task",
+            )
+        if losses is None and self.signal == "losses":
+            losses = signal
+        return self.compute(_real(signal), names, self._losses(losses, names)).detach()
+
+    @torch.no_grad()
+    def direction(
+        self, jacobian: Tensor, *, tasks: Sequence[str] | None = None, losses: Tensor | None = None
+    ) -> Tensor:
+        """The balanced gradient d [P] of J [T, P]; by default Jᵀ w with w from the signal that J (and the losses) give."""
+        names = self._names(jacobian, tasks)
+        if jacobian.ndim != 2:
+            raise BadInput(f"the Jacobian has shape {tuple(jacobian.shape)}", remedy="pass one flat gradient a task, [T, P]")
+        if self.signal == "cross_gram":
+            raise BadInput(
+                f"{type(self).__name__} needs gradients of independent batches",
+                remedy="call weights(J1 @ J2.T) and combine the rows of a third batch",
+            )
+        jacobian = jacobian.detach()
+        if self.signal == "losses":
+            if losses is None:
+                raise BadInput("losses are missing", where=type(self).__name__, remedy="pass losses=, one number a task")
+            w = self.weights(losses, tasks=names)
+        elif self.signal == "norms":
+            w = self.weights(_real(jacobian).square().sum(1), tasks=names, losses=losses)
+        else:
+            rows = _real(jacobian)
+            w = self.weights(rows @ rows.T, tasks=names, losses=losses)
+        return jacobian.T @ w.to(jacobian.dtype)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything that moves (tensors and plain values, nested); `load_state_dict` resumes bit for bit."""
+        return {name: _freeze(getattr(self, name)) for name in self.mutable}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up a state that `state_dict` of the same method gave."""
+        if set(state) != set(self.mutable):
+            raise BadInput(
+                f"the state holds {sorted(state)} but {type(self).__name__} keeps {sorted(self.mutable)}",
+                remedy="load it into the method that wrote it",
+            )
+        for name in self.mutable:
+            current = getattr(self, name)
+            if isinstance(current, torch.Generator):
+                current.set_state(state[name].cpu())
+            elif hasattr(current, "load_state_dict"):
+                current.load_state_dict(state[name])
+            else:
+                setattr(self, name, _freeze(state[name]))
+
+    # -- shared by methods ----------------------------------------------------------------------------------------
+
+    def _names(self, rows: Tensor, tasks: Sequence[str] | None) -> tuple[str, ...]:
+        if rows.ndim == 0 or rows.shape[0] == 0:
+            raise BadInput("there is no task to balance", where=type(self).__name__, remedy="pass at least one loss")
+        names = tuple(map(str, range(rows.shape[0]))) if tasks is None else tuple(tasks)
+        if len(set(names)) != len(names):
+            raise BadInput(f"two tasks have one name: {list(names)}", where=type(self).__name__, remedy="name each task once")
+        if len(names) != rows.shape[0]:
+            raise BadInput(f"{len(names)} task names for {rows.shape[0]} rows", where=type(self).__name__)
+        return names
+
+    def _losses(self, losses: Tensor | None, names: tuple[str, ...]) -> Tensor | None:
+        if losses is None:
+            if "losses" in self.needs:
+                raise BadInput("losses are missing", where=type(self).__name__, remedy="pass losses=, one number a task")
+            return None
+        if losses.shape != (len(names),):
+            raise BadInput(f"losses have shape {tuple(losses.shape)} for {len(names)} tasks", where=type(self).__name__)
+        return _real(losses)
+
+
+def _real(x: Tensor) -> Tensor:
+    """Detached, and in float32 at least: half precision cannot hold a squared gradient norm."""
+    x = x.detach()
+    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+
+
+def _freeze(value: Any) -> Any:
+    if isinstance(value, torch.Generator):
+        return value.get_state()
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    return value.state_dict() if hasattr(value, "state_dict") else value
+
+
+def check_preference(preference: Preference) -> None:
+    """A preference is a mapping task → number or one number a row: none negative or infinite, not all zero."""
+    if preference is None:
+        return
+    items = list(preference.items() if isinstance(preference, Mapping) else enumerate(preference))
+    for name, value in items:
+        if not (math.isfinite(value) and value >= 0):
+            raise BadInput(
+                f"the preference of task {name!r} is {value}", where="preference", remedy="give numbers that are not negative"
+            )
+    if not any(value > 0 for _, value in items):
+        raise BadInput("no task has a positive preference", where="preference")
+
+
+def preference_of(preference: Preference, tasks: tuple[str, ...], like: Tensor, default: float) -> Tensor:
+    """The preferences of the tasks present [T], as given; `default` for each where there is no preference."""
+    if preference is None:
+        return like.new_full((len(tasks),), default)
+    if isinstance(preference, Mapping):
+        missing = [task for task in tasks if task not in preference]
+        if missing:
+            raise BadInput(
+                f"the preference does not name {', '.join(map(repr, missing))}", where="preference",
+                remedy="give every task a number",
+            )  # fmt: skip
+        values = [float(preference[task]) for task in tasks]
+    else:
+        if len(preference) != len(tasks):
+            raise BadInput(
+                f"{len(preference)} preferences for {len(tasks)} tasks", where="preference",
+                remedy="name them (a mapping task: number) when tasks may be absent",
+            )  # fmt: skip
+        values = [float(value) for value in preference]
+    return like.new_tensor(values)
+
+
+def check_positive(owner: Balancer, **values: float) -> None:
+    """Each value must be a positive finite number."""
+    for name, value in values.items():
+        if not (math.isfinite(value) and value > 0):
+            raise BadInput(f"{name} is {value}", where=type(owner).__name__, remedy="give a positive number")
+
+
+def check_between(owner: Balancer, low: float, high: float, **values: float) -> None:
+    """Each value must lie in [low, high]."""
+    for name, value in values.items():
+        if not low <= value <= high:
+            raise BadInput(f"{name} is {value}", where=type(owner).__name__, remedy=f"give a number from {low} to {high}")
