@@ -1,0 +1,5 @@
+"""Tables with holes: reading, encoding, splitting, sampling, batching."""
+
+from pluribus.data.batch import Batch, Labels, Rows
+
+__all__ = ["Batch", "Labels", "Rows"]

@@ -1,0 +1,240 @@
+"""Candidates, what they search over, and what a fit leaves behind.
+
+A `Candidate` is a road with its settings; a `Fitted` is one artefact, whatever is inside (network, trees, committee, merge
+container): it predicts tables, knows its costs, and travels as a folder.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pluribus.data.prepared import Prepared
+from pluribus.errors import unknown
+from pluribus.tasks import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pluribus.data.columns import FittedColumns
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of several values."""
+
+    options: tuple[Any, ...]
+
+    def sample(self, rng: np.random.Generator) -> Any:
+        return self.options[int(rng.integers(len(self.options)))]
+
+
+@dataclass(frozen=True)
+class Uniform:
+    """A real number between two bounds."""
+
+    low: float
+    high: float
+
+    def sample(self, rng: np.random.Generator) -> float:
+        return float(rng.uniform(self.low, self.high))
+
+
+@dataclass(frozen=True)
+class LogUniform:
+    """A positive number whose logarithm is uniform between two bounds."""
+
+    low: float
+    high: float
+
+    def sample(self, rng: np.random.Generator) -> float:
+        return float(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
+
+
+@dataclass(frozen=True)
+class IntRange:
+    """A whole number between two bounds, both included."""
+
+    low: int
+    high: int
+
+    def sample(self, rng: np.random.Generator) -> int:
+        return int(rng.integers(self.low, self.high + 1))
+
+
+@dataclass(frozen=True)
+class SearchSpace:
+    """Setting → where it is searched. The defaults of the candidate are always the first configuration tried."""
+
+    ranges: Mapping[str, Choice | Uniform | LogUniform | IntRange] = field(default_factory=dict)
+
+    def sample(self, seed: int, count: int) -> list[dict[str, Any]]:
+        """`count` configurations: the defaults (an empty dict), then seeded random draws."""
+        rng = np.random.default_rng(seed)
+        draws = [{name: r.sample(rng) for name, r in sorted(self.ranges.items())} for _ in range(count - 1)]
+        return [{}, *draws] if self.ranges else [{}]
+
+
+@dataclass(frozen=True)
+class Budget:
+    """What one fit may spend: core-seconds, and threads at a time."""
+
+    seconds: float
+    threads: int = 1
+
+    @property
+    def wall(self) -> float:
+        """Seconds on the clock."""
+        return self.seconds / self.threads
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What an artefact costs: stored parameters (tree nodes count as two), FLOPs per row, bytes on disk, training
+    core-seconds, and rows predicted per second (measured, one thread; None where not measured)."""
+
+    parameters: int
+    flops_per_row: float
+    bytes: int
+    train_seconds: float
+    rows_per_second: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Fitted(ABC):
+    """A fitted artefact.
+
+    Attributes
+    ----------
+    artefact: the name under which `pluribus.load` finds the class (catalog family "artefact").
+    tasks, columns: what it predicts, and the fitted preprocessing.
+    thresholds: binary task → P(positive) from which on the label is positive.
+    calibration: task → state for `pluribus.evaluation.calibration.apply`.
+    record: whatever should travel along: settings, hashes, metrics with intervals, learning curves ("curves"),
+        and "undertrained": tasks whose training ran out of budget before its early stop.
+    """
+
+    artefact: ClassVar[str]
+    tasks: tuple[Task, ...]
+    columns: FittedColumns
+
+    def __init__(self, tasks: Sequence[Task], columns: FittedColumns) -> None:
+        self.tasks, self.columns = tuple(tasks), columns
+        self.thresholds: dict[str, float] = {}
+        self.calibration: dict[str, dict[str, Any]] = {}
+        self.record: dict[str, Any] = {}
+
+    @abstractmethod
+    def scores(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str]) -> dict[str, Array]:
+        """Uncalibrated predictions of an encoded table at `rows`: task → [m] or [m, C], what the kind's link yields."""
+
+    @abstractmethod
+    def costs(self) -> Costs: ...
+
+    @abstractmethod
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write the artefact's own files into `folder` and return its own part of the manifest (plain JSON)."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, folder: Path, manifest: dict[str, Any], tasks: tuple[Task, ...], columns: FittedColumns) -> Fitted:
+        """Undo `write`. Damage is a `BadInput` that names file and field."""
+
+    def requested(self, tasks: Sequence[str] | None) -> list[str]:
+        names = [task.name for task in self.tasks]
+        for name in tasks or ():
+            if name not in names:
+                raise unknown("task", name, names)
+        return names if tasks is None else [name for name in names if name in tasks]
+
+    def calibrated(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str] | None = None) -> dict[str, Array]:
+        """Predictions as files and metrics see them: `scores`, calibrated where the artefact carries a calibration."""
+        from pluribus.evaluation import calibration
+
+        found = self.scores(data, rows, self.requested(tasks))
+        return {
+            name: calibration.apply(self.calibration[name], value) if name in self.calibration else value
+            for name, value in found.items()
+        }
+
+    def predict(self, table: pd.DataFrame, tasks: Sequence[str] | None = None) -> pd.DataFrame:
+        """Predict a table that has the input columns: row order and index are kept; columns as in prediction files.
+
+        Regression and count: `TASK`. Binary: `TASK` (label) and `TASK__p`. Classes: `TASK` and `TASK__p_CLASS`.
+        Missing input columns are an error, extra ones are ignored.
+        """
+        import pandas as pd
+
+        names = self.requested(tasks)
+        data = self.columns.prepare(table, [task for task in self.tasks if task.name in names])
+        values = self.calibrated(data, np.arange(data.n_rows), names)
+        found: dict[str, Any] = {}
+        for task in self.tasks:
+            if task.name not in values:
+                continue
+            value = values[task.name]
+            if task.kind == "binary":
+                positive = value >= self.thresholds.get(task.name, 0.5)
+                found[task.name] = np.asarray(task.classes)[positive.astype(int)]
+                found[task.columns[0]] = value
+            elif task.classes:
+                found[task.name] = np.asarray(task.classes)[value.argmax(1)]
+                for i, column in enumerate(task.columns):
+                    found[column] = value[:, i]
+            else:
+                found[task.name] = value
+        return pd.DataFrame(found, index=table.index)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model folder atomically (see `pluribus.modeling.checkpoint`)."""
+        from pluribus.modeling.checkpoint import save
+
+        save(self, folder)
+
+
+class Candidate(ABC):
+    """A road with its settings.
+
+    Class attributes: `name` and `road` (as in the catalog), `label` for people, `space` where settings are searched.
+    `settings` overrides the defaults; an unknown setting is an error.
+    """
+
+    name: ClassVar[str]
+    road: ClassVar[str]
+    label: ClassVar[str]
+    defaults: ClassVar[Mapping[str, Any]] = {}
+    space: ClassVar[SearchSpace] = SearchSpace()
+    per_task: ClassVar[bool] = False
+    """Whether this is a specialist: one model per task, nothing shared (a reference of the verdict)."""
+    encoder: ClassVar[str | None] = None
+    """Candidates with the same word here have the same encoder: joint and single are compared among them."""
+
+    def __init__(self, **settings: Any) -> None:
+        for key in settings:
+            if key not in self.defaults:
+                raise unknown("setting", key, self.defaults, where=f"candidate {self.name!r}")
+        self.settings: dict[str, Any] = {**self.defaults, **settings}
+
+    def unfit(self, data: Prepared) -> str | None:
+        """Why this candidate cannot run on `data`, or None where it can."""
+        return None
+
+    @abstractmethod
+    def estimate(self, data: Prepared) -> float:
+        """Rough core-seconds of one fit to its early stop (for `--plan` and for sharing out the budget)."""
+
+    @abstractmethod
+    def fit(self, data: Prepared, budget: Budget, seed: int) -> Fitted:
+        """Train on `data.parts["train"]`, stop early on `data.parts["valid"]`, within the budget. Deterministic in `seed`
+        unless the budget cuts it short; then `record["undertrained"]` names the tasks. Never looks at other parts."""

@@ -1,0 +1,145 @@
+"""A task: one thing to predict, declared once, serialisable, without code inside."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+import pluribus.tasks.kinds as kinds
+from pluribus.errors import BadInput, unknown
+from pluribus.tasks.metrics import Metric, metric
+
+Absent = Literal["missing", "not_applicable", "delayed"]
+ABSENT: tuple[Absent, ...] = ("missing", "not_applicable", "delayed")
+
+
+@dataclass(frozen=True)
+class Task:
+    """One thing to predict.
+
+    Parameters
+    ----------
+    name: the column's name in tables and prediction files.
+    kind: "binary", "multiclass", "regression", "count", "ordinal", or a kind that a domain registered.
+    classes: the labels, in the order of their indices (binary: negative, positive; ordinal: from low to high).
+    metrics: names (or `Metric`s), the main one first; default: the kind's.
+    weight: relative importance in the sum of losses, > 0.
+    role: "main" tasks are judged, "auxiliary" ones only help.
+    absent: what an empty cell means: "missing", "not_applicable" or "delayed".
+    after: names of parent tasks; where a parent is 0 this task is not applicable.
+    tolerance: relative loss against the specialist that still counts as "as good"; default 2 % of its skill.
+    size: output places per row for dense kinds (maps, sequences); None for one value a row.
+    """
+
+    name: str
+    kind: str = "regression"
+    classes: tuple[str, ...] = ()
+    metrics: tuple[Metric, ...] = ()
+    weight: float = 1.0
+    role: Literal["main", "auxiliary"] = "main"
+    absent: Absent = "missing"
+    after: tuple[str, ...] = ()
+    tolerance: float | None = None
+    size: int | None = None
+
+    def __post_init__(self) -> None:
+        where = f"task {self.name!r}"
+        if not self.name:
+            raise BadInput("a task needs a name")
+        record = kinds.kind(self.kind, where=where)
+        named = [metric(m, where=where) if isinstance(m, str) else m for m in (self.metrics or record.metrics)]
+        for m in named:
+            if m.kinds and self.kind not in m.kinds:
+                remedy = f"{m.name} judges {' or '.join(m.kinds)} tasks"
+                raise BadInput(f"metric {m.name!r} does not fit kind {self.kind!r}", where=where, remedy=remedy)
+        object.__setattr__(self, "metrics", tuple(named))
+        object.__setattr__(self, "classes", tuple(str(c) for c in self.classes))
+        object.__setattr__(self, "after", (self.after,) if isinstance(self.after, str) else tuple(self.after))
+        if len(set(self.classes)) != len(self.classes):
+            raise BadInput("names a class twice", where=where, remedy="make the classes distinct")
+        if self.kind == "binary" and self.classes and len(self.classes) != 2:
+            raise BadInput(f"a binary task has 2 classes, not {len(self.classes)}", where=where)
+        if not self.weight > 0:
+            raise BadInput(f"weight must be positive, not {self.weight}", where=where)
+        if self.role not in ("main", "auxiliary"):
+            raise unknown("role", self.role, ("main", "auxiliary"), where=where)
+        if self.absent not in ABSENT:
+            raise unknown("word for empty cells", self.absent, ABSENT, where=where)
+        if self.tolerance is not None and not self.tolerance >= 0:
+            raise BadInput(f"tolerance must not be negative, not {self.tolerance}", where=where)
+
+    @property
+    def record(self) -> kinds.Kind:
+        """The kind's record."""
+        return kinds.kind(self.kind)
+
+    @property
+    def main_metric(self) -> Metric:
+        return self.metrics[0]
+
+    @property
+    def width(self) -> int:
+        """Outputs per cell of this task's head."""
+        return self.record.width(len(self.classes))
+
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """The columns of prediction files that hold what is judged: value, P(positive), or P(class) for every class."""
+        if self.kind == "binary":
+            return (f"{self.name}__p",)
+        if self.classes:
+            return tuple(f"{self.name}__p_{c}" for c in self.classes)
+        return (self.name,)
+
+    def with_(self, **changes: Any) -> Task:
+        """A copy with some fields changed."""
+        return replace(self, **changes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain JSON values; `Task.from_dict` undoes it."""
+        return {
+            "name": self.name, "kind": self.kind, "classes": list(self.classes),
+            "metrics": [{"name": m.name, "direction": m.direction, "kinds": list(m.kinds)} for m in self.metrics],
+            "weight": self.weight, "role": self.role, "absent": self.absent, "after": list(self.after),
+            "tolerance": self.tolerance, "size": self.size,
+        }  # fmt: skip
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Task:
+        """Rebuild from `to_dict`; an unknown field is an error that suggests the nearest."""
+        fields: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in row.items()}
+        for field in row:
+            if field not in cls.__dataclass_fields__:
+                raise unknown("field", field, cls.__dataclass_fields__, where=f"task {row.get('name')!r}")
+        fields["metrics"] = tuple(
+            m if isinstance(m, str) else Metric(m["name"], m["direction"], tuple(m["kinds"])) for m in row.get("metrics", ())
+        )
+        return cls(**fields)
+
+
+def check_graph(tasks: Iterable[Task]) -> tuple[str, ...]:
+    """Names in an order in which parents precede children; unknown parents, cycles and double names are errors."""
+    by_name: dict[str, Task] = {}
+    for task in tasks:
+        if task.name in by_name:
+            raise BadInput(f"two tasks are called {task.name!r}", remedy="rename one")
+        by_name[task.name] = task
+    order: list[str] = []
+    open_: set[str] = set()
+
+    def visit(name: str) -> None:
+        if name in order:
+            return
+        if name in open_:
+            raise BadInput(f"the tasks' `after` form a cycle through {name!r}", remedy="remove one link")
+        open_.add(name)
+        for parent in by_name[name].after:
+            if parent not in by_name:
+                raise unknown("parent task", parent, by_name, where=f"task {name!r}, after")
+            visit(parent)
+        order.append(name)
+
+    for name in by_name:
+        visit(name)
+    return tuple(order)
