@@ -4,9 +4,12 @@ A newcomer who knows a paper's name finds the file of that name; this page is th
 """
 
 from pluribus.balancing.balancer import Balancer
+from pluribus.balancing.doors import Step, combine
 from pluribus.balancing.equal_weighting import EqualWeighting
 
 __all__ = [
     "Balancer",
     "EqualWeighting",
+    "Step",
+    "combine",
 ]

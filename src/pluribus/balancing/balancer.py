@@ -15,6 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
+from pluribus.balancing.state import constant
 from pluribus.errors import BadInput
 
 Preference = Mapping[str, float] | Sequence[float] | None
@@ -41,6 +42,7 @@ class Balancer:
     doors: ClassVar[tuple[str, ...]] = ("combine", "backward")
     batches: ClassVar[int] = 1
     mutable: ClassVar[tuple[str, ...]] = ()  # attributes that `reset` makes and `state_dict` saves
+    last: Any = None  # what the doors heard and decided in their latest call (`doors.Step`); no part of the state
 
     def __init__(self) -> None:
         self.reset()
@@ -147,7 +149,7 @@ class Balancer:
             raise BadInput("there is no task to balance", where=type(self).__name__, remedy="pass at least one loss")
         names = tuple(map(str, range(rows.shape[0]))) if tasks is None else tuple(tasks)
         if len(set(names)) != len(names):
-            raise BadInput(f"two tasks have one name: {list(names)}", where=type(self).__name__, remedy="name each task once")
+            raise BadInput(f"two tasks have one name: {list(names)}", where=type(self).__name__, remedy="name each once")
         if len(names) != rows.shape[0]:
             raise BadInput(f"{len(names)} task names for {rows.shape[0]} rows", where=type(self).__name__)
         return names
@@ -184,7 +186,7 @@ def check_preference(preference: Preference) -> None:
     for name, value in items:
         if not (math.isfinite(value) and value >= 0):
             raise BadInput(
-                f"the preference of task {name!r} is {value}", where="preference", remedy="give numbers that are not negative"
+                f"the preference of task {name!r} is {value}", where="preference", remedy="give numbers of 0 or more"
             )
     if not any(value > 0 for _, value in items):
         raise BadInput("no task has a positive preference", where="preference")
@@ -209,7 +211,7 @@ def preference_of(preference: Preference, tasks: tuple[str, ...], like: Tensor, 
                 remedy="name them (a mapping task: number) when tasks may be absent",
             )  # fmt: skip
         values = [float(value) for value in preference]
-    return like.new_tensor(values)
+    return constant(tuple(values), like.dtype, like.device)
 
 
 def check_positive(owner: Balancer, **values: float) -> None:
