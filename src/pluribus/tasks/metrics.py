@@ -47,6 +47,7 @@ METRICS: dict[str, Metric] = {
         Metric("qwk", "max", ("ordinal",)),
         Metric("rmse", "min", _NUMBERS),
         Metric("mae", "min", _NUMBERS),
+        Metric("mape", "min", _NUMBERS),
         Metric("r2", "max", _NUMBERS),
         Metric("explained_variance", "max", _NUMBERS),
         Metric("spearman", "max", _NUMBERS),
