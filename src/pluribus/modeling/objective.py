@@ -10,6 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor
 
 from pluribus.data import Batch
@@ -42,6 +43,16 @@ class Objective(ABC):
 
     couples_rows: bool = False
 
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        """Task → what its sum will be divided by (Σ weight over its labelled cells); known before the forward pass, so that
+        micro-batches and processes can agree on the union's denominator."""
+        return {
+            name: labels.values.new_tensor(float(len(labels)), dtype=torch.float32)
+            if labels.weight is None
+            else labels.weight.sum()
+            for name, labels in batch.labels.items()
+        }
+
     @abstractmethod
     def losses(self, model: MultiTaskModel, batch: Batch) -> Losses:
         """Forward once and account for every labelled cell of the batch."""
@@ -52,11 +63,8 @@ class Supervised(Objective):
 
     def losses(self, model: MultiTaskModel, batch: Batch) -> Losses:
         outputs = model(batch.inputs, batch.rows, batch.context)
-        sums, counts = {}, {}
+        sums = {}
         for name, labels in batch.labels.items():
             cells = model.heads.loss(name, outputs[name], labels)
-            if labels.weight is None:
-                sums[name], counts[name] = cells.sum(), cells.new_tensor(float(len(labels)))
-            else:
-                sums[name], counts[name] = (cells * labels.weight).sum(), labels.weight.sum()
-        return Losses(sums, counts, shared=outputs.shared, penalties=outputs.penalties)
+            sums[name] = cells.sum() if labels.weight is None else (cells * labels.weight).sum()
+        return Losses(sums, self.counts(batch), shared=outputs.shared, penalties=outputs.penalties)

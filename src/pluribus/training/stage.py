@@ -1,0 +1,99 @@
+"""A stage: which tasks, which parts, which sampler, until when. Most runs have one.
+
+Pre-finetuning, growth and adaptation are lists of stages; a run can be resumed at their borders and inside them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from pluribus.data import Batch
+from pluribus.data.prepared import Prepared
+from pluribus.errors import BadInput, unknown
+from pluribus.modeling import Losses, MultiTaskModel, Objective, Supervised
+
+Sampler = Callable[[Prepared, torch.Generator], Iterable[Batch]]
+"""One epoch's batches, drawn with the generator it is handed."""
+
+Regulariser = Callable[[Losses], Tensor]
+"""A scalar to add to the total, never balanced (Rep-MTL and kin)."""
+
+
+@dataclass(frozen=True)
+class Stage:
+    """The unit of a run.
+
+    tasks: the tasks that train (None: all of the model's).
+    balancer: who is heard; None: the sum of the tasks' mean losses times their weights.
+    objective: how labels become losses.
+    regularisers: added to the total, never balanced.
+    trainable: names of parameters that train begin with one of these (None: all).
+    sampler: one epoch's batches; None: all rows of the training part, shuffled.
+    batch_size, accumulate: rows per micro-batch, micro-batches per step.
+    epochs: at most; patience: epochs without a better validation rule before the stage ends (None: never).
+    task_patience: epochs without a better score before a task alone leaves the training (None: never): it loses its
+        vote, its head and moments freeze.
+    rule: what "better" means on validation: "mean" or "worst" skill over the main tasks, or one task's name.
+    lr, weight_decay, betas, warmup (steps), schedule: AdamW's; "cosine" falls to zero at `epochs`.
+    clip: largest norm of the gradient (None: unclipped).
+    precision: "auto" is bfloat16 autocast where the device has it fast (CUDA), float32 elsewhere.
+    """
+
+    tasks: tuple[str, ...] | None = None
+    balancer: Any = None
+    objective: Objective = field(default_factory=Supervised)
+    regularisers: Sequence[Regulariser] = ()
+    trainable: tuple[str, ...] | None = None
+    sampler: Sampler | None = None
+    batch_size: int = 1024
+    accumulate: int = 1
+    epochs: int = 50
+    patience: int | None = 8
+    task_patience: int | None = None
+    rule: str = "mean"
+    lr: float = 1e-3
+    weight_decay: float = 1e-2
+    betas: tuple[float, float] = (0.9, 0.999)
+    warmup: int = 0
+    schedule: Literal["constant", "cosine"] = "constant"
+    clip: float | None = 1.0
+    precision: Literal["auto", "float32", "bfloat16"] = "auto"
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate", "epochs"):
+            if getattr(self, name) < 1:
+                raise BadInput(f"{name} must be at least 1, not {getattr(self, name)}", where="stage")
+        for name in ("lr",):
+            if not getattr(self, name) > 0:
+                raise BadInput(f"{name} must be positive, not {getattr(self, name)}", where="stage")
+        if self.schedule not in ("constant", "cosine"):
+            raise unknown("schedule", self.schedule, ("constant", "cosine"), where="stage")
+        if self.accumulate > 1 and self.objective.couples_rows:
+            raise BadInput(
+                f"{type(self.objective).__name__} couples the rows of a batch, so micro-batches do not add up to it",
+                where="stage",
+                remedy="set accumulate=1",
+            )
+
+    def check(self, model: MultiTaskModel) -> tuple[str, ...]:
+        """The stage's tasks, in the model's order; unknown tasks and rules are errors."""
+        for name in self.tasks or ():
+            if name not in model.tasks:
+                raise unknown("task", name, model.tasks, where="stage")
+        if self.rule not in ("mean", "worst", *model.tasks):
+            raise unknown("rule", self.rule, ("mean", "worst", *model.tasks), where="stage")
+        return tuple(name for name in model.tasks if self.tasks is None or name in self.tasks)
+
+    def rate(self, step: int, steps: int) -> float:
+        """The learning rate of step `step` of `steps`."""
+        import math
+
+        rate = self.lr * min(1.0, (step + 1) / self.warmup) if self.warmup else self.lr
+        if self.schedule == "cosine":
+            rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps))))
+        return rate
