@@ -31,7 +31,9 @@ def balanced_backward(
     if getattr(balancer, "batches", 1) == 1 and "combine" in getattr(balancer, "doors", ("combine",)):
         found: dict[str, Tensor] = {}
         for losses, forward, extra in zip(means, passes, extras):
-            scalar = balancing.combine(losses, balancer, features=forward.shared, extra=extra, processes=team, on_nonfinite="unchecked")
+            scalar = balancing.combine(
+                losses, balancer, features=forward.shared, extra=extra, processes=team, on_nonfinite="unchecked"
+            )
             scalar.backward()  # type: ignore[no-untyped-call]
             found = _weights(balancer)
         return found

@@ -249,6 +249,8 @@ class Trainer:
         if stage.clip is not None:
             norm = torch.nn.utils.clip_grad_norm_(trained, stage.clip)
             running.norm(norm)
+        if self.device.type == "cpu":  # elsewhere a look would make the device wait; the epoch's loop looks now and then
+            running.check()
         optimizer.step(active=self._active(frozenset(counts)))
         optimizer.zero_grad(set_to_none=True)
         if stage.balancer is not None and hears_the_step(stage.balancer):
