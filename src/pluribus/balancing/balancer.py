@@ -102,25 +102,20 @@ class Balancer:
         self, jacobian: Tensor, *, tasks: Sequence[str] | None = None, losses: Tensor | None = None
     ) -> Tensor:
         """The balanced gradient d [P] of J [T, P]; by default Jᵀ w with w from the signal that J (and the losses) give."""
-        names = self._names(jacobian, tasks)
-        if jacobian.ndim != 2:
-            raise BadInput(f"the Jacobian has shape {tuple(jacobian.shape)}", remedy="pass one flat gradient a task, [T, P]")
+        names, rows, _ = self.jacobian_of(jacobian, tasks, losses)
         if self.signal == "cross_gram":
             raise BadInput(
                 f"{type(self).__name__} needs gradients of independent batches",
                 remedy="call weights(J1 @ J2.T) and combine the rows of a third batch",
             )
-        jacobian = jacobian.detach()
         if self.signal == "losses":
-            if losses is None:
-                raise BadInput("losses are missing", where=type(self).__name__, remedy="pass losses=, one number a task")
+            assert losses is not None
             w = self.weights(losses, tasks=names)
         elif self.signal == "norms":
-            w = self.weights(_real(jacobian).square().sum(1), tasks=names, losses=losses)
+            w = self.weights(rows.square().sum(1), tasks=names, losses=losses)
         else:
-            rows = _real(jacobian)
             w = self.weights(rows @ rows.T, tasks=names, losses=losses)
-        return jacobian.T @ w.to(jacobian.dtype)
+        return (rows.T @ w).to(jacobian.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that moves (tensors and plain values, nested); `load_state_dict` resumes bit for bit."""
@@ -153,6 +148,15 @@ class Balancer:
         if len(names) != rows.shape[0]:
             raise BadInput(f"{len(names)} task names for {rows.shape[0]} rows", where=type(self).__name__)
         return names
+
+    def jacobian_of(
+        self, jacobian: Tensor, tasks: Sequence[str] | None, losses: Tensor | None
+    ) -> tuple[tuple[str, ...], Tensor, Tensor | None]:
+        """Checked arguments of `direction`: names, J in float32 or float64, losses."""
+        names = self._names(jacobian, tasks)
+        if jacobian.ndim != 2:
+            raise BadInput(f"the Jacobian has shape {tuple(jacobian.shape)}", remedy="pass one flat gradient a task, [T, P]")
+        return names, _real(jacobian), self._losses(losses, names)
 
     def _losses(self, losses: Tensor | None, names: tuple[str, ...]) -> Tensor | None:
         if losses is None:
