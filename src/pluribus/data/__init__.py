@@ -1,5 +1,13 @@
-"""Tables with holes: reading, encoding, splitting, sampling, batching."""
+"""Tables with holes: reading, encoding, splitting, sampling, batching.
+
+`Table.read` → `split` → `prepare` → `Prepared.batches`; `FittedColumns` travels with the model, `leakage` looks for what would
+make a study lie, `sampling` mixes tasks of unequal size.
+"""
 
 from pluribus.data.batch import Batch, Labels, Rows
+from pluribus.data.columns import FittedColumns
+from pluribus.data.prepared import Cells, Prepared, prepare
+from pluribus.data.splitting import Split, split
+from pluribus.data.table import Table
 
-__all__ = ["Batch", "Labels", "Rows"]
+__all__ = ["Batch", "Cells", "FittedColumns", "Labels", "Prepared", "Rows", "Split", "Table", "prepare", "split"]

@@ -5,10 +5,12 @@ This is what a `Candidate` is handed. Networks slice batches out of it (`batch`)
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import TYPE_CHECKING
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -16,10 +18,14 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pluribus.data.batch import Batch, Labels
+from pluribus.errors import BadInput
+from pluribus.files import atomic_folder, read_json
 from pluribus.tasks import Task
 
 if TYPE_CHECKING:
     from pluribus.data.columns import FittedColumns
+    from pluribus.data.splitting import Split
+    from pluribus.data.table import Table
 
 IntArray = NDArray[np.int64]
 FloatArray = NDArray[np.float64]
@@ -137,3 +143,78 @@ class Prepared:
             rows = rows[torch.randperm(len(rows), generator=generator)]
         for start in range(0, len(rows), size):
             yield self.batch(rows[start : start + size], tasks)
+
+    # On disk: one `.npy` file per array, so that workers share the pages instead of each holding a copy.
+
+    def save(self, folder: str | Path) -> None:
+        """Write the arrays as `.npy` files and the rest as `prepared.json`; the folder appears only once it is whole."""
+        arrays: dict[str, NDArray[Any]] = {"numeric": self.numeric, "categorical": self.categorical, "units": self.units}
+        cells = []
+        for position, task in enumerate(self.tasks):
+            found = self.cells[task.name]
+            arrays |= {f"rows_{position}": found.rows, f"values_{position}": found.values}
+            if found.weight is not None:
+                arrays[f"weight_{position}"] = found.weight
+            cells.append({"task": task.to_dict(), "weight": found.weight is not None})
+        arrays |= {f"part_{name}": rows for name, rows in self.parts.items()}
+        arrays |= {f"context_{name}": value for name, value in self.context.items()}
+        with atomic_folder(folder) as aside:
+            for name, array in arrays.items():
+                np.save(aside / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
+            manifest = {
+                "cells": cells, "parts": list(self.parts), "context": list(self.context), "columns": self.columns.write(aside)
+            }  # fmt: skip
+            (aside / _MANIFEST).write_text(json.dumps(manifest, allow_nan=False), "utf-8")
+
+    @classmethod
+    def load(cls, folder: str | Path, *, mmap: bool = True) -> Prepared:
+        """Undo `save`. With `mmap` (default) arrays are mapped copy-on-write: processes share one copy in memory."""
+        from pluribus.data.columns import FittedColumns
+
+        folder = Path(folder)
+        manifest = read_json(folder / _MANIFEST, what="prepared table")
+
+        def array(name: str) -> NDArray[Any]:
+            path = folder / f"{name}.npy"
+            try:
+                mappable = mmap and path.stat().st_size > _NPY_HEADER  # an empty array cannot be mapped
+                return np.asarray(np.load(path, mmap_mode="c" if mappable else None, allow_pickle=False))
+            except (OSError, ValueError) as error:
+                raise BadInput(f"cannot be read ({error})", where=str(path), remedy="prepare the table again") from error
+
+        tasks = tuple(Task.from_dict(entry["task"]) for entry in manifest["cells"])
+        return cls(
+            tasks=tasks,
+            columns=FittedColumns.read(folder, manifest["columns"]),
+            numeric=array("numeric"),
+            categorical=array("categorical"),
+            cells={
+                task.name: Cells(array(f"rows_{i}"), array(f"values_{i}"), array(f"weight_{i}") if entry["weight"] else None)
+                for i, (task, entry) in enumerate(zip(tasks, manifest["cells"]))
+            },
+            parts={name: array(f"part_{name}") for name in manifest["parts"]},
+            units=array("units"),
+            context={name: array(f"context_{name}") for name in manifest["context"]},
+        )
+
+
+_MANIFEST = "prepared.json"
+_NPY_HEADER = 128
+
+
+def prepare(table: Table, split: Split, columns: FittedColumns | None = None) -> Prepared:
+    """Encode a split table. `columns` default to those fitted on the training part."""
+    from pluribus.data.columns import FittedColumns
+
+    columns = columns or FittedColumns.fit(table, split.parts["train"])
+    numeric, categorical = columns.encode(table.frame)
+    return Prepared(
+        tasks=table.tasks,
+        columns=columns,
+        numeric=numeric,
+        categorical=categorical,
+        cells=table.cells,
+        parts=split.parts,
+        units=split.units,
+        context={"task": table.task_index} if table.long else {},
+    )

@@ -1,0 +1,497 @@
+"""Fitted preprocessing: how a table's input columns become numbers, learnt on the training rows and kept with the model.
+
+| column              | encoded as                                                                                       |
+|---------------------|--------------------------------------------------------------------------------------------------|
+| number              | one numeric feature, centred and scaled by the training mean and standard deviation              |
+| word, category      | one categorical feature, the training categories from the most frequent down                      |
+| boolean             | one categorical feature with the categories False, True                                          |
+| datetime            | numeric `COL.days` (days since the first training day), `COL.yearday`, and `COL.hour` where the    |
+|                     | time of day varies; categorical `COL.weekday` and `COL.month`                                     |
+| the split's time    | only what recurs within the training range: `COL.weekday` and `COL.hour`                          |
+| long layout's task  | one categorical feature, last; also `context["task"]`, the index of the row's task                |
+
+Codes of a categorical feature: 0 missing, 1 unseen, 2 … the categories. A category in fewer than `MIN_COUNT` training rows, or
+beyond the `MAX_CATEGORIES` most frequent, counts as unseen, so that this code is learnt too. Numbers are computed in float64 and
+stored as float32; a missing number stays NaN. Statistics are taken over sorted values: the order of the rows does not matter.
+
+On disk: plain JSON inside the model's manifest, arrays in `columns.safetensors`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pluribus.data.prepared import Cells, Prepared
+from pluribus.data.table import Table, _is_text, _plain, parse_dates, task_positions
+from pluribus.errors import BadInput
+from pluribus.tasks import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+MAX_CATEGORIES = 1000
+MIN_COUNT = 5
+MAX_BINS = 48
+QUANTILES = np.linspace(0, 1, 21)
+
+MISSING, UNSEEN, FIRST = 0, 1, 2
+FILE = "columns.safetensors"
+
+_EPOCH = np.datetime64("1970-01-01T00:00:00", "us")
+_DAY = 86_400_000_000  # microseconds
+
+
+@dataclass(frozen=True)
+class Input:
+    """One input column: its name, its type ("number", "category", "boolean", "datetime") and the names of its features."""
+
+    name: str
+    type: str
+    numeric: tuple[str, ...] = ()
+    categorical: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True)
+class Number:
+    """One numeric feature.
+
+    centre, scale: training mean and standard deviation (1 where it is constant), in the column's units.
+    edges: quantile bin edges of the encoded training values, ascending and distinct, at most `MAX_BINS` + 1.
+    quantiles: the `QUANTILES` of the training values in the column's units (NaN where there is none).
+    missing: share of training rows without a value.
+    """
+
+    centre: float
+    scale: float
+    edges: NDArray[np.float32]
+    quantiles: NDArray[np.float64]
+    missing: float
+
+
+@dataclass(frozen=True)
+class Category:
+    """One categorical feature: its categories, and the share of training rows of each code [2 + number of categories]."""
+
+    categories: tuple[str, ...]
+    frequency: NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class FittedColumns:
+    """The fitted preprocessing of one table.
+
+    inputs: the input columns in the table's order.
+    numbers, categories: the features by name, in the order of the encoded arrays.
+    time: the column that splits by time, if it is an input.
+    task_column, task_names: long layout: the column, and the tasks in the order of `context["task"]`.
+    roles: columns with other roles ("id", "weight", "group"), for readers of the artefact.
+    """
+
+    inputs: tuple[Input, ...]
+    numbers: dict[str, Number]
+    categories: dict[str, Category]
+    time: str | None = None
+    task_column: str | None = None
+    task_names: tuple[str, ...] = ()
+    roles: dict[str, str] = field(default_factory=dict)
+
+    # What it says
+
+    @property
+    def numeric_names(self) -> tuple[str, ...]:
+        return tuple(self.numbers)
+
+    @property
+    def categorical_names(self) -> tuple[str, ...]:
+        return tuple(self.categories)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of the encoded features: the numeric ones, then the categorical ones."""
+        return (*self.numbers, *self.categories)
+
+    @property
+    def cardinalities(self) -> tuple[int, ...]:
+        """Number of codes of each categorical feature (missing and unseen included)."""
+        return tuple(len(c.categories) + FIRST for c in self.categories.values())
+
+    @property
+    def bin_edges(self) -> tuple[NDArray[np.float32], ...]:
+        """For each numeric feature the quantile bin edges in encoded units, for piecewise-linear embeddings."""
+        return tuple(n.edges for n in self.numbers.values())
+
+    @property
+    def id(self) -> str | None:
+        return self.roles.get("id")
+
+    # Fitting
+
+    @classmethod
+    def fit(cls, table: Table, rows: NDArray[np.int64] | None = None) -> FittedColumns:
+        """Fit on these rows of the table (the training part; default all)."""
+        frame = table.frame if rows is None else table.frame.iloc[rows]
+        time = table.time if table.time in table.inputs and table.split.startswith("time") else None
+        inputs, numbers, categories = [], {}, {}
+        for name in table.inputs:
+            kind = _type_of(frame[name], name)
+            column = _features(frame[name], kind, name, name == time, table.source)
+            for feature, values in column.numeric.items():
+                numbers[feature] = _fit_number(values)
+            for feature, (codes, words) in column.categorical.items():
+                categories[feature] = _fit_category(codes, words, fixed=kind != "category")
+            inputs.append(Input(name, kind, tuple(column.numeric), tuple(column.categorical)))
+        if table.task_column is not None:
+            codes = table.task_index if rows is None else table.task_index[rows]
+            categories[table.task_column] = _fit_category(codes, list(table.names), fixed=True)
+        doubled = [name for name in categories if name in numbers]
+        if doubled:
+            raise BadInput(f"two features are called {doubled[0]!r}", where=table.source, remedy="rename the column")
+        roles = {r: c for r, c in (("id", table.id), ("weight", table.weight), ("group", table.group)) if c is not None}
+        names = table.names if table.long else ()
+        return cls(tuple(inputs), numbers, categories, time, table.task_column, names, roles)
+
+    # Encoding
+
+    def encode(self, frame: pd.DataFrame) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """The frame's rows as (numeric [n, F] float32, categorical [n, C] int32).
+
+        Columns that were not fitted are ignored; missing columns and columns of another type are errors that name them.
+        """
+        lacking = [i.name for i in self.inputs if i.name not in frame.columns]
+        if self.task_column is not None and self.task_column not in frame.columns:
+            lacking.append(self.task_column)
+        if lacking:
+            shown = ", ".join(repr(name) for name in lacking[:8]) + (", …" if len(lacking) > 8 else "")
+            what = f"lacks {len(lacking)} input column{'s' * (len(lacking) > 1)}: {shown}"
+            raise BadInput(what, where="table", remedy="add what the model was fitted on")
+        numeric = np.empty((len(frame), len(self.numbers)), np.float32)
+        categorical = np.empty((len(frame), len(self.categories)), np.int32)
+        place = {name: i for i, name in enumerate(self.numbers)}
+        column_of = {name: i for i, name in enumerate(self.categories)}
+        for spec in self.inputs:
+            found = _features(frame[spec.name], spec.type, spec.name, spec.name == self.time, "table", spec.numeric)
+            for feature in spec.numeric:
+                number = self.numbers[feature]
+                numeric[:, place[feature]] = (found.numeric[feature] - number.centre) / number.scale
+            for feature in spec.categorical:
+                codes, words = found.categorical[feature]
+                categorical[:, column_of[feature]] = self._codes(feature)(codes, words)
+        if self.task_column is not None:
+            codes = self._task_index(frame)
+            known = self._codes(self.task_column)
+            categorical[:, column_of[self.task_column]] = known(codes, list(self.task_names))
+        return numeric, categorical
+
+    def _task_index(self, frame: pd.DataFrame) -> NDArray[np.int64]:
+        assert self.task_column is not None
+        return task_positions(frame[self.task_column], self.task_names, f"column {self.task_column!r}")
+
+    @cached_property
+    def _code_of(self) -> dict[str, dict[str, int]]:
+        return {
+            name: {word: code for code, word in enumerate(c.categories, FIRST)} for name, c in self.categories.items()
+        }
+
+    def _codes(self, feature: str) -> Any:
+        known = self._code_of[feature]
+
+        def translate(codes: NDArray[np.int64], words: Sequence[str]) -> NDArray[np.int32]:
+            table = np.array([*(known.get(word, UNSEEN) for word in words), MISSING], np.int32)
+            return table[codes]  # a missing value's code is −1: the last place
+
+        return translate
+
+    def prepare(self, frame: pd.DataFrame, tasks: Iterable[Task]) -> Prepared:
+        """A table to predict: encoded, without labels, without parts, every row its own unit."""
+        tasks = tuple(tasks)
+        numeric, categorical = self.encode(frame)
+        nothing = Cells(np.empty(0, np.int64), np.empty(0, np.float64))
+        return Prepared(
+            tasks=tasks,
+            columns=self,
+            numeric=numeric,
+            categorical=categorical,
+            cells={task.name: nothing for task in tasks},
+            parts={},
+            units=np.arange(len(frame)),
+            context={} if self.task_column is None else {"task": self._task_index(frame)},
+        )
+
+    # On disk
+
+    def write(self, folder: str | Path) -> dict[str, Any]:
+        """Write the arrays to `columns.safetensors` in the folder and return the rest as plain JSON."""
+        from safetensors.numpy import save_file
+
+        numbers, categories = list(self.numbers.values()), list(self.categories.values())
+        arrays = {
+            "centre": np.array([n.centre for n in numbers], np.float64),
+            "scale": np.array([n.scale for n in numbers], np.float64),
+            "missing": np.array([n.missing for n in numbers], np.float64),
+            "quantiles": np.array([n.quantiles for n in numbers], np.float64).reshape(len(numbers), len(QUANTILES)),
+            "edges": np.concatenate([np.empty(0, np.float32), *(n.edges for n in numbers)]),
+            "edges_each": np.array([len(n.edges) for n in numbers], np.int64),
+            "frequency": np.concatenate([np.empty(0), *(c.frequency for c in categories)]),
+        }
+        save_file(arrays, str(Path(folder) / FILE))
+        return {
+            "inputs": [
+                {"name": i.name, "type": i.type, "numeric": list(i.numeric), "categorical": list(i.categorical)}
+                for i in self.inputs
+            ],
+            "numeric": list(self.numbers),
+            "categorical": {name: list(c.categories) for name, c in self.categories.items()},
+            "time": self.time,
+            "task_column": self.task_column,
+            "task_names": list(self.task_names),
+            "roles": self.roles,
+        }
+
+    @classmethod
+    def read(cls, folder: str | Path, manifest: dict[str, Any]) -> FittedColumns:
+        """Undo `write`; arrays that do not fit the manifest are an error that names the file and the field."""
+        from safetensors import SafetensorError
+        from safetensors.numpy import load_file
+
+        path = Path(folder) / FILE
+        remedy = "restore the folder"
+        if not path.is_file():
+            raise BadInput("is missing from the folder", where=str(path), remedy=remedy)
+        try:
+            arrays = load_file(str(path))
+        except (SafetensorError, OSError, ValueError) as error:
+            raise BadInput(f"is not a safetensors file ({error})", where=str(path), remedy=remedy) from error
+        try:
+            names = list(manifest["numeric"])
+            words = {name: tuple(map(str, found)) for name, found in manifest["categorical"].items()}
+            sizes = [len(found) + FIRST for found in words.values()]
+            each = arrays["edges_each"].astype(np.int64)
+            shapes = {
+                "centre": (len(names),), "scale": (len(names),), "missing": (len(names),), "edges_each": (len(names),),
+                "quantiles": (len(names), len(QUANTILES)), "edges": (int(each.sum()),), "frequency": (sum(sizes),),
+            }  # fmt: skip
+            for key, shape in shapes.items():
+                if arrays[key].shape != shape:
+                    what = f"has {key!r} of shape {list(arrays[key].shape)} where the manifest says {list(shape)}"
+                    raise BadInput(what, where=str(path), remedy=remedy)
+            for key in ("centre", "scale", "edges"):
+                if not np.isfinite(arrays[key]).all():
+                    raise BadInput(f"has {key!r} that is not finite", where=str(path), remedy=remedy)
+            edges = np.split(arrays["edges"].astype(np.float32), np.cumsum(each)[:-1]) if names else []
+            frequency = np.split(arrays["frequency"], np.cumsum(sizes)[:-1]) if words else []
+            found = cls(
+                inputs=tuple(
+                    Input(i["name"], i["type"], tuple(i["numeric"]), tuple(i["categorical"])) for i in manifest["inputs"]
+                ),
+                numbers={
+                    name: Number(
+                        float(arrays["centre"][i]), float(arrays["scale"][i]), edges[i], arrays["quantiles"][i],
+                        float(arrays["missing"][i]),
+                    )
+                    for i, name in enumerate(names)
+                },
+                categories={name: Category(found, frequency[i]) for i, (name, found) in enumerate(words.items())},
+                time=manifest["time"],
+                task_column=manifest["task_column"],
+                task_names=tuple(manifest["task_names"]),
+                roles=dict(manifest["roles"]),
+            )  # fmt: skip
+        except (KeyError, TypeError, AttributeError) as error:
+            what = f"lacks a field of the columns or has one of the wrong type ({type(error).__name__}: {error})"
+            raise BadInput(what, where=str(folder), remedy=remedy) from error
+        numeric = [f for i in found.inputs for f in i.numeric]
+        categorical = [f for i in found.inputs for f in i.categorical]
+        if numeric != list(found.numbers) or categorical != [c for c in found.categories if c != found.task_column]:
+            raise BadInput("the columns' features do not match their inputs", where=str(folder), remedy=remedy)
+        return found
+
+
+# Columns to features
+
+
+@dataclass
+class _Features:
+    """Of one column: numeric features [n] float64, and categorical ones as (codes [n] with −1 missing, words)."""
+
+    numeric: dict[str, NDArray[np.float64]] = field(default_factory=dict)
+    categorical: dict[str, tuple[NDArray[np.int64], list[str]]] = field(default_factory=dict)
+
+
+def _type_of(series: pd.Series, name: str) -> str:
+    import pandas as pd
+
+    dtype = series.dtype
+    if isinstance(dtype, pd.CategoricalDtype):
+        return "category"
+    if pd.api.types.is_bool_dtype(dtype):
+        return "boolean"
+    if pd.api.types.is_numeric_dtype(dtype):
+        return "number"
+    if pd.api.types.is_datetime64_any_dtype(dtype):
+        return "datetime"
+    if dtype == np.dtype(object):
+        inferred = pd.api.types.infer_dtype(series, skipna=True)
+        if inferred == "boolean":
+            return "boolean"
+        if inferred in ("integer", "floating", "mixed-integer-float", "decimal", "empty"):
+            return "number"
+        if inferred in ("datetime", "datetime64", "date"):
+            return "datetime"
+    return "category"
+
+
+def _features(
+    series: pd.Series, kind: str, name: str, recurring: bool, source: str, wanted: Sequence[str] | None = None
+) -> _Features:
+    """The features of one column as it was fitted; `wanted`: the numeric features of the fitted column (None while fitting)."""
+    found = _Features()
+    where = f"{source}, column {name!r}"
+    if kind == "number":
+        found.numeric[name] = _as_numbers(series, where)
+    elif kind == "datetime":
+        _datetime_features(found, series, name, recurring, where, wanted)
+    else:
+        found.categorical[name] = _as_words(series, kind == "boolean", where)
+    return found
+
+
+def _as_numbers(series: pd.Series, where: str) -> NDArray[np.float64]:
+    import pandas as pd
+
+    if pd.api.types.is_numeric_dtype(series.dtype) or pd.api.types.is_bool_dtype(series.dtype):
+        values = series.to_numpy(np.float64, na_value=np.nan)
+    else:
+        bad = isinstance(series.dtype, pd.CategoricalDtype) or pd.api.types.is_datetime64_any_dtype(series.dtype)
+        numbers = None if bad else pd.to_numeric(series, errors="coerce")
+        wrong = series.notna() if numbers is None else (numbers.isna() & series.notna())
+        if wrong.any():
+            row = int(wrong.to_numpy().argmax())
+            what = f"was fitted on numbers but holds {series.iloc[row]!r} in row {row + 1}"
+            raise BadInput(what, where=where, remedy="give it numbers")
+        assert numbers is not None or not len(series) or series.isna().all()
+        values = np.full(len(series), np.nan) if numbers is None else numbers.to_numpy(np.float64, na_value=np.nan)
+    infinite = np.isinf(values)
+    if infinite.any():
+        what = f"holds an infinite number in row {int(infinite.argmax()) + 1}"
+        raise BadInput(what, where=where, remedy="leave the cell empty")
+    return np.asarray(values)
+
+
+def _as_words(series: pd.Series, boolean: bool, where: str) -> tuple[NDArray[np.int64], list[str]]:
+    import pandas as pd
+
+    if pd.api.types.is_datetime64_any_dtype(series.dtype):
+        raise BadInput("was fitted on words but holds dates", where=where, remedy="give it words")
+    if isinstance(series.dtype, pd.CategoricalDtype):
+        return np.asarray(series.cat.codes, np.int64), [_plain(word) for word in series.cat.categories]
+    if series.dtype == np.dtype(bool):
+        return series.to_numpy(np.int64), ["False", "True"]
+    codes, distinct = pd.factorize(series)
+    words = [_plain(word) for word in distinct]
+    if boolean:
+        same = {"0": "False", "1": "True", "false": "False", "true": "True"}
+        words = [same.get(word.lower(), word) for word in words]
+        wrong = [word for word in words if word not in ("False", "True")]
+        if wrong:
+            raise BadInput(f"was fitted on booleans but holds {wrong[0]!r}", where=where, remedy="give it true and false")
+        back = np.array([*(("False", "True").index(word) for word in words), -1], np.int64)
+        codes, words = back[codes], ["False", "True"]
+    return np.asarray(codes, np.int64), words
+
+
+def _datetime_features(
+    found: _Features, series: pd.Series, name: str, recurring: bool, where: str, wanted: Sequence[str] | None
+) -> None:
+    import pandas as pd
+
+    if _is_text(series):
+        series = parse_dates(series, where)
+    elif not pd.api.types.is_datetime64_any_dtype(series.dtype):
+        if pd.api.types.is_numeric_dtype(series.dtype) and series.notna().any():
+            raise BadInput("was fitted on dates but holds numbers", where=where, remedy="give it dates")
+        series = pd.to_datetime(series, errors="coerce")
+    stamps = _wall_clock(series)
+    missing = np.isnat(stamps)
+    micros = (np.where(missing, _EPOCH, stamps) - _EPOCH).astype(np.int64)
+    days, rest = np.divmod(micros, _DAY)
+    # Calendar features are functions of the day: computed once for each distinct day, then spread.
+    distinct, codes = np.unique(days, return_inverse=True)
+    dates = distinct.astype("datetime64[D]")
+    months = dates.astype("datetime64[M]")
+    yearday = (dates - dates.astype("datetime64[Y]")).astype(np.float64)
+
+    def absent(values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.where(missing, np.nan, values)
+
+    if not recurring:
+        found.numeric[f"{name}.days"] = absent(days.astype(np.float64))
+        found.numeric[f"{name}.yearday"] = absent(yearday[codes])
+    hour = f"{name}.hour"
+    if hour in wanted if wanted is not None else bool(rest.any()):
+        found.numeric[hour] = absent(rest / (_DAY / 24))
+    weekday = (distinct + 3) % 7  # 1970-01-01 was a Thursday
+    words = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+    found.categorical[f"{name}.weekday"] = (np.where(missing, -1, weekday[codes]), words)
+    if not recurring:
+        month = months.astype(np.int64) % 12
+        found.categorical[f"{name}.month"] = (np.where(missing, -1, month[codes]), [str(m) for m in range(1, 13)])
+
+
+def _wall_clock(series: pd.Series) -> NDArray[np.datetime64]:
+    """Datetimes as their own clock shows them, without a zone [n], in microseconds."""
+    if getattr(series.dtype, "tz", None) is not None:
+        series = series.dt.tz_localize(None)
+    return np.asarray(series.to_numpy(), "datetime64[us]")
+
+
+def _fit_number(values: NDArray[np.float64]) -> Number:
+    present = np.sort(values[~np.isnan(values)])
+    missing = 1 - len(present) / max(len(values), 1)
+    if not len(present):
+        nothing = np.full(len(QUANTILES), np.nan)
+        return Number(0.0, 1.0, np.array([0, 1], np.float32), nothing, float(missing))
+    # Scaled by the largest magnitude first: the square of 1e200 is not a number.
+    largest = float(np.abs(present[[0, -1]]).max()) or 1.0
+    centre = float((present / largest).mean()) * largest
+    scale = float((present / largest).std()) * largest
+    if not scale > 1e-12 * largest:
+        scale = 1.0
+    quantiles = _quantiles_of_sorted(present, QUANTILES)
+    raw = _quantiles_of_sorted(present, np.linspace(0, 1, MAX_BINS + 1))
+    edges = np.unique(((raw - centre) / scale).astype(np.float32))
+    if len(edges) == 1:
+        edges = np.array([edges[0], edges[0] + 1], np.float32)
+    return Number(centre, scale, edges, quantiles, float(missing))
+
+
+def _quantiles_of_sorted(values: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Linear interpolation between order statistics, as numpy's default, without sorting again."""
+    place = at * (len(values) - 1)
+    low = np.floor(place).astype(np.int64)
+    high = np.minimum(low + 1, len(values) - 1)
+    share = place - low
+    return np.asarray(values[low] * (1 - share) + values[high] * share)
+
+
+def _fit_category(codes: NDArray[np.int64], words: Sequence[str], fixed: bool) -> Category:
+    """`fixed`: the categories are known beforehand (weekdays, booleans, tasks) and keep their order."""
+    counts = np.bincount(codes + 1, minlength=len(words) + 1)
+    by_word: dict[str, int] = {}
+    for word, count in zip(words, counts[1:].tolist()):  # 1 and 1.0 are one category
+        by_word[word] = by_word.get(word, 0) + count
+    if fixed:
+        kept = list(dict.fromkeys(words))
+    else:
+        frequent = [word for word, count in by_word.items() if count >= MIN_COUNT]
+        kept = sorted(frequent, key=lambda word: (-by_word[word], word))[:MAX_CATEGORIES]
+    seen = [by_word[word] for word in kept]
+    total = max(len(codes), 1)
+    shares = [int(counts[0]), int(counts[1:].sum()) - sum(seen), *seen]
+    return Category(tuple(kept), np.array(shares, np.float64) / total)

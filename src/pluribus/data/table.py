@@ -1,0 +1,568 @@
+"""A table with roles: what is predicted, what is known, who is who, and why cells are empty.
+
+Two layouts. *Wide*: one column per task. *Long*: `task_column` says to which task a row belongs and one target column holds
+its value; every distinct word of that column is a task, and a row is a cell of its own task only.
+
+Kinds, where none is given (`Table.notes` says what was taken and why), looking at the values that are there:
+
+| values                                                              | kind       |
+|---------------------------------------------------------------------|------------|
+| booleans, or two distinct values of any type                        | binary     |
+| ordered categories                                                  | ordinal    |
+| at most 50 distinct words or categories                             | multiclass |
+| whole numbers from 0 or 1 up to at most 1000, more than two of them | count      |
+| other numbers                                                       | regression |
+
+Classes are sorted (numbers by value, words by letter); of two classes the second is the positive one. A `Task` object that
+names its classes overrides both.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pluribus.data.ingest import read_table
+from pluribus.data.prepared import Cells
+from pluribus.errors import BadInput, unknown
+from pluribus.tasks import KINDS, Task
+from pluribus.tasks.task import check_graph
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+TABLE_KINDS = ("binary", "multiclass", "ordinal", "regression", "count")
+MAX_CLASSES = 50
+"""More distinct words than this are not taken for classes unless the kind says so."""
+MAX_COUNT = 1000
+MIN_TRAIN_LABELS = 20
+
+LABELLED, MISSING, NOT_APPLICABLE, DELAYED = range(4)
+HOLES = ("labelled", "missing", "not_applicable", "delayed")
+"""The codes of `Table.hole_codes`, by position."""
+
+_FREE_TEXT_LETTERS = 30
+_FREE_TEXT_WORDS = 4
+
+
+def parse_target(text: str) -> tuple[str, str | None]:
+    """`NAME[:KIND]` → (name, kind or None); only a known kind after the last colon is one, so names may hold colons."""
+    name, colon, kind = text.rpartition(":")
+    return (name, kind) if colon and name and kind in KINDS else (text, None)
+
+
+class Table:
+    """A DataFrame whose columns have roles.
+
+    Parameters
+    ----------
+    frame: the rows; its index is ignored. Column names must be distinct strings.
+    tasks: `NAME[:KIND]` strings or `Task` objects (name = column). Long layout: exactly one, the target column; its task
+        serves as the pattern of all.
+    id: column kept beside predictions, never an input; distinct and complete.
+    ignore: columns that are no inputs.
+    weight: column of row weights (finite, not negative), for the losses and metrics of every task.
+    group: column of whoever must not stand in two parts of a random split; the unit of resampling; not an input.
+    time: column that orders the rows.
+    task_column: the long layout's column of tasks.
+    split: "random", "time:COL" or "column:COL"; default: by `time`, else by the first datetime input, else at random.
+    not_applicable, delayed: task → column; where that column is true (1), the task's cell is not applicable, or its label is
+        still to come. Such a column is not an input. (`Task.after` and `Task.absent` say the same for whole tasks.)
+    source: the file's name, for messages.
+
+    Attributes
+    ----------
+    tasks: tuple of `Task` with kinds and classes filled in.
+    inputs: names of the input columns, in the frame's order.
+    notes: one line for each thing that was inferred.
+
+    Raises
+    ------
+    BadInput: unknown or doubly used columns, targets without values or with one value, kinds that do not fit, infinite
+        numbers, ids that are not distinct, dates that do not parse, free text.
+    """
+
+    def __init__(
+        self,
+        frame: pd.DataFrame,
+        tasks: Sequence[str | Task],
+        id: str | None = None,
+        ignore: Iterable[str] = (),
+        weight: str | None = None,
+        group: str | None = None,
+        time: str | None = None,
+        task_column: str | None = None,
+        *,
+        split: str | None = None,
+        not_applicable: Mapping[str, str] | None = None,
+        delayed: Mapping[str, str] | None = None,
+        source: str = "table",
+    ) -> None:
+        self.source = source
+        self.frame = frame.reset_index(drop=True)
+        self._check_frame()
+        self.id, self.weight, self.group, self.task_column = id, weight, group, task_column
+        self.ignore = tuple(ignore)
+        self.not_applicable, self.delayed = dict(not_applicable or {}), dict(delayed or {})
+        self.notes: list[str] = []
+        self.time, self.split_column, kind_of_split = self._parse_split(split, time)
+        self._targets = self._named(tasks)
+        self.inputs = self._check_roles()
+        self._parse_dates()
+        if kind_of_split is None:
+            kind_of_split = self._default_split()
+        self.split = f"{kind_of_split}:{self.time if kind_of_split == 'time' else self.split_column}".removesuffix(":None")
+        self._check_values()
+        self.tasks = self._resolve()
+        check_graph(self.tasks)
+        for field, columns in (("not_applicable", self.not_applicable), ("delayed", self.delayed)):
+            for name in columns:
+                if name not in self.names:
+                    raise unknown("task", name, self.names, where=field)
+        self._check_labels()
+
+    @classmethod
+    def read(cls, path: str | Path, tasks: Sequence[str | Task], **roles: Any) -> Table:
+        """A table from a CSV or Parquet file; `roles` as for `Table`. Ids and groups keep their leading zeros."""
+        text = [roles[role] for role in ("id", "group") if roles.get(role)]
+        roles.setdefault("source", str(path))
+        return cls(read_table(path, text=text), tasks, **roles)
+
+    # What it is
+
+    @property
+    def n_rows(self) -> int:
+        return len(self.frame)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The tasks' names."""
+        return tuple(task.name for task in self.tasks)
+
+    @property
+    def long(self) -> bool:
+        """Whether `task_column` says which task a row belongs to."""
+        return self.task_column is not None
+
+    @cached_property
+    def task_index(self) -> NDArray[np.int64]:
+        """Long layout: the position among `tasks` of each row's task [n]."""
+        assert self.task_column is not None
+        return task_positions(self.frame[self.task_column], self.names, self._at(self.task_column))
+
+    @cached_property
+    def _cells(self) -> tuple[dict[str, Cells], dict[str, NDArray[np.int8]]]:
+        weight = None if self.weight is None else self.frame[self.weight].to_numpy(np.float64)
+        values: dict[str, NDArray[np.float64]] = {}
+        for task in self.tasks:
+            values[task.name] = encode_target(self._column_of(task), task, self._at(self._target_of(task)))
+        cells, codes = {}, {}
+        for position, task in enumerate(self.tasks):
+            value = values[task.name]
+            code = np.where(np.isnan(value), np.int8(HOLES.index(task.absent)), np.int8(LABELLED))
+            if task.name in self.delayed:
+                code[self._flags(self.delayed[task.name])] = DELAYED
+            for parent in task.after:
+                code[values[parent] == 0] = NOT_APPLICABLE
+            if task.name in self.not_applicable:
+                code[self._flags(self.not_applicable[task.name])] = NOT_APPLICABLE
+            if self.long:
+                code[self.task_index != position] = NOT_APPLICABLE
+            rows = np.flatnonzero(code == LABELLED)
+            cells[task.name] = Cells(rows, value[rows], None if weight is None else weight[rows])
+            codes[task.name] = code
+        return cells, codes
+
+    @property
+    def cells(self) -> dict[str, Cells]:
+        """Task → its labelled cells. A value that stands where the task is not applicable or delayed is no label."""
+        return self._cells[0]
+
+    @property
+    def hole_codes(self) -> dict[str, NDArray[np.int8]]:
+        """Task → for every row its position in `HOLES` [n]."""
+        return self._cells[1]
+
+    @cached_property
+    def holes(self) -> dict[str, dict[str, int]]:
+        """Task → number of cells by kind: labelled, missing, not_applicable, delayed (a long table's rows of other tasks
+        are not applicable)."""
+        return {
+            name: dict(zip(HOLES, np.bincount(code, minlength=len(HOLES)).tolist())) for name, code in self.hole_codes.items()
+        }
+
+    # Checks, in the order of `__init__`
+
+    def _at(self, column: str) -> str:
+        return f"{self.source}, column {column!r}"
+
+    def _check_frame(self) -> None:
+        names = [str(name) for name in self.frame.columns]
+        doubled = sorted({name for name in names if names.count(name) > 1}) if len(set(names)) < len(names) else []
+        if doubled:
+            raise BadInput(f"has several columns called {doubled[0]!r}", where=self.source, remedy="rename all but one")
+        if not len(self.frame):
+            raise BadInput("has no rows", where=self.source, remedy="check how it was made")
+        self.frame.columns = names
+
+    def _parse_split(self, split: str | None, time: str | None) -> tuple[str | None, str | None, str | None]:
+        kind, _, column = (split or "").partition(":")
+        kinds = ("random", "time", "column")
+        where = "split"
+        if not kind:
+            return time, None, "time" if time else None
+        if kind not in kinds:
+            raise unknown("kind of split", kind, kinds, where=where)
+        if kind == "random":
+            if column:
+                raise BadInput(f"{split!r} names a column", where=where, remedy="write random, time:COL or column:COL")
+            return time, None, kind
+        if not column and not (kind == "time" and time):
+            raise BadInput(f"{split!r} names no column", where=where, remedy=f"write {kind}:COL")
+        if kind == "column":
+            return time, column, kind
+        if time and column and column != time:
+            raise BadInput(f"orders the rows by {column!r}, but time is {time!r}", where=where, remedy="name one column")
+        return column or time, None, kind
+
+    def _named(self, tasks: Sequence[str | Task]) -> list[tuple[Task | None, str, str | None]]:
+        """(declared task or None, column, kind or None) for every target."""
+        found: list[tuple[Task | None, str, str | None]] = []
+        for task in tasks:
+            found.append((task, task.name, task.kind) if isinstance(task, Task) else (None, *parse_target(task)))
+            if found[-1][1] not in self.frame.columns and not isinstance(task, Task):
+                stem, _, suffix = task.rpartition(":")  # a name whose kind is misspelt deserves the better hint
+                if stem in self.frame.columns:
+                    raise unknown("kind", suffix, TABLE_KINDS, where=f"target {task!r}")
+        if not found:
+            raise BadInput("no target is named", where=self.source, remedy="say what to predict: --target NAME")
+        if self.task_column is not None and len(found) > 1:
+            raise BadInput(
+                f"a table with a task column has one target column, not {len(found)}", where=self.source,
+                remedy="name one target, or leave the task column out",
+            )  # fmt: skip
+        return found
+
+    def _check_roles(self) -> tuple[str, ...]:
+        """Every role names a column that exists and has no second role; what is left are the inputs."""
+        columns = list(self.frame.columns)
+        roles: dict[str, str] = {}
+
+        def take(role: str, column: str | None, *, may_share: bool = False) -> None:
+            if column is None:
+                return
+            if column not in columns:
+                raise unknown(f"{role} column" if role != "target" else "target", column, columns, where=self.source)
+            if column in roles and not may_share:
+                what = f"is named as {role} and as {roles[column]}"
+                raise BadInput(what, where=self._at(column), remedy="give it one role")
+            roles.setdefault(column, role)
+
+        for _, column, kind in self._targets:
+            take("target", column)
+            if kind is not None and kind not in TABLE_KINDS:
+                what = f"kind {kind!r} is not one of a table's"
+                raise BadInput(what, where=f"target {column!r}", remedy=f"use {', '.join(TABLE_KINDS)}")
+        take("id", self.id)
+        take("weight", self.weight)
+        take("group", self.group)
+        take("task column", self.task_column)
+        take("split", self.split_column)
+        for column in self.ignore:
+            take("ignore", column, may_share=roles.get(column) == "ignore")
+        take("time", self.time, may_share=roles.get(self.time or "") == "ignore")
+        not_inputs = set(roles) - ({self.time} if self.time not in self.ignore else set())
+        for role, named in (("not_applicable", self.not_applicable), ("delayed", self.delayed)):
+            for column in named.values():
+                take(role, column, may_share=roles.get(column) in ("target", "not_applicable", "delayed", "ignore"))
+                not_inputs.add(column)
+        inputs = tuple(column for column in columns if column not in not_inputs)
+        if not inputs:
+            raise BadInput("has no input column left", where=self.source, remedy="ignore fewer columns")
+        return inputs
+
+    def _parse_dates(self) -> None:
+        """Text columns that hold ISO dates, and the time column, become datetimes."""
+        for column in dict.fromkeys((*self.inputs, *((self.time,) if self.time else ()))):
+            series = self.frame[column]
+            if not _is_text(series):
+                continue
+            if column == self.time or _looks_like_dates(series):
+                self.frame[column] = parse_dates(series, self._at(column))
+
+    def _default_split(self) -> str:
+        import pandas as pd
+
+        for column in self.inputs:
+            if pd.api.types.is_datetime64_any_dtype(self.frame[column]):
+                self.time = column
+                self.notes.append(f"split by time: {column!r} is a datetime column (--split random for a random split)")
+                return "time"
+        return "random"
+
+    def _check_values(self) -> None:
+        import pandas as pd
+
+        for column in self.frame.columns:
+            if column in self.ignore:
+                continue
+            series = self.frame[column]
+            if pd.api.types.is_float_dtype(series.dtype):
+                bad = np.isinf(series.to_numpy(np.float64, na_value=np.nan))
+                if bad.any():
+                    what = f"holds an infinite number in row {int(bad.argmax()) + 1} ({int(bad.sum())} in all)"
+                    raise BadInput(what, where=self._at(column), remedy="leave the cell empty, or --ignore the column")
+            elif pd.api.types.is_complex_dtype(series.dtype) or pd.api.types.is_timedelta64_dtype(series.dtype):
+                what = f"holds {series.dtype}, which is not supported"
+                raise BadInput(what, where=self._at(column), remedy="write it as a number, or --ignore the column")
+        if self.id is not None:
+            series = self.frame[self.id]
+            if series.isna().any():
+                row = int(series.isna().to_numpy().argmax()) + 1
+                raise BadInput(f"the id is empty in row {row}", where=self._at(self.id), remedy="fill it, or drop --id")
+            twice = series.duplicated().to_numpy()
+            if twice.any():
+                value = series[int(twice.argmax())]
+                what = f"ids must be distinct, but {value!r} stands in {int((series == value).sum())} rows"
+                raise BadInput(what, where=self._at(self.id), remedy="name another column, or use --group for it")
+        if self.weight is not None:
+            series = self.frame[self.weight]
+            if not pd.api.types.is_numeric_dtype(series) or series.isna().any() or (series < 0).any() or not series.sum() > 0:
+                what = "weights must be numbers, present in every row, none negative and not all 0"
+                raise BadInput(what, where=self._at(self.weight), remedy="mend the column, or drop --weight")
+        for role, name in (("group", self.group), ("time", self.time), ("task column", self.task_column)):
+            if name is not None and self.frame[name].isna().any():
+                row = int(self.frame[name].isna().to_numpy().argmax()) + 1
+                raise BadInput(f"the {role} is empty in row {row}", where=self._at(name), remedy="fill it, or drop the row")
+        for column in self.inputs:
+            self._check_text(column)
+
+    def _check_text(self, column: str) -> None:
+        import pandas as pd
+
+        series = self.frame[column]
+        if isinstance(series.dtype, pd.CategoricalDtype):
+            return
+        if series.dtype == np.dtype(object):
+            kind = pd.api.types.infer_dtype(series, skipna=True)
+            if kind not in ("string", "boolean", "empty", "integer", "floating", "mixed-integer-float", "decimal"):
+                what = f"holds values of several or unknown types ({kind})"
+                raise BadInput(what, where=self._at(column), remedy="give it one type, or --ignore it")
+        if not _is_text(series):
+            return
+        values = series.dropna()
+        distinct = values.nunique()
+        if distinct <= MAX_CLASSES or distinct <= 0.5 * len(values):
+            return
+        sample = values.iloc[:: max(1, len(values) // 2000)].astype(str)
+        letters, words = sample.str.len().mean(), sample.str.count(r"\s+").mean() + 1
+        if letters > _FREE_TEXT_LETTERS or words >= _FREE_TEXT_WORDS:
+            what = f"holds free text ({distinct} different values of {letters:.0f} letters on average), which tables cannot use"
+            raise BadInput(what, where=self._at(column), remedy=f"--ignore {column}")
+        if distinct == len(values):
+            self.notes.append(f"{column!r} has another value in every row and cannot help: --id or --ignore it")
+
+    # Tasks
+
+    def _target_of(self, task: Task) -> str:
+        return self._targets[0][1] if self.long else task.name
+
+    def _column_of(self, task: Task) -> pd.Series:
+        series = self.frame[self._target_of(task)]
+        if self.task_column is None:
+            return series
+        return series.where(self.frame[self.task_column].astype(str) == task.name)
+
+    def _resolve(self) -> tuple[Task, ...]:
+        tasks = []
+        for declared, column, kind in self._targets:
+            series = self.frame[column]
+            if not series.notna().any():
+                raise BadInput("the target has no value at all", where=self._at(column), remedy="name another target")
+            if kind is None:
+                kind, why = infer_kind(series, self._at(column))
+                self.notes.append(f"{column!r} is {kind}: {why}")
+            task = (declared or Task(column, kind)).with_(kind=kind)
+            if task.record.classes and not task.classes:
+                task = task.with_(classes=find_classes(series, kind, self._at(column)))
+                if kind == "binary" and declared is None:
+                    self.notes.append(f"{column!r}: {task.classes[1]!r} is the positive class, {task.classes[0]!r} the negative")
+            tasks.append(task)
+        if self.task_column is None:
+            return tuple(tasks)
+        words = self.frame[self.task_column]
+        names = sorted(words.unique().tolist())
+        if len(names) > len(self.frame) / MIN_TRAIN_LABELS:
+            what = f"names {len(names)} tasks in {len(self.frame)} rows"
+            raise BadInput(what, where=self._at(self.task_column), remedy="check the name of the task column")
+        return tuple(tasks[0].with_(name=str(name)) for name in names)
+
+    def _flags(self, column: str) -> NDArray[np.bool_]:
+        series = self.frame[column]
+        try:
+            return np.asarray(series.fillna(0).astype(float) != 0)
+        except (TypeError, ValueError) as error:
+            remedy = "write 1 where it holds, 0 elsewhere"
+            raise BadInput("must hold true and false, or 1 and 0", where=self._at(column), remedy=remedy) from error
+
+    def _check_labels(self) -> None:
+        for task in self.tasks:
+            where = f"{self.source}, task {task.name!r}"
+            values = self.cells[task.name].values
+            if not len(values):
+                raise BadInput("has no label that counts", where=where, remedy="check `after`, not_applicable and delayed")
+            if (values == values[0]).all():
+                if task.record.classes:
+                    what = f"has one class only ({task.classes[int(values[0])]!r} in all {len(values)} labels)"
+                else:
+                    what = f"is constant ({values[0]:g} in all {len(values)} labels)"
+                raise BadInput(what, where=where, remedy="leave it out: there is nothing to predict")
+
+
+def task_positions(words: pd.Series, names: Sequence[str], where: str) -> NDArray[np.int64]:
+    """The position of each word among `names` [n]."""
+    import pandas as pd
+
+    codes, distinct = pd.factorize(words)
+    if (codes < 0).any():
+        raise BadInput(f"the task is empty in row {int((codes < 0).argmax()) + 1}", where=where, remedy="fill it")
+    position = {name: i for i, name in enumerate(names)}
+    for word in distinct:
+        if str(word) not in position:
+            raise unknown("task", str(word), names, where=where)
+    return np.array([position[str(word)] for word in distinct], np.int64)[codes]
+
+
+def _is_text(series: pd.Series) -> bool:
+    import pandas as pd
+
+    if isinstance(series.dtype, pd.CategoricalDtype):
+        return False
+    if series.dtype == np.dtype(object):
+        return pd.api.types.infer_dtype(series, skipna=True) == "string"
+    return pd.api.types.is_string_dtype(series.dtype)
+
+
+def _looks_like_dates(series: pd.Series) -> bool:
+    """Nine in ten of the first thousand values start like an ISO date."""
+    head = series.dropna().iloc[:1000].astype(str)
+    return bool(len(head)) and float(head.str.match(r"\d{4}-\d{2}-\d{2}($|[T ])").mean()) >= 0.9
+
+
+def parse_dates(series: pd.Series, where: str) -> pd.Series:
+    """Text to datetimes (ISO first, then what pandas can read); the first value that is no date is named.
+
+    Values with a zone become UTC.
+    """
+    import pandas as pd
+
+    text = series.astype("string")
+    zoned = text.str.contains(r"T?\d{2}:\d{2}.*(?:Z|[+-]\d{2}:?\d{2})$", na=False).any()
+    parsed = pd.to_datetime(text, errors="coerce", format="ISO8601", utc=bool(zoned))
+    wrong = (parsed.isna() & text.notna()).to_numpy()
+    if wrong.all():
+        parsed = pd.to_datetime(text, errors="coerce", format="mixed", utc=bool(zoned))
+        wrong = (parsed.isna() & text.notna()).to_numpy()
+    if wrong.any():
+        row = int(wrong.argmax())
+        what = f"{text.iloc[row]!r} in row {row + 1} is not a date ({int(wrong.sum())} such values)"
+        raise BadInput(what, where=where, remedy="write dates as 2013-12-31, or --ignore the column")
+    return parsed
+
+
+def _plain(value: Any) -> str:
+    """A class label as text: 1.0 and 1 are the same class."""
+    if isinstance(value, float | np.floating) and float(value).is_integer():
+        return str(int(value))
+    return str(value)
+
+
+def infer_kind(series: pd.Series, where: str) -> tuple[str, str]:
+    """(kind, reason) by the rules at the top of this file."""
+    import pandas as pd
+
+    values = series.dropna()
+    if pd.api.types.is_datetime64_any_dtype(values.dtype):
+        remedy = "predict a duration, or --ignore it"
+        raise BadInput("a date cannot be a target", where=where, remedy=remedy)
+    distinct = values.nunique()
+    if pd.api.types.is_bool_dtype(values.dtype) or distinct <= 2:
+        return "binary", "booleans" if pd.api.types.is_bool_dtype(values.dtype) else "two distinct values"
+    if isinstance(values.dtype, pd.CategoricalDtype) and values.dtype.ordered:
+        return "ordinal", "ordered categories"
+    if not pd.api.types.is_numeric_dtype(values.dtype):
+        if distinct > MAX_CLASSES:
+            what = f"holds {distinct} different words; no kind fits"
+            raise BadInput(what, where=where, remedy="name another target, or say :multiclass")
+        return "multiclass", f"{distinct} distinct words"
+    numbers = values.to_numpy(np.float64)
+    low, high = numbers.min(), numbers.max()
+    if 0 <= low <= 1 and high <= MAX_COUNT and (numbers == np.floor(numbers)).all():
+        return "count", f"whole numbers from {low:g} to {high:g}"
+    return "regression", f"numbers from {low:g} to {high:g}"
+
+
+def find_classes(series: pd.Series, kind: str, where: str) -> tuple[str, ...]:
+    """The distinct values as class labels, in order."""
+    import pandas as pd
+
+    if isinstance(series.dtype, pd.CategoricalDtype):
+        used = set(series.dropna().unique())
+        if series.dtype.ordered:
+            return _check_classes(tuple(_plain(c) for c in series.cat.categories if c in used), kind, where)
+        distinct = sorted(used, key=str)
+    else:
+        distinct = series.dropna().unique().tolist()
+    words = any(isinstance(value, str) for value in distinct)
+    if kind == "ordinal" and words:
+        remedy = "give the classes in order in the task, or use multiclass"
+        raise BadInput("the order of the classes is not known", where=where, remedy=remedy)
+    ordered = sorted(distinct, key=str) if words else sorted(distinct)
+    return _check_classes(tuple(_plain(value) for value in ordered), kind, where)
+
+
+def _check_classes(classes: tuple[str, ...], kind: str, where: str) -> tuple[str, ...]:
+    if len(classes) == 1:
+        what = f"has one class only ({classes[0]!r})"
+        raise BadInput(what, where=where, remedy="leave it out: there is nothing to predict")
+    if kind == "binary" and len(classes) > 2:
+        shown = ", ".join(classes[:4]) + (", …" if len(classes) > 4 else "")
+        what = f"kind binary does not fit: {len(classes)} distinct values ({shown})"
+        raise BadInput(what, where=where, remedy="use multiclass, ordinal, count or regression")
+    if len(classes) > 1000:
+        what = f"kind {kind} does not fit: {len(classes)} distinct values"
+        raise BadInput(what, where=where, remedy="use regression, or group the classes")
+    return classes
+
+
+def encode_target(series: pd.Series, task: Task, where: str) -> NDArray[np.float64]:
+    """A task's values [n]: numbers, or class indices; NaN where empty."""
+    import pandas as pd
+
+    if task.record.classes:
+        codes, distinct = pd.factorize(series)
+        position = {label: i for i, label in enumerate(task.classes)}
+        table = np.full(len(distinct) + 1, np.nan)
+        for i, value in enumerate(distinct):
+            if _plain(value) not in position:
+                what = f"holds {_plain(value)!r}, which is none of the task's classes ({', '.join(task.classes[:12])})"
+                raise BadInput(what, where=where, remedy="add the class or mend the value")
+            table[i] = position[_plain(value)]
+        return np.asarray(table[codes])
+    if _is_text(series) or isinstance(series.dtype, pd.CategoricalDtype) or pd.api.types.is_datetime64_any_dtype(series):
+        example = series.dropna().iloc[0] if series.notna().any() else None
+        what = f"kind {task.kind} does not fit: it holds {example!r}, which is not a number"
+        raise BadInput(what, where=where, remedy="use multiclass, or mend the column")
+    values = series.to_numpy(np.float64, na_value=np.nan)
+    if task.kind == "count":
+        present = values[~np.isnan(values)]
+        wrong = present[(present < 0) | (present != np.floor(present))]
+        if len(wrong):
+            what = f"kind count does not fit: it holds {wrong[0]:g}"
+            raise BadInput(what, where=where, remedy="use regression")
+    return np.asarray(values)
