@@ -1,0 +1,282 @@
+"""What would make a study lie: rows in two parts, inputs that give the answer away, labels that are not there by chance.
+
+Everything here returns `Finding`s with names, for the terminal and the report; nothing stops a study. Only training rows are
+looked at, except where the question is about the parts, and for copies, which are looked for in the whole table.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pluribus.data.prepared import Cells, Prepared
+from pluribus.data.splitting import PARTS, Split
+from pluribus.data.table import MISSING, NOT_APPLICABLE, Table, _plain
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+DETERMINES = 0.99
+"""From this `skill` on an input alone determines a target."""
+COPIES = 0.999
+"""From this share of equal cells on an input is a copy of a target."""
+PREDICTABLE = 0.6
+"""From this AUC on the presence of a label counts as predictable."""
+
+_BINS = 256
+_MAX_ROWS = 100_000
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One finding: `kind` for programs, `names` of the columns or tasks, `text` for people."""
+
+    kind: Literal["duplicate_rows", "determines", "copy", "overlap", "not_at_random"]
+    names: tuple[str, ...]
+    text: str
+
+    def to_dict(self) -> dict[str, Any]:
+        return {"kind": self.kind, "names": list(self.names), "text": self.text}
+
+
+def check(table: Table, split: Split, data: Prepared, *, seed: int = 0) -> list[Finding]:
+    """All checks of a split and prepared table; a copy is not also reported as determining its target."""
+    copied = copies(table)
+    pairs = {finding.names for finding in copied}
+    found = [*duplicates(table, split), *copied]
+    found += [f for f in determining(data) if f.names not in pairs]
+    found += overlap(table, split)
+    found += not_at_random(labelled_at_random(table, data, seed=seed))
+    return found
+
+
+def _row_hashes(frame: pd.DataFrame) -> NDArray[np.uint64]:
+    import pandas as pd
+
+    return np.asarray(pd.util.hash_pandas_object(frame, index=False), np.uint64)
+
+
+def duplicates(table: Table, split: Split) -> list[Finding]:
+    """Rows of valid or test whose inputs and targets stand in train as well."""
+    columns = [*table.inputs, *dict.fromkeys(table._target_of(task) for task in table.tasks)]
+    if table.task_column is not None:
+        columns.append(table.task_column)
+    hashes = _row_hashes(table.frame[columns])
+    train = np.unique(hashes[split.parts["train"]])
+    found = []
+    for name in PARTS[1:]:
+        rows = split.parts[name]
+        again = int(np.isin(hashes[rows], train).sum())
+        if again:
+            text = f"{again} of {len(rows)} rows of {name} are identical to rows of train (inputs and targets)"
+            found.append(Finding("duplicate_rows", (name,), text))
+    return found
+
+
+def copies(table: Table) -> list[Finding]:
+    """Inputs that repeat a target, cell by cell, whatever the type."""
+    import pandas as pd
+
+    found = []
+    for task in table.tasks if not table.long else ():
+        cells = table.cells[task.name]
+        rows = cells.rows[:: max(1, len(cells) // _MAX_ROWS)]
+        target = table.frame[task.name].iloc[rows]
+        words: pd.Series | None = None
+        for name in table.inputs:
+            column = table.frame[name].iloc[rows]
+            if pd.api.types.is_datetime64_any_dtype(column.dtype):
+                continue
+            both = [pd.api.types.is_numeric_dtype(s.dtype) or pd.api.types.is_bool_dtype(s.dtype) for s in (target, column)]
+            if all(both):
+                a, b = (s.to_numpy(np.float64, na_value=np.nan) for s in (target, column))
+                same = float((a == b).mean())
+            else:
+                words = target.map(_plain) if words is None else words
+                same = float((words.to_numpy() == column.map(_plain).to_numpy()).mean())
+            if same >= COPIES:
+                text = f"input {name!r} is a copy of target {task.name!r} ({same:.1%} of its cells are equal): --ignore {name}"
+                found.append(Finding("copy", (name, task.name), text))
+    return found
+
+
+def determining(data: Prepared) -> list[Finding]:
+    """Inputs that alone determine a target (see `skill`), on the training rows."""
+    found = []
+    for task in data.tasks:
+        cells = data.labelled(task.name, "train")
+        for name, score in _skills(data, cells, task.record.classes, task.kind == "binary").items():
+            if score >= DETERMINES:
+                text = (
+                    f"input {name!r} alone determines target {task.name!r} (skill {score:.3f}): is it known at the time of "
+                    f"prediction? if not, --ignore it"
+                )
+                found.append(Finding("determines", (name, task.name), text))
+    return found
+
+
+def _skills(data: Prepared, cells: Cells, classes: bool, binary: bool) -> dict[str, float]:
+    every = max(1, len(cells) // _MAX_ROWS)
+    rows, values = cells.rows[::every], cells.values[::every]
+    if len(rows) < 4:
+        return {}
+    scores = {}
+    names = data.columns.names
+    for position, name in enumerate(names):
+        if position < data.numeric.shape[1]:
+            codes = _bins(data.numeric[rows, position])
+        else:
+            codes = data.categorical[rows, position - data.numeric.shape[1]].astype(np.int64)
+        scores[name] = skill(codes, values, classes=classes, binary=binary)
+    return scores
+
+
+def _bins(values: NDArray[np.float32]) -> NDArray[np.int64]:
+    """Quantile bins, distinct values where there are few; the last code is for missing ones."""
+    present = ~np.isnan(values)
+    distinct = np.unique(values[present])
+    edges = distinct if len(distinct) <= _BINS else np.unique(np.quantile(values[present], np.linspace(0, 1, _BINS + 1)[1:-1]))
+    codes = np.searchsorted(edges, values, side="left")
+    codes[~present] = len(edges) + 1
+    return np.asarray(codes, np.int64)
+
+
+def skill(codes: NDArray[np.int64], values: NDArray[np.float64], *, classes: bool, binary: bool) -> float:
+    """How well a target is predicted by the bin of one input, cross-fitted over two halves, 0 … 1.
+
+    Numbers: R² of the bins' means. Two classes: 2·AUC − 1 of the bins' rates. Classes: the share of the constant's errors that
+    the bins' most frequent class avoids.
+    """
+    half = np.arange(len(codes)) % 2 == 0
+    size = int(codes.max()) + 1
+    predicted = np.empty(len(codes))
+    for fit in (half, ~half):
+        if classes and not binary:
+            width = int(values.max()) + 1
+            counts = np.bincount(codes[fit] * width + values[fit].astype(np.int64), minlength=size * width).reshape(size, width)
+            best = counts.argmax(1)
+            best[counts.sum(1) == 0] = counts.sum(0).argmax()
+            predicted[~fit] = best[codes[~fit]]
+        else:
+            count = np.bincount(codes[fit], minlength=size)
+            total = np.bincount(codes[fit], weights=values[fit], minlength=size)
+            mean = np.where(count > 0, total / np.maximum(count, 1), values[fit].mean())
+            predicted[~fit] = mean[codes[~fit]]
+    if binary:
+        return 2 * _auc(values, predicted) - 1
+    if classes:
+        base = 1 - np.bincount(values.astype(np.int64)).max() / len(values)
+        return float(1 - (predicted != values).mean() / base) if base > 0 else 0.0
+    spread = ((values - values.mean()) ** 2).sum()
+    return float(1 - ((values - predicted) ** 2).sum() / spread) if spread > 0 else 0.0
+
+
+def _auc(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
+    """Area under the ROC curve by mid-ranks; 0.5 where there is one class only."""
+    from scipy.stats import rankdata
+
+    positive = labels == 1
+    n1 = int(positive.sum())
+    n0 = len(labels) - n1
+    if not n0 or not n1:
+        return 0.5
+    return float((rankdata(scores)[positive].sum() - n1 * (n1 + 1) / 2) / (n0 * n1))
+
+
+def overlap(table: Table, split: Split, key: str | Iterable[str] | None = None) -> list[Finding]:
+    """Long layout: the same key (the group column, else the inputs) labelled for one task in train and for another in test.
+
+    What a model shares between tasks then knows test rows of one task from training on another.
+    """
+    if not table.long:
+        return []
+    if key is None:
+        key = table.group if table.group is not None else table.inputs
+    columns = [key] if isinstance(key, str) else list(key)
+    hashes = _row_hashes(table.frame[columns])
+    task, part = table.task_index, split.part_of()
+    seen, place = np.unique(hashes, return_inverse=True)
+    trained = np.zeros((len(seen), len(table.tasks)), bool)
+    trained[place[part == 0], task[part == 0]] = True
+    elsewhere = trained.sum(1)[place] - trained[place, task] > 0
+    found = []
+    called = f"by {columns[0]!r}" if len(columns) == 1 else "by their inputs"
+    for index, name in enumerate(table.names):
+        mine = (part == 2) & (task == index)
+        again = int((mine & elsewhere).sum())
+        if again:
+            text = f"{again} of {int(mine.sum())} test rows of {name!r} stand in another task's training part ({called})"
+            found.append(Finding("overlap", (name,), text))
+    return found
+
+
+def labelled_at_random(table: Table, data: Prepared, *, seed: int = 0, max_rows: int = 20_000) -> dict[str, float]:
+    """Task → AUC with which the inputs predict, cross-fitted over two halves, whether a cell is labelled (0.5: by chance).
+
+    Cells that are not applicable are left out; tasks without at least 50 labels and 50 holes among the training rows are too. The
+    predictor is a small LightGBM on at most `max_rows` training rows.
+    """
+    import lightgbm
+
+    found = {}
+    features = np.concatenate((data.numeric, data.categorical.astype(np.float32)), 1)
+    if table.long:  # the task column itself says which rows are a task's
+        return {}
+    settings = {
+        "objective": "binary", "num_leaves": 15, "learning_rate": 0.1, "min_data_in_leaf": 20, "verbosity": -1, "num_threads": 1,
+        "deterministic": True, "force_row_wise": True, "seed": seed,
+    }  # fmt: skip
+    for name, code in table.hole_codes.items():
+        rows = data.parts["train"][code[data.parts["train"]] != NOT_APPLICABLE]
+        labelled = (code[rows] < MISSING).astype(np.float64)
+        if min(labelled.sum(), (1 - labelled).sum()) < 50:
+            continue
+        rng = np.random.default_rng(seed)  # the same draw for tasks with the same holes
+        rare, often = sorted((np.flatnonzero(labelled == 0), np.flatnonzero(labelled == 1)), key=len)
+        # The AUC does not depend on the share of the two sides: the rarer one is kept as far as half the room.
+        few = rng.permutation(rare)[: max_rows // 2]
+        picked = rng.permutation(np.concatenate((few, rng.permutation(often)[: max_rows - len(few)])))
+        x, y = features[rows[picked]], labelled[picked]
+        score = np.empty(len(y))
+        half = np.arange(len(y)) % 2 == 0
+        for fit in (half, ~half):
+            booster = lightgbm.train(settings, lightgbm.Dataset(x[fit], y[fit]), num_boost_round=50)
+            score[~fit] = np.asarray(booster.predict(x[~fit], num_threads=1), np.float64)
+        found[name] = float(np.mean([_auc(y[part], score[part]) for part in (half, ~half)]))
+    return found
+
+
+def not_at_random(areas: Mapping[str, float]) -> list[Finding]:
+    """A finding for every task whose labels' presence can be predicted."""
+    return [
+        Finding(
+            "not_at_random",
+            (name,),
+            f"whether {name!r} is labelled can be predicted from the inputs (AUC {area:.2f}): conclusions about it hold for "
+            "labelled rows only",
+        )
+        for name, area in areas.items()
+        if area >= PREDICTABLE
+    ]
+
+
+def lineage(table: Table) -> dict[str, str]:
+    """Task → SHA-256 of its data: the inputs, ids, weights, groups and times of its labelled rows, and its labels.
+
+    The same for the same content in the same row order, whatever file it came from.
+    """
+    columns = [c for c in (*table.inputs, table.id, table.weight, table.group, table.time, table.task_column) if c is not None]
+    hashes = _row_hashes(table.frame[list(dict.fromkeys(columns))])
+    found = {}
+    for task in table.tasks:
+        cells = table.cells[task.name]
+        digest = hashlib.sha256(repr((task.name, task.kind, task.classes, sorted(set(columns)))).encode())
+        for array in (cells.rows, cells.values, hashes[cells.rows]):
+            digest.update(np.ascontiguousarray(array).tobytes())
+        found[task.name] = digest.hexdigest()
+    return found
