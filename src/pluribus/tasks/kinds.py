@@ -126,10 +126,10 @@ def register(kind: Kind) -> Kind:
     return kind
 
 
-register(
+BINARY = register(
     Kind("binary", _one, _binary_loss, lambda z: torch.sigmoid(z[:, 0]), _binary_start, ("auc", "logloss"), classes=True)
 )
-register(
+MULTICLASS = register(
     Kind(
         "multiclass",
         lambda size: size,
@@ -140,7 +140,7 @@ register(
         classes=True,
     )
 )
-register(
+ORDINAL = register(
     Kind(
         "ordinal",
         lambda size: size - 1,
@@ -151,7 +151,7 @@ register(
         classes=True,
     )
 )
-register(
+REGRESSION = register(
     Kind(
         "regression",
         _one,
@@ -162,7 +162,7 @@ register(
         standardise=True,
     )
 )
-register(
+COUNT = register(
     Kind(
         "count",
         _one,

@@ -1,0 +1,363 @@
+"""LightGBM as a user would run it: one model per task, or one model for all tasks of a long table.
+
+Ke et al., "LightGBM: A Highly Efficient Gradient Boosting Decision Tree", NeurIPS 2017, through the `lightgbm` package. What is
+decided here:
+
+- rows without a label are left out of a task's data: LightGBM would take a missing label for 0 without a word;
+- numbers go in as they are encoded (trees do not mind the scale), missing as NaN; categories go in natively, a missing one
+  as NaN, the ones not in training as a category of their own;
+- objectives: binary, multiclass (also for ordinal tasks), regression (squared error), poisson (counts);
+- a task stops by its own main metric on its validation cells (by its loss where these hold one class only), after `patience`
+  rounds without a better value, and keeps its best round.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from pluribus.data.prepared import Cells, Prepared
+from pluribus.errors import BadInput
+from pluribus.evaluation import metrics
+from pluribus.modeling import Budget, Candidate, Costs, Fitted, IntRange, LogUniform, SearchSpace, Uniform
+from pluribus.modeling.candidate import Array
+from pluribus.tasks import Task
+
+if TYPE_CHECKING:
+    from lightgbm import Booster, Dataset
+
+    from pluribus.data.columns import FittedColumns
+
+OBJECTIVES = {
+    "binary": "binary", "multiclass": "multiclass", "ordinal": "multiclass", "regression": "regression", "count": "poisson",
+}  # fmt: skip
+LOSSES = {"regression": "rmse", "count": "poisson_deviance"}  # what stops a task whose main metric is not defined; else logloss
+OURS = ("objective", "metric", "num_class", "seed", "data", "valid", "categorical_feature", "device", "device_type")
+ROUNDS = ("num_iterations", "n_estimators", "num_boost_round", "num_trees", "num_rounds", "max_iter", "n_iter")
+PATIENCE = ("early_stopping_round", "early_stopping_rounds", "early_stopping", "n_iter_no_change")
+
+
+class _LightGBM(Candidate):
+    road = "boost"
+    defaults = {  # noqa: RUF012
+        "learning_rate": 0.05,
+        "num_leaves": 31,
+        "min_data_in_leaf": 20,
+        "feature_fraction": 0.9,
+        "lambda_l2": 0.0,
+        "rounds": 2000,
+        "patience": 50,
+        "params": {},  # any further LightGBM parameters, by their own names; they win over the ones above
+    }
+    space = SearchSpace({
+        "num_leaves": IntRange(7, 127),
+        "learning_rate": LogUniform(0.02, 0.2),
+        "min_data_in_leaf": IntRange(5, 100),
+        "feature_fraction": Uniform(0.5, 1.0),
+        "lambda_l2": LogUniform(1e-3, 10.0),
+    })  # fmt: skip
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        given = self.settings["params"]
+        where = f"candidate {self.name!r}, params"
+        if not isinstance(given, Mapping):
+            raise BadInput("must be a mapping of LightGBM parameters", where=where)
+        for key in given:
+            if key in OURS:
+                raise BadInput(f"{key!r} follows from the task and cannot be set", where=where, remedy="remove it")
+        own = dict(given)
+        for names, setting in ((ROUNDS, "rounds"), (PATIENCE, "patience")):
+            for alias in names:
+                if alias in own:
+                    self.settings[setting] = own.pop(alias)
+        for setting in ("rounds", "patience"):
+            if not (isinstance(self.settings[setting], int) and self.settings[setting] >= 1):
+                raise BadInput(f"{setting} must be a whole number of at least 1", where=f"candidate {self.name!r}")
+        self.own = own
+
+    def unfit(self, data: Prepared) -> str | None:
+        other = [task.name for task in data.tasks if task.kind not in OBJECTIVES]
+        return f"LightGBM has no objective for task {other[0]!r}" if other else None
+
+    def estimate(self, data: Prepared) -> float:
+        """300 rounds at 12 ns per label and column."""
+        columns = len(data.columns.names)
+        return sum(12e-9 * 300 * columns * len(data.labelled(t.name, "train")) * max(1, _outputs(t)) + 0.1 for t in data.tasks)
+
+    def _params(self, task: Task, seed: int, threads: int) -> dict[str, Any]:
+        names = ("learning_rate", "num_leaves", "min_data_in_leaf", "feature_fraction", "lambda_l2")
+        params: dict[str, Any] = {name: self.settings[name] for name in names}
+        params |= {"verbosity": -1, "deterministic": True, "force_row_wise": True, "max_cat_to_onehot": 8} | self.own
+        params |= {"objective": OBJECTIVES[task.kind], "metric": "None", "seed": seed % 2**31, "num_threads": threads}
+        if _outputs(task) > 1:
+            params["num_class"] = _outputs(task)
+        return params
+
+    def _train(
+        self, params: dict[str, Any], train: Dataset, valid: Dataset, stop: _Stop, where: str
+    ) -> Booster:
+        """The booster at its best round; saved and read back, so that what predicts now is what a saved model predicts."""
+        import lightgbm
+
+        try:
+            booster = lightgbm.train(
+                params, train, num_boost_round=self.settings["rounds"], valid_sets=[valid] if stop.judges else None,
+                feval=stop.judge if stop.judges else None, callbacks=[stop],
+            )  # fmt: skip
+        except lightgbm.basic.LightGBMError as error:
+            raise BadInput(f"LightGBM refuses ({error})", where=where, remedy="check --lgbm-params") from error
+        best = stop.best_round + 1 if stop.judges else -1
+        return lightgbm.Booster(model_str=booster.model_to_string(num_iteration=best))
+
+    def _record(self, fitted: Trees, began: float, budget: Budget, seed: int, stops: Mapping[str, _Stop]) -> Trees:
+        fitted.record = {
+            "settings": dict(self.settings), "seed": seed,
+            "curves": {name: values for stop in stops.values() for name, values in stop.curves.items()},
+            "undertrained": [name for name, stop in stops.items() if stop.undertrained],
+            "seconds": (time.monotonic() - began) * budget.threads,
+        }  # fmt: skip
+        return fitted
+
+
+class LightGBMPerTask(_LightGBM):
+    """One model per task, on the rows that carry its label."""
+
+    name = "lightgbm_per_task"
+    label = "LightGBM, one per task"
+    per_task = True
+
+    def fit(self, data: Prepared, budget: Budget, seed: int) -> Trees:
+        began = time.monotonic()
+        matrix = features(data)
+        left = {task.name: len(data.labelled(task.name, "train")) * max(1, _outputs(task)) for task in data.tasks}
+        boosters, stops = {}, {}
+        for task in data.tasks:
+            now = time.monotonic()
+            share = left[task.name] / max(1, sum(left.values()))
+            del left[task.name]
+            train, valid = data.labelled(task.name, "train"), data.labelled(task.name, "valid")
+            whole = _dataset(data, matrix, train)
+            held_out = _dataset(data, matrix, valid, whole)
+            deadline = now + max(0.0, began + budget.wall - now) * share
+            stop = _Stop({task.name: (task, slice(0, len(valid)))}, valid, data.units, self.settings["patience"], deadline)
+            params = self._params(task, seed, budget.threads)
+            boosters[task.name] = self._train(params, whole, held_out, stop, f"task {task.name!r}")
+            stops[task.name] = stop
+        return self._record(Trees(data.tasks, data.columns, boosters), began, budget, seed, stops)
+
+
+class LightGBMPooled(_LightGBM):
+    """One model for all tasks of a long table; the task is one of its categories. Stops by the mean skill over tasks."""
+
+    name = "lightgbm_pooled"
+    label = "LightGBM, pooled"
+
+    def unfit(self, data: Prepared) -> str | None:
+        if data.columns.task_column is None:
+            return "pooling needs the long layout (--task-column): in a wide table the tasks' targets are not one quantity"
+        if len({(task.kind, task.classes) for task in data.tasks}) > 1:
+            return "the tasks are of different kinds"
+        return super().unfit(data)
+
+    def fit(self, data: Prepared, budget: Budget, seed: int) -> Trees:
+        reason = self.unfit(data)
+        if reason:
+            raise BadInput(reason, where=f"candidate {self.name!r}")
+        began = time.monotonic()
+        matrix = features(data)
+        parts: dict[str, tuple[Task, slice]] = {}
+        start = 0
+        for task in data.tasks:
+            count = len(data.labelled(task.name, "valid"))
+            parts[task.name] = (task, slice(start, start + count))
+            start += count
+        train, valid = (_joined([data.labelled(t.name, part) for t in data.tasks]) for part in ("train", "valid"))
+        whole = _dataset(data, matrix, train)
+        stop = _Stop(parts, valid, data.units, self.settings["patience"], began + budget.wall)
+        params = self._params(data.tasks[0], seed, budget.threads)
+        booster = self._train(params, whole, _dataset(data, matrix, valid, whole), stop, f"candidate {self.name!r}")
+        fitted = Trees(data.tasks, data.columns, {"": booster})
+        return self._record(fitted, began, budget, seed, dict.fromkeys(parts, stop))
+
+
+class _Stop:
+    """Early stopping by the tasks' own metrics, as a LightGBM callback with its evaluation function.
+
+    parts: task name → (task, its cells among the validation cells). One task: its main metric. Several: the mean over tasks of
+    1 − metric/first value, so that no task's scale decides alone.
+    """
+
+    before_iteration = False
+    order = 30
+
+    def __init__(
+        self, parts: Mapping[str, tuple[Task, slice]], cells: Cells, units: NDArray[np.int64], patience: int, deadline: float
+    ) -> None:
+        self.cells, self.patience, self.deadline = cells, patience, deadline
+        self.groups = units[cells.rows]
+        self.parts = {name: part for name, part in parts.items() if part[1].stop > part[1].start}
+        self.metric = {name: self._metric(task, cells.values[place]) for name, (task, place) in self.parts.items()}
+        self.judges = bool(self.parts)
+        self.curves: dict[str, list[float]] = {name: [] for name in parts}
+        self.best, self.best_round, self.undertrained = -math.inf, 0, False
+
+    def _metric(self, task: Task, values: Array) -> str:
+        if task.classes and len(np.unique(values)) < 2:
+            return "logloss"
+        return task.main_metric.name
+
+    def judge(self, predictions: Array, _: Any) -> tuple[str, float, bool]:
+        """What is maximised. Called by LightGBM with P(positive) [n], P(class) [n, C] or the mean [n]."""
+        total = 0.0
+        for name, (task, place) in self.parts.items():
+            metric = self.metric[name]
+            weight = None if self.cells.weight is None else self.cells.weight[place]
+            groups = self.groups[place] if metric in metrics.GROUPED else None
+            value = float(metrics.compute(metric, predictions[place], self.cells.values[place], weight, groups=groups))
+            if not math.isfinite(value):
+                fallback = LOSSES.get(task.kind, "logloss")
+                value = float(metrics.compute(fallback, predictions[place], self.cells.values[place], weight))
+                signed = -value
+            else:
+                judged = float(metrics.judged(metric, np.array(value)))
+                signed = -judged if _down(metric) else judged
+            self.curves[name].append(value)
+            first = self.curves[name][0]
+            total += signed / max(abs(first), 1e-3) if len(self.parts) > 1 else signed
+        return "rule", total / len(self.parts), True
+
+    def __call__(self, env: Any) -> None:
+        from lightgbm.callback import EarlyStopException
+
+        late = time.monotonic() > self.deadline
+        if self.judges:
+            value = env.evaluation_result_list[0][2]
+            if value > self.best:
+                self.best, self.best_round = value, env.iteration
+            if env.iteration - self.best_round >= self.patience:
+                raise EarlyStopException(self.best_round, env.evaluation_result_list)
+        if late and env.iteration + 1 < env.end_iteration:
+            self.undertrained = True
+            raise EarlyStopException(self.best_round if self.judges else env.iteration, env.evaluation_result_list or [])
+
+
+class Trees(Fitted):
+    """LightGBM models: one per task by name, or one called "" for all tasks of a long table."""
+
+    artefact = "trees"
+
+    def __init__(self, tasks: Sequence[Task], columns: FittedColumns, boosters: Mapping[str, Booster]) -> None:
+        super().__init__(tasks, columns)
+        self.boosters = dict(boosters)
+
+    def scores(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str]) -> dict[str, Array]:
+        matrix = features(data, rows)
+        found = {}
+        for name in tasks:
+            booster = self.boosters.get(name)
+            if booster is None:
+                booster = self.boosters[""]
+                matrix[:, -1] = self._code(name)
+            found[name] = np.asarray(booster.predict(matrix, num_threads=torch.get_num_threads()), dtype=np.float64)
+        return found
+
+    def _code(self, task: str) -> int:
+        """The code of a task in the long layout's task column, which is the last feature."""
+        column = self.columns.task_column
+        assert column is not None
+        return 2 + self.columns.categories[column].categories.index(task)
+
+    def costs(self) -> Costs:
+        """A comparison a level, log2(leaves) levels a tree. Rows per second are timed here, on one thread."""
+        leaves = [np.array(_leaves(booster)) for booster in self.boosters.values()]
+        rows = np.zeros((1024, len(self.columns.names)), np.float32)
+        start = time.perf_counter()
+        for booster in self.boosters.values():
+            booster.predict(rows, num_threads=1)
+        seconds = time.perf_counter() - start
+        pooled = len(self.tasks) if "" in self.boosters else 1
+        return Costs(
+            parameters=int(sum(2 * (2 * each - 1).sum() for each in leaves)),
+            flops_per_row=float(pooled * sum(np.log2(np.maximum(each, 1)).sum() for each in leaves)),
+            bytes=sum(len(booster.model_to_string()) for booster in self.boosters.values()),
+            train_seconds=float(self.record.get("seconds", 0.0)),
+            rows_per_second=len(rows) / (seconds * pooled),
+        )
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        files = {}
+        for i, (name, booster) in enumerate(self.boosters.items()):
+            files[name] = f"trees_{i}.txt"
+            (folder / files[name]).write_text(booster.model_to_string(), "utf-8")
+        return {"models": files}
+
+    @classmethod
+    def read(cls, folder: Path, manifest: dict[str, Any], tasks: tuple[Task, ...], columns: FittedColumns) -> Trees:
+        import lightgbm
+
+        remedy = "the trees belong to another model; restore the folder"
+        names = list(manifest["models"])
+        if names != [""] and set(names) != {task.name for task in tasks}:
+            raise BadInput("the models are not those of the tasks", where="pluribus.json, own, models", remedy=remedy)
+        if names == [""] and columns.task_column is None:
+            raise BadInput("a pooled model needs a task column", where="pluribus.json, own, models", remedy=remedy)
+        boosters = {}
+        for name, file in manifest["models"].items():
+            path = folder / Path(file).name
+            try:
+                boosters[name] = lightgbm.Booster(model_str=path.read_text("utf-8"))
+            except (lightgbm.basic.LightGBMError, UnicodeDecodeError, OSError) as error:
+                raise BadInput(f"is not a LightGBM model ({error})", where=path.name, remedy="restore the folder") from error
+            if boosters[name].num_feature() != len(columns.names):
+                what = f"takes {boosters[name].num_feature()} features, but the columns give {len(columns.names)}"
+                raise BadInput(what, where=path.name, remedy=remedy)
+        return cls(tasks, columns, boosters)
+
+
+def features(data: Prepared, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
+    """[n, F + C] float32: numbers, then category codes; NaN where missing."""
+    numeric = data.numeric if rows is None else data.numeric[rows]
+    codes = data.categorical if rows is None else data.categorical[rows]
+    found = np.empty((len(numeric), numeric.shape[1] + codes.shape[1]), np.float32)
+    found[:, : numeric.shape[1]] = numeric
+    found[:, numeric.shape[1] :] = np.where(codes == 0, np.nan, codes)
+    return found
+
+
+def _dataset(data: Prepared, matrix: NDArray[np.float32], cells: Cells, reference: Dataset | None = None) -> Dataset:
+    import lightgbm
+
+    return lightgbm.Dataset(
+        matrix[cells.rows], cells.values, weight=cells.weight, reference=reference, free_raw_data=True,
+        categorical_feature=list(range(data.numeric.shape[1], matrix.shape[1])), params={"verbosity": -1},
+    )  # fmt: skip
+
+
+def _joined(cells: Sequence[Cells]) -> Cells:
+    weight = None
+    if any(c.weight is not None for c in cells):
+        weight = np.concatenate([np.ones(len(c)) if c.weight is None else c.weight for c in cells])
+    return Cells(np.concatenate([c.rows for c in cells]), np.concatenate([c.values for c in cells]), weight)
+
+
+def _outputs(task: Task) -> int:
+    return len(task.classes) if OBJECTIVES.get(task.kind) == "multiclass" else 1
+
+
+def _down(metric: str) -> bool:
+    from pluribus.tasks import METRICS
+
+    return METRICS[metric].direction == "min"
+
+
+def _leaves(booster: Booster) -> list[int]:
+    """Leaves of each tree, from the text."""
+    return [int(line.split("=")[1]) for line in booster.model_to_string().splitlines() if line.startswith("num_leaves=")]

@@ -1,0 +1,47 @@
+"""Shared bottom: every task reads the same features.
+
+Caruana, "Multitask Learning", Machine Learning 28, 1997: one hidden representation, one output per task. `tower` puts a hidden
+layer of its own between the shared features and each task's output (the usual form in recommendation); 0 is Caruana's.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from pluribus.data import Rows
+from pluribus.modeling import Features, Shared, Sharing
+from pluribus.modeling.experts import Bank
+from pluribus.tasks import Task
+
+
+class SharedBottom(Sharing):
+    """tasks: in order. width: of the incoming features. tower: hidden units per task, 0 for none."""
+
+    def __init__(self, tasks: Sequence[Task], width: int, *, tower: int = 0) -> None:
+        super().__init__()
+        self.index = {task.name: i for i, task in enumerate(tasks)}
+        self.width = tower or width
+        self.towers = Bank(len(self.index), (width, tower)) if tower else None
+
+    def forward(self, features: Features, rows: Rows) -> Shared:
+        if self.towers is None:
+            return Shared(dict.fromkeys(rows, features))
+        active: Tensor | None = None
+        if len(rows) < len(self.index):
+            active = torch.tensor([self.index[name] for name in rows], device=features.main.device)
+            order = list(rows)
+        else:
+            order = list(self.index)
+        hidden = F.relu(self.towers(features.main, active))
+        return Shared({name: Features(hidden[i], context=features.context) for i, name in enumerate(order)})
+
+    def reads(self, task: str) -> tuple[str, ...]:
+        return () if self.towers is None else ("towers",)
+
+    def slices(self, task: str) -> dict[str, slice]:
+        here = slice(self.index[task], self.index[task] + 1)
+        return {name: here for name, _ in self.named_parameters()}

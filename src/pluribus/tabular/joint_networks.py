@@ -1,0 +1,92 @@
+"""Joint networks as candidates: one encoder, a sharing architecture, a balancer, trained by `Trainer`.
+
+A subclass names its sharing architecture (catalog family "sharing") and makes its balancer. Settings of the encoder, their
+search space and the encoder itself are those of the single networks.
+"""
+
+from __future__ import annotations
+
+import time
+from abc import abstractmethod
+from collections.abc import Mapping
+from typing import Any, ClassVar
+
+from pluribus.balancing import Balancer, EqualWeighting, UncertaintyWeighting
+from pluribus.data.prepared import Prepared
+from pluribus.modeling import Budget, Candidate, Choice, SearchSpace
+from pluribus.tabular.network import Network, build
+from pluribus.tabular.settings import DEFAULTS, SPACE, batch_of, check, encoder_settings, plain_curves, reproducible, weights_of
+from pluribus.training import Stage, Trainer
+
+
+class JointNetwork(Candidate):
+    """One network for all tasks.
+
+    sharing: name of the architecture. sharing_settings: those of the candidate's settings that go to it.
+    """
+
+    road = "train"
+    encoder = "tabular_mlp"
+    sharing: ClassVar[str]
+    sharing_settings: ClassVar[tuple[str, ...]] = ()
+
+    @abstractmethod
+    def balancer(self, data: Prepared) -> Balancer:
+        """A fresh balancer for the tasks of `data`."""
+
+    def unfit(self, data: Prepared) -> str | None:
+        return "one task alone has nothing to share" if len(data.tasks) < 2 else None
+
+    def estimate(self, data: Prepared) -> float:
+        """15 epochs of 6 FLOPs per weight and row, at 10 GFLOP/s."""
+        return 15 * 6 * weights_of(self.settings, data) * len(data.parts["train"]) / 1e10 + 0.5
+
+    def fit(self, data: Prepared, budget: Budget, seed: int) -> Network:
+        check(self.settings, f"candidate {self.name!r}")
+        began = time.monotonic()
+        config: dict[str, Any] = {
+            "encoder": {"name": "tabular_mlp", "settings": encoder_settings(self.settings, data)},
+            "sharing": {"name": self.sharing, "settings": {name: self.settings[name] for name in self.sharing_settings}},
+        }
+        batch_size = batch_of(self.settings, len(data.parts["train"]))
+        stage = Stage(
+            balancer=self.balancer(data), epochs=self.settings["epochs"], batch_size=batch_size, lr=self.settings["lr"],
+            weight_decay=self.settings["weight_decay"], patience=self.settings["patience"],
+        )  # fmt: skip
+        with reproducible(seed, budget.threads):
+            model = build(data.tasks, data.columns, config)
+            deadline = max(0.0, budget.wall - (time.monotonic() - began))
+            history = Trainer(model, [stage], seed=seed, deadline=deadline).fit(data)
+        fitted = Network(data.tasks, data.columns, config, model)
+        fitted.record = {
+            "settings": dict(self.settings), "seed": seed, "curves": plain_curves(history.scores),
+            "undertrained": history.undertrained(), "seconds": (time.monotonic() - began) * budget.threads,
+        }  # fmt: skip
+        return fitted
+
+
+class _SharedBottom(JointNetwork):
+    sharing = "shared_bottom"
+    sharing_settings = ("tower",)
+    defaults: ClassVar[Mapping[str, Any]] = {**DEFAULTS, "tower": 64}
+    space = SearchSpace({**SPACE.ranges, "tower": Choice((0, 32, 64, 128))})
+
+
+class SharedBottomEqual(_SharedBottom):
+    """Shared bottom, the plain sum of the tasks' losses."""
+
+    name = "shared_bottom_equal"
+    label = "Shared bottom, equal weights"
+
+    def balancer(self, data: Prepared) -> Balancer:
+        return EqualWeighting()
+
+
+class SharedBottomUncertainty(_SharedBottom):
+    """Shared bottom, weights learnt as homoscedastic uncertainties (Kendall, Gal, Cipolla 2018)."""
+
+    name = "shared_bottom_uncertainty"
+    label = "Shared bottom, uncertainty weighting"
+
+    def balancer(self, data: Prepared) -> Balancer:
+        return UncertaintyWeighting(classification=[task.name for task in data.tasks if task.record.classes])

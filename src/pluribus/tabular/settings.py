@@ -1,0 +1,100 @@
+"""What all tabular networks share: default settings, where they are searched, and what "auto" means.
+
+One encoder and one search space for the specialists and for every joint network, so that a difference between them is a
+difference made by sharing.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from typing import Any
+
+import numpy as np
+import torch
+
+from pluribus.data.prepared import Prepared
+from pluribus.errors import BadInput
+from pluribus.modeling import Choice, LogUniform, SearchSpace, Uniform
+
+DEFAULTS: dict[str, Any] = {
+    "width": "auto",  # hidden units; auto: see `width_of`
+    "depth": 2,  # residual blocks
+    "dropout": 0.1,
+    "embedding": "piecewise_linear",
+    "bins": 16,  # of the piecewise-linear encoding
+    "category_size": 8,
+    "lr": 2e-3,
+    "weight_decay": 1e-2,
+    "batch_size": "auto",  # auto: see `batch_of`
+    "epochs": 40,
+    "patience": 4,
+}
+
+SPACE = SearchSpace({
+    "width": Choice((64, 128, 256)),
+    "depth": Choice((1, 2, 3)),
+    "dropout": Uniform(0.0, 0.4),
+    "embedding": Choice(("plain", "piecewise_linear", "plr_lite")),
+    "lr": LogUniform(3e-4, 5e-3),
+    "weight_decay": LogUniform(1e-4, 1e-1),
+})  # fmt: skip
+
+ENCODER = ("width", "depth", "dropout", "embedding", "bins", "category_size")  # settings of `TabularMLP`
+
+
+def encoder_settings(settings: Mapping[str, Any], data: Prepared) -> dict[str, Any]:
+    """The settings of `TabularMLP`, with "auto" resolved on the training part."""
+    found = {name: settings[name] for name in ENCODER}
+    if found["width"] == "auto":
+        found["width"] = width_of(data)
+    return found
+
+
+def width_of(data: Prepared) -> int:
+    """Hidden units that the rows can feed: the power of two nearest to the root of the median number of labels a task
+    has in the training part, between 32 and 256."""
+    counts = [len(data.labelled(task.name, "train")) for task in data.tasks]
+    return int(min(256, max(32, 2 ** round(math.log2(max(1.0, float(np.median(counts)))) / 2))))
+
+
+def batch_of(settings: Mapping[str, Any], rows: int) -> int:
+    """Rows a step: as set; "auto" makes 32 steps an epoch, within 16 … 1024."""
+    if settings["batch_size"] != "auto":
+        return int(settings["batch_size"])
+    return int(min(1024, max(16, 2 ** int(math.log2(max(1, rows // 32) if rows else 1)))))
+
+
+def check(settings: Mapping[str, Any], where: str) -> None:
+    """Whole positive numbers where they are needed."""
+    for name in ("width", "batch_size", "epochs", "patience", "depth"):
+        value = settings[name]
+        if not (value == "auto" and name in ("width", "batch_size")) and not (isinstance(value, int) and value >= 1):
+            raise BadInput(f"{name} must be a whole number of at least 1, not {value!r}", where=where)
+
+
+def weights_of(settings: Mapping[str, Any], data: Prepared) -> int:
+    """Weights of one encoder, roughly: what a training step's cost is proportional to."""
+    found = encoder_settings(settings, data)
+    inputs = sum(min(found["bins"], len(edges)) + 1 for edges in data.columns.bin_edges)
+    inputs += found["category_size"] * len(data.columns.cardinalities)
+    return int(found["width"] * (inputs + found["depth"] * found["width"]))
+
+
+@contextmanager
+def reproducible(seed: int, threads: int) -> Iterator[None]:
+    """Within the block torch's global generator starts at `seed` and `threads` threads compute; both are put back after."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(seed)
+            yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def plain_curves(curves: Mapping[str, list[float]]) -> dict[str, list[float | None]]:
+    """Validation values per task as JSON takes them: None where a metric was not defined."""
+    return {name: [value if math.isfinite(value) else None for value in values] for name, values in curves.items()}

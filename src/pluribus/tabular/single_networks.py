@@ -1,0 +1,319 @@
+"""The T specialists as networks: one tabular MLP per task, trained side by side as a bank.
+
+Each task draws its own rows from its own labels, is judged on its own validation cells by its own main metric, keeps its own
+best weights and stops by itself. A stopped task leaves the computation: its slices are cut out of weights and moments, so that
+the step gets cheaper, and what it left behind can no longer move. Tasks of one kind whose label counts lie between the same
+powers of two form a bank; a bank is bounded in memory, so that hundreds of tasks are feasible.
+
+A task's first weights and its stream of rows depend on the seed and its own name alone, its batch and round on its own label
+count: without dropout its result is the same in any company, up to rounding.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+import zlib
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, cast
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from pluribus.data import Labels
+from pluribus.data.prepared import Cells, Prepared
+from pluribus.errors import NonFinite
+from pluribus.evaluation import metrics
+from pluribus.modeling import Budget, Candidate, Heads
+from pluribus.modeling.experts import StackedLinear
+from pluribus.tabular.mlp import TabularMLP
+from pluribus.tabular.network import Network, build
+from pluribus.tabular.settings import DEFAULTS, SPACE, batch_of, check, encoder_settings, plain_curves, reproducible, weights_of
+from pluribus.tabular.specialists import Specialists
+from pluribus.tasks import Task
+
+BANK_BYTES = 256 * 2**20  # weights, gradients, two moments and the best weights of one bank
+MIN_STEPS = 20  # steps between two looks at the validation cells
+CLIP = 1.0  # largest norm of one task's gradient
+EVALUATED = 2**16  # cells evaluated at a time
+
+
+class SingleNetworks(Candidate):
+    """One network per task, nothing shared; the reference of "does sharing help?"."""
+
+    name = "single_networks"
+    road = "train"
+    label = "Networks, one per task"
+    defaults = DEFAULTS
+    space = SPACE
+    per_task = True
+    encoder = "tabular_mlp"
+
+    def estimate(self, data: Prepared) -> float:
+        return sum(self._cost(data, task) for task in data.tasks)
+
+    def _cost(self, data: Prepared, task: Task) -> float:
+        """Rough core-seconds of one task: 15 epochs of 6 FLOPs per weight and label, at 10 GFLOP/s."""
+        steps = max(len(data.labelled(task.name, "train")), 16 * MIN_STEPS)
+        return 15 * 6 * weights_of(self.settings, data) * steps / 1e10 + 0.05
+
+    def fit(self, data: Prepared, budget: Budget, seed: int) -> Network:
+        check(self.settings, f"candidate {self.name!r}")
+        began = time.monotonic()
+        config = {"architecture": {"name": "specialists", "settings": encoder_settings(self.settings, data)}}
+        with reproducible(seed, budget.threads):
+            model = cast(Specialists, build(data.tasks, data.columns, config))
+            banks = _group(data, model)
+            expected = [sum(self._cost(data, task) for task in bank) for bank in banks]
+            curves: dict[str, list[float]] = {}
+            undertrained: list[str] = []
+            for i, bank in enumerate(banks):
+                now = time.monotonic()
+                share = expected[i] / max(1e-9, sum(expected[i:]))
+                deadline = now + max(0.0, began + budget.wall - now) * share
+                training = _Bank(model, bank, data, self.settings, seed)
+                training.fit(deadline)
+                curves |= training.curves
+                undertrained += training.undertrained
+        fitted = Network(data.tasks, data.columns, config, model)
+        fitted.record = {
+            "settings": dict(self.settings), "seed": seed, "curves": plain_curves(curves),
+            "undertrained": [task.name for task in data.tasks if task.name in undertrained],
+            "seconds": (time.monotonic() - began) * budget.threads,
+        }  # fmt: skip
+        return fitted
+
+
+def _size(cells: int) -> int:
+    """The power of two at or below a task's label count: what its batch and its round are made of."""
+    return 1 << max(0, cells.bit_length() - 1)
+
+
+def _group(data: Prepared, model: Specialists) -> list[list[Task]]:
+    """Banks of tasks with one kind, one size, and at most `BANK_BYTES` together."""
+    each = sum(p.numel() for p in model.parameters()) / len(model.tasks)
+    most = max(1, int(BANK_BYTES / (5 * 4 * each)))
+    banks: dict[tuple[str, int, int], list[list[Task]]] = {}
+    for task in data.tasks:
+        alike = banks.setdefault((task.kind, len(task.classes), _size(len(data.labelled(task.name, "train")))), [[]])
+        if len(alike[-1]) == most:
+            alike.append([])
+        alike[-1].append(task)
+    return [bank for alike in banks.values() for bank in alike]
+
+
+@dataclass
+class _Cells:
+    """The cells of A tasks one after another: task a owns [starts[a], starts[a + 1])."""
+
+    rows: Tensor
+    values: Tensor
+    weight: Tensor
+    starts: list[int]
+
+    @classmethod
+    def of(cls, cells: Sequence[Cells]) -> _Cells:
+        weight = [np.ones(len(c)) if c.weight is None else c.weight for c in cells]
+        return cls(
+            torch.from_numpy(np.concatenate([c.rows for c in cells])),
+            torch.from_numpy(np.concatenate([c.values for c in cells])).float(),
+            torch.from_numpy(np.concatenate(weight)).float(),
+            [0, *np.cumsum([len(c) for c in cells]).tolist()],
+        )
+
+
+class _Stream:
+    """One task's endless shuffled stream of its cells [start, stop)."""
+
+    def __init__(self, seed: int, start: int, stop: int) -> None:
+        self.generator = torch.Generator().manual_seed(seed)
+        self.start, self.count = start, stop - start
+        self.left = torch.zeros(0, dtype=torch.int64)
+
+    def take(self, count: int) -> Tensor:
+        while len(self.left) < count:
+            self.left = torch.cat((self.left, self.start + torch.randperm(self.count, generator=self.generator)))
+        taken, self.left = self.left[:count], self.left[count:]
+        return taken
+
+
+class _Bank:
+    """Specialists in training, side by side: every parameter is stacked over the tasks that still run."""
+
+    def __init__(
+        self, model: Specialists, tasks: Sequence[Task], data: Prepared, settings: Mapping[str, Any], seed: int
+    ) -> None:
+        self.model, self.tasks, self.data, self.settings = model, list(tasks), data, settings
+        self.record = tasks[0].record
+        cells = [data.labelled(task.name, "train") for task in tasks]
+        self.train = _Cells.of(cells)
+        self.valid = _Cells.of([data.labelled(task.name, "valid") for task in tasks])
+        shape = encoder_settings(settings, data)
+        self.encoder = TabularMLP.of(data.columns, copies=len(tasks), **shape)
+        self.head = StackedLinear(len(tasks), self.encoder.width, tasks[0].width)
+        self.mean, self.scale = torch.zeros(len(tasks)), torch.ones(len(tasks))
+        self.streams = []
+        for i, task in enumerate(tasks):
+            own = zlib.crc32(task.name.encode()) ^ (seed * 0x9E3779B1 & 0xFFFFFFFF)
+            self.streams.append(_Stream(own, self.train.starts[i], self.train.starts[i + 1]))
+            with torch.random.fork_rng(devices=[]), torch.no_grad():
+                torch.manual_seed(own)
+                one = TabularMLP.of(data.columns, **shape)
+                heads = Heads([task], one.width)
+                heads.start({task.name: Labels(torch.from_numpy(cells[i].values).float(), torch.from_numpy(cells[i].rows))})
+                for whole, part in zip(self.encoder.parameters(), one.parameters()):
+                    stacked(whole, len(tasks))[i] = stacked(part, 1)[0]
+                self.head.weight[i], self.head.bias[i] = heads.weight.T, heads.bias
+                self.mean[i], self.scale[i] = heads.mean[0], heads.scale[0]
+        self.parameters = [*self.encoder.parameters(), *self.head.parameters()]
+        self.optimizer = torch.optim.AdamW(
+            self.parameters, lr=settings["lr"], weight_decay=settings["weight_decay"], fused=True
+        )
+        self.live = list(range(len(tasks)))  # position in self.tasks of each slice that still runs
+        self.curves: dict[str, list[float]] = {task.name: [] for task in tasks}
+        self.best = [-math.inf] * len(tasks)
+        self.since = [0] * len(tasks)
+        self.undertrained: list[str] = []
+
+    def fit(self, deadline: float) -> None:
+        """Train every task to its early stop, `epochs` rounds or the deadline; leave the best weights in the model."""
+        size = _size(max(stream.count for stream in self.streams))
+        batch = batch_of(self.settings, size)
+        steps = max(MIN_STEPS, math.ceil(1.5 * size / batch))
+        for _ in range(self.settings["epochs"]):
+            in_time = self._round(steps, batch, deadline)
+            self._judge()
+            stopped = [i for i, own in enumerate(self.live) if self.since[own] >= self.settings["patience"]]
+            if stopped:
+                self._drop(set(stopped))
+            if not in_time:
+                self.undertrained = [self.tasks[own].name for own in self.live]
+            if not in_time or not self.live:
+                break
+
+    def _round(self, steps: int, batch: int, deadline: float) -> bool:
+        """So many steps; False if the deadline came first."""
+        self.encoder.train()
+        places = torch.stack([self.streams[own].take(steps * batch) for own in self.live])
+        sums = torch.zeros(len(self.live))
+        done = True
+        for step in range(steps):
+            sums += self._step(places[:, step * batch : (step + 1) * batch])
+            if time.monotonic() > deadline:
+                done = False
+                break
+        for own, value in zip(self.live, sums.tolist()):
+            if not math.isfinite(value):
+                where = f"task {self.tasks[own].name!r}"
+                raise NonFinite("its loss became NaN or infinite", where=where, remedy="lower the learning rate")
+        return done
+
+    def _step(self, places: Tensor) -> Tensor:
+        """One optimiser step on the cells at `places` [A, b]; the losses [A]."""
+        loss = self._losses(self._outputs(self.train.rows[places]), self.train, places)
+        self.optimizer.zero_grad(set_to_none=True)
+        loss.sum().backward()  # type: ignore[no-untyped-call]
+        gradients = [stacked(p.grad, len(self.live)).flatten(1) for p in self.parameters if p.grad is not None]
+        norm = torch.stack([torch.linalg.vector_norm(g, dim=1) for g in gradients]).norm(dim=0)
+        shrink = (CLIP / (norm + 1e-6)).clamp(max=1.0)
+        if bool((shrink < 1).any()):
+            for g in gradients:
+                g.mul_(shrink[:, None])
+        self.optimizer.step()
+        return loss.detach()
+
+    def _outputs(self, rows: Tensor) -> Tensor:
+        """Outputs [A, b, width] at a batch of rows [A, b] for each task."""
+        inputs = self.data.batch(rows.reshape(-1), tasks=()).inputs
+        hidden = self.encoder.run({name: value.reshape(*rows.shape, -1) for name, value in inputs.items()})
+        outputs: Tensor = self.head(hidden)
+        return outputs
+
+    def _losses(self, outputs: Tensor, cells: _Cells, places: Tensor) -> Tensor:
+        """Weighted mean loss [A] over the cells at `places` [A, b]."""
+        values, weight = cells.values[places], cells.weight[places]
+        if self.record.standardise:
+            values = (values - self.mean[:, None]) / self.scale[:, None]
+        each = self.record.loss(outputs.flatten(0, 1), values.flatten()).reshape(places.shape)
+        mean: Tensor = (each * weight).sum(1) / weight.sum(1).clamp_min(1e-12)
+        return mean
+
+    @torch.no_grad()
+    def _judge(self) -> None:
+        """Every running task's main metric on its validation cells; the best weights go to the model."""
+        self.encoder.eval()
+        starts = torch.tensor(self.valid.starts)[self.live]
+        counts = torch.tensor(self.valid.starts)[torch.tensor(self.live) + 1] - starts
+        longest = int(counts.max())
+        pieces = []
+        width = max(1, EVALUATED // len(self.live))
+        for start in range(0, longest, width):
+            column = torch.arange(start, min(start + width, longest))
+            places = (starts[:, None] + torch.minimum(column, (counts - 1).clamp_min(0)[:, None])).clamp_max(
+                len(self.valid.rows) - 1
+            )
+            pieces.append(self._outputs(self.valid.rows[places]))
+        for i, own in enumerate(self.live):
+            if not counts[i]:  # nothing to stop by: some rounds, and the last weights
+                self.since[own] += 1
+                self._keep(i)
+                continue
+            cells = slice(self.valid.starts[own], self.valid.starts[own + 1])
+            outputs = torch.cat([piece[i] for piece in pieces])[: int(counts[i])]
+            score = self._score(own, i, outputs, cells)
+            if score > self.best[own]:
+                self.best[own], self.since[own] = score, 0
+                self._keep(i)
+            else:
+                self.since[own] += 1
+
+    def _score(self, own: int, i: int, outputs: Tensor, cells: slice) -> float:
+        """What is maximised: the main metric, signed; where it is not defined, minus the loss."""
+        task = self.tasks[own]
+        linked = self.record.link(outputs).double()
+        if self.record.standardise:
+            linked = linked * self.scale[i] + self.mean[i]
+        values, weight, metric = self.valid.values[cells], self.valid.weight[cells], task.main_metric
+        groups = self.data.units[self.valid.rows[cells].numpy()] if metric.name in metrics.GROUPED else None
+        value = metrics.compute(metric.name, linked.numpy(), values.double().numpy(), weight.numpy(), groups=groups)
+        self.curves[task.name].append(float(value))
+        if math.isfinite(value):
+            judged = float(metrics.judged(metric.name, np.array(value)))
+            return judged if metric.direction == "max" else -judged
+        if self.record.standardise:
+            values = (values - self.mean[i]) / self.scale[i]
+        loss = self.record.loss(outputs, values)
+        return -float((loss * weight).sum() / weight.sum())
+
+    @torch.no_grad()
+    def _keep(self, i: int) -> None:
+        """Copy slice i of the running bank to its place in the model."""
+        task = self.tasks[self.live[i]]
+        place, count = self.model.index[task.name], len(self.model.tasks)
+        for whole, part in zip(self.model.encoder.parameters(), self.encoder.parameters()):
+            stacked(whole, count)[place] = stacked(part, len(self.live))[i]
+        heads = self.model.heads
+        heads.weight[heads.place[task.name]] = self.head.weight[i].T
+        heads.bias[heads.place[task.name]] = self.head.bias[i]
+        heads.mean[place], heads.scale[place] = self.mean[i], self.scale[i]
+
+    @torch.no_grad()
+    def _drop(self, stopped: set[int]) -> None:
+        """Cut slices out of weights and moments; those of the others are not touched."""
+        before = len(self.live)
+        kept = torch.tensor([i for i in range(before) if i not in stopped], dtype=torch.int64)
+        for p in self.parameters:
+            p.grad = None
+            p.data = stacked(p.data, before)[kept].flatten(0, 1)
+            state = self.optimizer.state[p]
+            for name in ("exp_avg", "exp_avg_sq"):
+                state[name] = stacked(state[name], before)[kept].flatten(0, 1)
+        self.mean, self.scale = self.mean[kept], self.scale[kept]
+        self.live = [own for i, own in enumerate(self.live) if i not in stopped]
+
+
+def stacked(tensor: Tensor, size: int) -> Tensor:
+    """A stacked tensor [size · k, …] as [size, k, …]: the slices of each of `size` networks (a view)."""
+    return tensor.view(size, len(tensor) // size, *tensor.shape[1:])
