@@ -15,6 +15,8 @@ from pluribus.errors import BadInput, unknown
 
 # command -> one line of help; the module pluribus.cli.<command> defines `command: click.Command`.
 COMMANDS: dict[str, str] = {
+    "compare": "Judge prediction files against others: better, as good, worse or undecided, task by task.",
+    "table": "Compare the methods of one or several runs: means, a named Δm, ranks, paired tests.",
     "catalog": "List every method: its road, its paper, and what verifies it.",
 }
 

@@ -1,0 +1,330 @@
+"""The verdict from prediction files alone, whoever made them.
+
+A prediction file (Parquet or CSV, or a DataFrame) has the id column and, per task, `TASK` = value (regression, count),
+`TASK__p` = P(positive) (binary), or `TASK__p_CLASS` for every class (multiclass, ordinal). The truth has the id and a column
+`TASK` of labels, empty where there is none. Several files of one side are several seeds.
+
+The constant predictor is fitted on the truth itself, since training labels are not here: it is a little too good, so the
+tolerance is a little too small.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pluribus.data.ingest import read_table
+from pluribus.errors import BadInput, unknown
+from pluribus.evaluation import metrics
+from pluribus.evaluation.metrics import Array
+from pluribus.evaluation.verdict import TaskTruth, Verdict, judge
+from pluribus.tasks import KINDS, Metric, Task
+from pluribus.tasks import metric as metric_named
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    Frame = str | os.PathLike[str] | pd.DataFrame
+
+NAMES = ("the challenger", "the reference")
+
+
+def compare(
+    truth: Frame,
+    reference: Frame | Sequence[Frame],
+    challenger: Frame | Sequence[Frame],
+    *,
+    id: str = "id",
+    tasks: Sequence[str] = (),
+    kind: Mapping[str, str] | None = None,
+    metric: Mapping[str, str] | None = None,
+    weight: str | None = None,
+    group: str | None = None,
+    time: str | None = None,
+    level: float = 0.95,
+    repeats: int = 1000,
+    seed: int = 0,
+    names: tuple[str, str] = NAMES,
+) -> Verdict:
+    """Judge prediction files of a challenger against those of a reference.
+
+    Parameters
+    ----------
+    truth, reference, challenger: Parquet or CSV paths, or DataFrames; several per side are seeds.
+    id: the column that names rows; unique in every file.
+    tasks: what to judge; default: every truth column that both sides predict.
+    kind: task → kind, where the columns do not tell (count, ordinal).
+    metric: task → metric judged, where it is not the kind's own.
+    weight, group, time: columns of the truth: row weights; the resampling unit; or a date, whose day is the unit.
+    level, repeats, seed: of the intervals and the bootstrap.
+    names: what to call challenger and reference.
+
+    Raises
+    ------
+    BadInput: a file that cannot be read, double or missing ids, rows without a prediction, probabilities outside [0, 1], …
+    """
+    if group and time:
+        raise BadInput("names two resampling units", where="group, time", remedy="give one of them")
+    table = _Table(truth, id, "truth")
+    sides = [
+        [_Table(file, id, f"{side} {i + 1}" if len(files) > 1 else side) for i, file in enumerate(files)]
+        for side, files in (("reference", _several(reference)), ("challenger", _several(challenger)))
+    ]
+    for column in filter(None, (weight, group, time)):
+        table.need(column)
+    notes: list[str] = []
+    taken = set(filter(None, (id, weight, group, time)))
+    judged = _tasks(table, sides, taken, tasks, dict(kind or {}), dict(metric or {}), notes)
+    base = table.numbers(weight) if weight else None
+    if base is not None and not (np.isfinite(base).all() and (base >= 0).all()):
+        raise BadInput("a weight is missing, negative or infinite", where=f"{table.name}, column {weight!r}")
+    units, unit = _units(table, group, time)
+    codes = units if group else None
+    cells: dict[str, TaskTruth] = {}
+    for task in judged:
+        target = _target(table, task)
+        rows = np.flatnonzero(np.isfinite(target))
+        if not len(rows):
+            raise BadInput("has no labels", where=f"{table.name}, column {task.name!r}")
+        if task.main_metric.name in metrics.GROUPED and codes is None:
+            where = f"metric {task.main_metric.name!r} of task {task.name!r}"
+            raise BadInput("needs a group", where=where, remedy="name the column of groups")
+        cells[task.name] = TaskTruth(
+            rows, target[rows], None if base is None else base[rows], None if codes is None else np.asarray(codes)[rows]
+        )
+    predictions = [
+        {task.name: [_prediction(file, task, table, cells[task.name].rows) for file in side] for task in judged} for side in sides
+    ]
+    for side in sides:
+        extra = max(len(file.keys) - len(table.keys) for file in side)
+        if extra > 0:
+            notes.append(f"{side[0].name} holds {extra} rows that the truth does not; they are left out")
+    notes.append("the constant predictor is fitted on the truth itself, since training labels are not given")
+    constants = {
+        task.name: metrics.constant(
+            task.main_metric.name,
+            cells[task.name].target,
+            classes=len(task.classes) if task.kind != "binary" else 0,
+            weight=cells[task.name].weight,
+        )
+        for task in judged
+    }
+    return judge(
+        judged, cells, units, predictions[1], {names[1]: predictions[0]}, constants=constants, challenger_name=names[0],
+        unit=unit, level=level, repeats=repeats, seed=seed, notes=notes,
+    )  # fmt: skip
+
+
+class _Table:
+    """A file or frame with its ids checked; `keys` are the ids as text."""
+
+    def __init__(self, source: Frame, id: str, name: str) -> None:
+        import pandas as pd
+
+        self.name = name if isinstance(source, pd.DataFrame) else str(source)
+        self.frame = source if isinstance(source, pd.DataFrame) else read_table(Path(source), text=(id,))
+        doubles = self.frame.columns[self.frame.columns.duplicated()]
+        if len(doubles):
+            raise BadInput(f"names the column {doubles[0]!r} twice", where=self.name, remedy="rename one")
+        if not len(self.frame):
+            raise BadInput("has no rows", where=self.name)
+        self.need(id)
+        column = self.frame[id]
+        if column.isna().any():
+            raise BadInput("an id is missing", where=f"{self.name}, column {id!r}", remedy="give every row an id")
+        self.keys = pd.Index(labels(column))
+        if self.keys.has_duplicates:
+            double = self.keys[self.keys.duplicated()][0]
+            raise BadInput(f"the id {double!r} stands twice", where=f"{self.name}, column {id!r}", remedy="keep one row per id")
+
+    def need(self, column: str) -> None:
+        if column not in self.frame.columns:
+            raise unknown("column", column, map(str, self.frame.columns), where=self.name)
+
+    def numbers(self, column: str) -> Array:
+        import pandas as pd
+
+        self.need(column)
+        values = self.frame[column]
+        try:
+            return np.asarray(pd.to_numeric(values).to_numpy(dtype=float, na_value=np.nan), float)
+        except (TypeError, ValueError) as error:
+            raise BadInput("is not numeric", where=f"{self.name}, column {column!r}", remedy="check the column") from error
+
+
+def labels(column: pd.Series[Any]) -> list[str]:
+    """Values as text, so that 1, 1.0, True and "1" of different files are one label; missing values become "nan"."""
+    import pandas as pd
+
+    if pd.api.types.is_bool_dtype(column):
+        return [str(int(v)) if not pd.isna(v) else "nan" for v in column]
+    if pd.api.types.is_float_dtype(column):
+        return [str(int(v)) if np.isfinite(v) and v == int(v) else str(v) for v in column.astype(float)]
+    return ["nan" if pd.isna(v) else str(int(v)) if isinstance(v, (bool, np.bool_)) else str(v) for v in column]
+
+
+def _several(files: Frame | Sequence[Frame]) -> list[Frame]:
+    import pandas as pd
+
+    many = [files] if isinstance(files, (str, os.PathLike, pd.DataFrame)) else list(files)
+    if not many:
+        raise BadInput("there is no file to compare")
+    return many
+
+
+def _form(name: str, columns: Sequence[str]) -> tuple[str, tuple[str, ...]] | None:
+    """What a file's columns hold of a task: ("p", ()), ("classes", the classes), ("value", ()), or None."""
+    if f"{name}__p" in columns:
+        return "p", ()
+    classes = tuple(c.removeprefix(f"{name}__p_") for c in columns if c.startswith(f"{name}__p_"))
+    if classes:
+        return "classes", classes
+    return ("value", ()) if name in columns else None
+
+
+_FORMS = {"binary": "p", "multiclass": "classes", "ordinal": "classes", "regression": "value", "count": "value"}
+
+
+def _tasks(
+    truth: _Table, sides: Sequence[Sequence[_Table]], taken: set[str], named: Sequence[str], kinds: dict[str, str],
+    metric: dict[str, str], notes: list[str],
+) -> list[Task]:  # fmt: skip
+    files = [file for side in sides for file in side]
+    columns = {file.name: [str(c) for c in file.frame.columns] for file in files}
+    candidates = [str(c) for c in truth.frame.columns if str(c) not in taken]
+    for name in (*named, *kinds, *metric):
+        if name not in candidates:
+            raise unknown("task", name, candidates, where=truth.name)
+    explicit = {*named, *kinds, *metric}
+    found = []
+    for name in named or candidates:
+        forms = {file.name: _form(name, columns[file.name]) for file in files}
+        absent = [file for file, form in forms.items() if form is None]
+        if len(absent) == len(files) and name not in explicit:
+            continue
+        if absent:
+            remedy = f"add {name}, {name}__p or {name}__p_CLASS, or choose tasks without it"
+            raise BadInput(f"lacks predictions of task {name!r}", where=absent[0], remedy=remedy)
+        form = forms[files[0].name]
+        assert form is not None
+        for file, other in forms.items():
+            if other is None or other[0] != form[0] or set(other[1]) != set(form[1]):
+                what = f"predicts task {name!r} in another form than {files[0].name}"
+                raise BadInput(what, where=file, remedy="use the same columns in all files")
+        if form[0] == "value" and name not in explicit:
+            import pandas as pd
+
+            if not pd.api.types.is_numeric_dtype(truth.frame[name]):
+                continue
+            if all(_is_truth(file, truth, name) for file in files):
+                notes.append(f"column {name!r} is the same in all files: taken as a label or an input, not as a prediction")
+                continue
+        kind = kinds.get(name, {"p": "binary", "classes": "multiclass", "value": "regression"}[form[0]])
+        if kind not in KINDS:
+            raise unknown("kind", kind, KINDS, where=f"task {name!r}")
+        if _FORMS.get(kind) != form[0]:
+            raise BadInput(f"predictions of task {name!r} are not those of a {kind} task", where=files[0].name,
+                           remedy="correct the kind or the columns")  # fmt: skip
+        classes = form[1]
+        if kind == "binary":
+            classes = _two(truth, name, notes)
+        elif kind == "ordinal":
+            try:
+                classes = tuple(sorted(classes, key=float))
+            except ValueError:
+                notes.append(f"classes of {name} are ordered as in {files[0].name}: {' < '.join(classes)}")
+        judged: tuple[Metric, ...] = (metric_named(metric[name], where=f"task {name!r}"),) if name in metric else ()
+        found.append(Task(name, kind, classes, judged))
+    if not found:
+        raise BadInput("no column of the truth is predicted by the files", where=truth.name,
+                       remedy="name prediction columns TASK, TASK__p or TASK__p_CLASS")  # fmt: skip
+    return found
+
+
+def _is_truth(file: _Table, truth: _Table, name: str) -> bool:
+    """Whether a column repeats the truth, wherever both have a value."""
+    mine = dict(zip(file.keys, file.frame[name]))
+    pairs = [(mine[key], value) for key, value in zip(truth.keys, truth.frame[name]) if key in mine and value == value]
+    return bool(pairs) and all(a == b for a, b in pairs)
+
+
+def _two(truth: _Table, name: str, notes: list[str]) -> tuple[str, str]:
+    """The classes of a binary truth: 0 and 1, or two words of which the later in the alphabet is the positive one."""
+    seen = sorted({label for label, empty in zip(labels(truth.frame[name]), truth.frame[name].isna()) if not empty})
+    if set(seen) <= {"0", "1"}:
+        return "0", "1"
+    if len(seen) != 2:
+        raise BadInput(f"has {len(seen)} classes, and {name}__p speaks of two", where=f"{truth.name}, column {name!r}",
+                       remedy="give a probability per class, or mend the labels")  # fmt: skip
+    notes.append(f"in {name}, {seen[1]!r} counts as positive and {seen[0]!r} as negative")
+    return seen[0], seen[1]
+
+
+def _target(truth: _Table, task: Task) -> Array:
+    """Labels as numbers, NaN where there is none."""
+    where = f"{truth.name}, column {task.name!r}"
+    if not task.classes:
+        values = truth.numbers(task.name)
+        if np.isinf(values).any():
+            raise BadInput("holds an infinite number", where=where, remedy="mend it or leave it empty")
+        if task.kind == "count" and np.nanmin(values, initial=0) < 0:
+            raise BadInput("holds a negative count", where=where)
+        return values
+    index = {label: float(i) for i, label in enumerate(task.classes)}
+    column = truth.frame[task.name]
+    found = np.full(len(column), np.nan)
+    for i, (label, empty) in enumerate(zip(labels(column), column.isna())):
+        if empty:
+            continue
+        if label not in index:
+            raise BadInput(f"holds the class {label!r}, for which there is no prediction column", where=where,
+                           remedy=f"known classes: {', '.join(task.classes[:12])}")  # fmt: skip
+        found[i] = index[label]
+    return found
+
+
+def _units(truth: _Table, group: str | None, time: str | None) -> tuple[Any, str]:
+    import pandas as pd
+
+    column = group or time
+    if column is None:
+        return len(truth.keys), "row"
+    values, where = truth.frame[column], f"{truth.name}, column {column!r}"
+    if values.isna().any():
+        raise BadInput("a resampling unit is missing", where=where, remedy="give every row one")
+    if group:
+        return np.asarray(labels(values)), group
+    try:
+        days = pd.to_datetime(values).dt.strftime("%Y-%m-%d")
+    except (ValueError, TypeError, OverflowError) as error:
+        raise BadInput("does not hold dates", where=where, remedy="write them as 2024-01-31, or use --group") from error
+    return days.to_numpy(str), "day"
+
+
+def _prediction(file: _Table, task: Task, truth: _Table, rows: Any) -> Array:
+    """The predictions [m] or [m, C] of the truth's labelled rows, checked."""
+    at = file.keys.get_indexer(truth.keys[rows])
+    if (at < 0).any():
+        lost = truth.keys[rows][at < 0]
+        raise BadInput(f"lacks {len(lost)} rows that the truth labels for task {task.name!r}, first id {lost[0]!r}",
+                       where=file.name, remedy="predict every labelled row")  # fmt: skip
+    values = np.stack([file.numbers(column)[at] for column in task.columns], 1)
+    where = f"{file.name}, column {task.columns[0]!r}"
+    bad = ~np.isfinite(values).all(1)
+    if bad.any():
+        first = truth.keys[rows][bad][0]
+        raise BadInput(f"{int(bad.sum())} predictions are missing or infinite, first id {first!r}", where=where,
+                       remedy="predict every labelled row")  # fmt: skip
+    if task.classes and not (values.min() >= 0 and values.max() <= 1):
+        raise BadInput("a probability is not in [0, 1]", where=where, remedy="write probabilities, not scores")
+    if task.kind == "count" and values.min() < 0:
+        raise BadInput("predicts a negative count", where=where)
+    if task.kind == "binary" or not task.classes:
+        return np.asarray(values[:, 0], float)
+    if np.abs(values.sum(1) - 1).max() > 1e-3:
+        raise BadInput("probabilities of a row's classes do not sum to 1", where=where, remedy="write every class")
+    return np.asarray(values, float)

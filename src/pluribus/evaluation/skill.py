@@ -1,0 +1,21 @@
+"""Skill: how much of the way from the constant predictor to perfection a score has gone; comparable across metrics."""
+
+from __future__ import annotations
+
+import math
+
+from pluribus.tasks import Metric
+
+
+def skill(metric: Metric, score: float, constant: float) -> float:
+    """0 for the constant predictor, 1 for a perfect score of a metric that has one; negative is worse than constant.
+
+    Metrics where more is better: (score − constant) / (1 − constant); where less is better: 1 − score / constant. A constant
+    predictor that earns no number counts as 0. NaN scores stay NaN.
+    """
+    constant = 0.0 if math.isnan(constant) else constant
+    if metric.name == "pcoc":  # judged by its distance from 1
+        score, constant = abs(score - 1), abs(constant - 1)
+    if metric.direction == "min":
+        return 1 - score / constant if constant > 0 else -score
+    return (score - constant) / (1 - constant) if constant < 1 else score
