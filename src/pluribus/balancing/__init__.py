@@ -8,7 +8,7 @@ from pluribus.balancing.balancer import Balancer
 from pluribus.balancing.cagrad import CAGrad
 from pluribus.balancing.config import ConFIG
 from pluribus.balancing.db_mtl import DBMTL
-from pluribus.balancing.doors import Step, combine
+from pluribus.balancing.doors import Step, backward, combine
 from pluribus.balancing.dualproj import DualProj
 from pluribus.balancing.dynamic_weight_average import DynamicWeightAverage
 from pluribus.balancing.ema import EMA
@@ -66,5 +66,6 @@ __all__ = [
     "Step",
     "UPGrad",
     "UncertaintyWeighting",
+    "backward",
     "combine",
 ]

@@ -115,7 +115,7 @@ class Balancer:
             w = self.weights(rows.square().sum(1), tasks=names, losses=losses)
         else:
             w = self.weights(rows @ rows.T, tasks=names, losses=losses)
-        return (rows.T @ w).to(jacobian.dtype)
+        return (rows.T @ w.to(rows.dtype)).to(jacobian.dtype)
 
     def state_dict(self) -> dict[str, Any]:
         """Everything that moves (tensors and plain values, nested); `load_state_dict` resumes bit for bit."""

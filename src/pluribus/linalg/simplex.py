@@ -11,6 +11,7 @@ def project_simplex(x: Tensor, total: float = 1.0) -> Tensor:
 
     Exact up to rounding: w = max(x − τ, 0) with τ such that Σ w = total.
     """
+    x = x - x.amax(-1, keepdim=True)  # does not change the answer, and keeps equal huge entries apart from `total`
     ordered = x.sort(dim=-1, descending=True).values
     rank = torch.arange(1, x.shape[-1] + 1, device=x.device, dtype=x.dtype)
     threshold = (ordered.cumsum(-1) - total) / rank
