@@ -1,0 +1,135 @@
+"""Per task the best of several boosters, chosen on held-out rows: the joint model where it helps, the task's own elsewhere.
+
+R-MTGB serves most tasks better than boosters of their own, but not always the outlier tasks: block 2 does not wholly undo a
+pooled start. No booster should be called better for every task without this choice. Choosing costs a second fit: all
+candidates are fitted on part of the rows, compared on the others task by task, and the chosen ones are fitted on all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import numpy as np
+from sklearn.base import clone
+
+from pluribus.boosting.cells import Cells
+from pluribus.boosting.estimator import Valid, hold_out
+from pluribus.boosting.histogram import Floats, Ints
+from pluribus.boosting.kind_booster import KindBooster, KindClassifier, KindRegressor
+from pluribus.boosting.rmtgb import RMTGBClassifier, RMTGBRegressor
+from pluribus.errors import BadInput
+
+
+class _PerTaskChoice(KindBooster):
+    """estimators: (name, booster) pairs; None: R-MTGB with 50 rounds a block, and the same trees with 150 rounds a task.
+
+    After fit: `choice_` the chosen name of each task, `losses_` [candidates, tasks] the mean held-out losses, `fitted_`
+    name -> booster fitted on all rows (chosen ones only).
+    """
+
+    choice_: list[str]
+    fitted_: dict[str, Any]
+
+    def __init__(
+        self,
+        estimators: Sequence[tuple[str, Any]] | None = None,
+        *,
+        categorical_features: Any = "from_dtype",
+        unknown_task: str = "majority",
+        validation_fraction: float = 0.2,
+        progress: bool | Callable[[dict[str, Any]], None] = False,
+        n_jobs: int | None = None,
+        random_state: Any = None,
+    ) -> None:
+        self.estimators = estimators
+        self.categorical_features = categorical_features
+        self.unknown_task = unknown_task
+        self.validation_fraction = validation_fraction
+        self.progress = progress
+        self.n_jobs = n_jobs
+        self.random_state = random_state
+
+    early_stopping = False
+    _default: type
+
+    def _shares_objective(self, cells: Cells) -> bool:
+        return True
+
+    def _candidates(self) -> list[tuple[str, Any]]:
+        if self.estimators is None:
+            return [("joint", self._default(50, 50, 50)), ("own", self._default(0, 0, 150))]
+        found = list(self.estimators)
+        if not found or len({name for name, _ in found}) < len(found):
+            raise BadInput("needs pairs (name, booster) with different names", where="estimators")
+        return found
+
+    def _fit_one(self, model: Any, table: Floats, cells: Cells, which: Any, seed: int) -> Any:
+        model = clone(model)
+        given = model.get_params(deep=False)
+        model.set_params(categorical_features=self.columns_.categorical.tolist(), random_state=seed)
+        if given.get("n_jobs") is None:
+            model.set_params(n_jobs=self.n_jobs)
+        weight = None if cells.weight is None else cells.weight[which]
+        return model.fit(table[cells.row[which]], cells.y[which], task=cells.task[which], sample_weight=weight)
+
+    def _scores(self, model: Any, table: Floats, task: Ints) -> Floats:
+        """Raw scores [n, K] on this booster's scale: values, log-odds, or log-probabilities."""
+        o = self.objectives_[0]
+        if o.classes is None:
+            values: Floats = np.asarray(model.predict(table, task=task), dtype=np.float64)[:, None]
+            return values
+        p = np.log(np.clip(model.predict_proba(table, task=task), 1e-15, 1.0))
+        scores: Floats = p[:, 1:] - p[:, :1] if o.kind == "binary" and len(o.classes) == 2 else p
+        return scores
+
+    def _boost(self, table: Floats, cells: Cells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
+        kept, held = hold_out(cells, self.validation_fraction, rng)
+        candidates = self._candidates()
+        seed = int(rng.randint(2**31 - 1))
+        T = len(cells.names)
+        self.losses_ = np.zeros((len(candidates), T))
+        loss_of = self.objectives_[0].loss
+        for i, (_, model) in enumerate(candidates):
+            trial = self._fit_one(model, table, cells, kept, seed)
+            losses = loss_of(y[held], self._scores(trial, table[cells.row[held]], cells.task[held])) if len(held) else np.empty(0)
+            weight = np.ones(len(held)) if cells.weight is None else cells.weight[held]
+            count = np.bincount(cells.task[held], weights=weight, minlength=T)
+            total = np.bincount(cells.task[held], weights=weight * losses, minlength=T)
+            self.losses_[i] = np.divide(total, count, out=np.zeros(T), where=count > 0)  # nothing held out: the first named
+            self._report("candidates", i + 1, len(candidates))
+        best = np.argmin(self.losses_, axis=0)
+        self.choice_ = [candidates[i][0] for i in best]
+        everything = np.arange(len(cells.row))
+        self.fitted_ = {
+            name: self._fit_one(model, table, cells, everything, seed) for name, model in candidates if name in self.choice_
+        }
+
+    def _raw(self, table: Floats, task: Ints | None) -> Any:
+        if task is None:
+            return [
+                self._scores(self.fitted_[name], table, np.full(len(table), t)) for t, name in enumerate(self.choice_)
+            ]  # fmt: skip
+        o = self.objectives_[0]
+        found = np.zeros((len(table), o.outputs))
+        first = next(iter(self.fitted_))  # serves the unseen tasks
+        names = np.array([*self.choice_, first], dtype=object)[task]
+        for name, model in self.fitted_.items():
+            rows = np.flatnonzero(names == name)
+            if len(rows):
+                found[rows] = self._scores(model, table[rows], task[rows])
+        return found
+
+
+class PerTaskChoiceRegressor(_PerTaskChoice, KindRegressor):
+    """Per task the best of several regression boosters, chosen on held-out rows."""
+
+    _default = RMTGBRegressor
+
+
+class PerTaskChoiceClassifier(_PerTaskChoice, KindClassifier):
+    """Per task the best of several classification boosters, chosen on held-out rows."""
+
+    _default = RMTGBClassifier
+
+
