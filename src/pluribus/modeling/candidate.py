@@ -120,7 +120,7 @@ class Fitted(ABC):
     artefact: the name under which `pluribus.load` finds the class (catalog family "artefact").
     tasks, columns: what it predicts, and the fitted preprocessing.
     thresholds: binary task → P(positive) from which on the label is positive.
-    calibration: task → state for `pluribus.evaluation.calibration.apply`.
+    calibration: task → state of a calibrator (`pluribus.evaluation.calibration.from_dict`).
     record: whatever should travel along: settings, hashes, metrics with intervals, learning curves ("curves"),
         and "undertrained": tasks whose training ran out of budget before its early stop.
     """
@@ -164,7 +164,7 @@ class Fitted(ABC):
 
         found = self.scores(data, rows, self.requested(tasks))
         return {
-            name: calibration.apply(self.calibration[name], value) if name in self.calibration else value
+            name: calibration.from_dict(self.calibration[name]).apply(value) if name in self.calibration else value
             for name, value in found.items()
         }
 

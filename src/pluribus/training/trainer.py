@@ -24,6 +24,7 @@ from pluribus.data import Batch
 from pluribus.data.prepared import Cells, Prepared
 from pluribus.errors import BadInput, NonFinite
 from pluribus.evaluation import metrics
+from pluribus.evaluation.skill import skill
 from pluribus.modeling import Losses, MultiTaskModel
 from pluribus.tasks import Task
 from pluribus.training import processes
@@ -498,13 +499,8 @@ class _Judge:
         return float(np.asarray(value))
 
     def skill(self, score: float) -> float:
-        """0 for the constant predictor, 1 for perfection (of metrics that have one); NaN where undefined."""
-        constant = 0.0 if math.isnan(self.constant) else self.constant
-        if self.task.main_metric.name == "pcoc":
-            score, constant = abs(score - 1), abs(constant - 1)
-        if self.task.main_metric.direction == "min":
-            return 1 - score / constant if constant > 0 else -score
-        return (score - constant) / (1 - constant) if constant < 1 else score
+        """See `pluribus.evaluation.skill`."""
+        return skill(self.task.main_metric, score, self.constant)
 
 
 def probabilities(task: Task) -> int:

@@ -1,0 +1,177 @@
+"""What a study will train, and how the budget is shared out: equal core-seconds for every road.
+
+The T specialists of one kind together count as one road. A tenth of the budget is kept for encoding, predicting and judging.
+A road first screens k configurations (its defaults among them) on a subsample with one seed, where a quarter of its share
+pays for at least two of them; then its best configuration is trained with every seed on all training rows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from pluribus import catalog
+from pluribus.data.prepared import Prepared
+from pluribus.errors import BadInput, unknown
+from pluribus.modeling import Candidate
+from pluribus.study.spec import TableStudy
+
+RESERVE = 0.1
+SCREENING = 0.25
+SCREENING_ROWS = 20_000
+SCREENING_SHARE = 0.3
+
+
+@dataclass(frozen=True)
+class Trial:
+    """One training: a pure function of these fields and the prepared data.
+
+    phase: "screen" (subsample, one seed) or "final". seconds: core-seconds it may spend.
+    """
+
+    phase: str
+    candidate: str
+    settings: dict[str, Any]
+    seed: int
+    seconds: float
+    index: int = 0
+
+    @property
+    def id(self) -> str:
+        return f"{self.phase}-{self.candidate}-{self.index}-s{self.seed}"
+
+
+@dataclass(frozen=True)
+class Road:
+    """One candidate's share: its screening trials (none: the defaults go straight to the final), the core-seconds of each
+    final, and the estimated core-seconds that a final needs to reach its early stop."""
+
+    candidate: str
+    label: str
+    per_task: bool
+    configurations: tuple[dict[str, Any], ...]
+    screening_seconds: float
+    final_seconds: float
+    estimate: float
+    trainings: int
+
+    def screens(self, seed: int) -> list[Trial]:
+        if len(self.configurations) < 2:
+            return []
+        return [
+            Trial("screen", self.candidate, settings, seed, self.screening_seconds, i)
+            for i, settings in enumerate(self.configurations)
+        ]
+
+    def finals(self, chosen: int, seeds: Sequence[int]) -> list[Trial]:
+        return [
+            Trial("final", self.candidate, self.configurations[chosen], seed, self.final_seconds, chosen) for seed in seeds
+        ]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Roads that run, candidates that cannot with the reason, and the seeds of the finals."""
+
+    roads: tuple[Road, ...]
+    left_out: dict[str, str]
+    seeds: tuple[int, ...]
+    budget: float
+
+    def text(self) -> str:
+        """For people: candidates, trainings and estimated cost."""
+        lines = [f"Budget {self.budget:.0f} core-seconds, {len(self.roads)} roads, seeds {', '.join(map(str, self.seeds))}."]
+        rows = [("candidate", "configurations", "trainings", "share, s", "estimate, s", "")]
+        for road in self.roads:
+            share = road.final_seconds * len(self.seeds) + road.screening_seconds * len(road.screens(0))
+            need = road.estimate * len(self.seeds)
+            note = "may end undertrained" if road.estimate > road.final_seconds else ""
+            rows.append(
+                (road.candidate, str(len(road.configurations)), str(road.trainings), f"{share:.0f}", f"{need:.0f}", note)
+            )
+        widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
+        lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
+        lines += [f"{name}: left out, {why}" for name, why in self.left_out.items()]
+        return "\n".join(lines)
+
+
+def chosen_candidates(spec: TableStudy) -> list[str]:
+    """Names of the candidates: those asked for, or the catalog's defaults."""
+    known = {entry.name: entry for entry in catalog.entries(family="candidate")}
+    if spec.candidates is None:
+        return [name for name, entry in known.items() if entry.default]
+    for name in spec.candidates:
+        if name not in known:
+            raise unknown("candidate", name, known, where="candidates")
+    return list(dict.fromkeys(spec.candidates))
+
+
+def make(name: str, settings: dict[str, Any]) -> Candidate:
+    """A candidate by its catalog name."""
+    candidate: Candidate = catalog.get("candidate", name).resolve()(**settings)
+    return candidate
+
+
+def base_settings(spec: TableStudy, name: str) -> dict[str, Any]:
+    """What the user fixed for a candidate on the command line (LightGBM's parameters)."""
+    if not spec.lgbm_params or not name.startswith("lightgbm"):
+        return {}
+    defaults = catalog.get("candidate", name).resolve().defaults
+    for key in spec.lgbm_params:
+        if key not in defaults:
+            raise unknown("LightGBM parameter", key, defaults, where="lgbm_params")
+    return dict(spec.lgbm_params)
+
+
+def screening_part(data: Prepared, seed: int) -> Prepared:
+    """The same valid part, and a seeded subsample of the training rows."""
+    train = data.parts["train"]
+    count = min(len(train), max(SCREENING_ROWS // 4, min(SCREENING_ROWS, round(SCREENING_SHARE * len(train)))))
+    if count == len(train):
+        return data
+    rows = np.sort(np.random.default_rng(seed).choice(train, count, replace=False))
+    return data.with_parts(train=rows, valid=data.parts["valid"])
+
+
+def plan(spec: TableStudy, data: Prepared) -> Plan:
+    """Share the budget out over the candidates that can run on this table."""
+    left_out: dict[str, str] = {}
+    running: list[Candidate] = []
+    for name in chosen_candidates(spec):
+        candidate = make(name, base_settings(spec, name))
+        why = candidate.unfit(data)
+        if why is None:
+            running.append(candidate)
+        else:
+            left_out[name] = why
+    if not running:
+        reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
+        raise BadInput(f"no candidate can run ({reasons})", where="candidates", remedy="name others; see `pluribus catalog`")
+    seeds = tuple(range(spec.seed, spec.seed + spec.seeds))
+    share = (1 - RESERVE) * spec.core_seconds / len(running)
+    screening = screening_part(data, spec.seed)
+    roads = []
+    for candidate in running:
+        estimate, screen = candidate.estimate(data), candidate.estimate(screening)
+        affordable = int(SCREENING * share / max(screen, 1e-3))
+        fixed = base_settings(spec, candidate.name)
+        count = min(spec.configurations, affordable) if estimate * len(seeds) <= (1 - SCREENING) * share else 1
+        drawn = candidate.space.sample(spec.seed, count) if count >= 2 else [{}]
+        configurations = tuple({**settings, **fixed} for settings in drawn)
+        screened = len(configurations) >= 2
+        roads.append(
+            Road(
+                candidate.name,
+                candidate.label,
+                candidate.per_task,
+                configurations,
+                SCREENING * share / len(configurations) if screened else 0.0,
+                ((1 - SCREENING) if screened else 1.0) * share / len(seeds),
+                estimate,
+                ((len(configurations) if screened else 0) + len(seeds)) * (len(data.tasks) if candidate.per_task else 1),
+            )
+        )
+    return Plan(tuple(roads), left_out, seeds, spec.core_seconds)

@@ -1,0 +1,181 @@
+"""What a study is asked to do: the settings of the command line and of `study.yaml`, checked in one place."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+
+from pluribus.errors import BadInput, nearest, unknown
+from pluribus.files import read_yaml
+from pluribus.tasks import Task
+from pluribus.tasks.metrics import METRICS
+
+SCHEMA_VERSION = 1
+_UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+
+
+def seconds(text: str | float, *, where: str = "budget") -> float:
+    """`90`, `90s`, `10m`, `2h`, `1.5d` or `1h30m` → seconds."""
+    remedy = "write seconds, or a number with s, m, h or d, as in 10m"
+    if isinstance(text, (int, float)) and not isinstance(text, bool):
+        value = float(text)
+    else:
+        parts = re.findall(r"(\d+(?:\.\d+)?)\s*([smhd]?)", str(text).strip().lower())
+        if not parts or "".join(a + b for a, b in parts) != re.sub(r"\s+", "", str(text).lower()):
+            raise BadInput(f"{text!r} is not a duration", where=where, remedy=remedy)
+        value = sum(float(number) * _UNITS[unit or "s"] for number, unit in parts)
+    if not 1 <= value < 1e9:
+        raise BadInput(f"{text!r} is not between one second and thirty years", where=where, remedy=remedy)
+    return value
+
+
+class TaskSpec(BaseModel):
+    """One task, as a mapping; `name` alone lets the kind be inferred."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    name: str
+    kind: str | None = None
+    classes: list[str] = []
+    metrics: list[str] = []
+    weight: float = Field(default=1.0, gt=0)
+    role: Literal["main", "auxiliary"] = "main"
+    absent: Literal["missing", "not_applicable", "delayed"] = "missing"
+    after: list[str] = []
+    tolerance: float | None = Field(default=None, ge=0)
+
+
+class TableStudy(BaseModel):
+    """A study of one table (`kind: table`)."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    schema_version: Literal[1] = 1
+    kind: Literal["table"] = "table"
+    table: str
+    targets: Annotated[list[str | TaskSpec], Field(min_length=1)]
+    name: str | None = None
+    id: str | None = None
+    ignore: list[str] = []
+    weight: str | None = None
+    group: str | None = None
+    task_column: str | None = None
+    split: str | None = None
+    not_applicable: dict[str, str] = {}
+    delayed: dict[str, str] = {}
+    metrics: dict[str, str | list[str]] = {}
+    candidates: list[str] | None = None
+    balancers: list[str] = []
+    lgbm_params: dict[str, str | int | float | bool] = {}
+    champion: str | None = None
+    budget: str | float = "10m"
+    seeds: Annotated[int, Field(ge=1, le=50)] = 3
+    configurations: Annotated[int, Field(ge=1, le=200)] = 6
+    allow_committee: bool = False
+    level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
+    repeats: Annotated[int, Field(ge=100, le=100_000)] = 1000
+    seed: int = 0
+
+    @field_validator("name")
+    @classmethod
+    def _a_file_name(cls, value: str | None) -> str | None:
+        if value is not None and (not value or value.startswith(".") or "/" in value or "\\" in value):
+            raise ValueError("must be a plain folder name")
+        return value
+
+    @property
+    def run_name(self) -> str:
+        """Folder below `runs/`: the name, or the table's file stem."""
+        return self.name or Path(self.table).stem
+
+    @property
+    def core_seconds(self) -> float:
+        return seconds(self.budget)
+
+    def tasks(self) -> list[str | Task]:
+        """What `Table` is handed: plain targets stay strings, so that their kinds are inferred."""
+        return [t if isinstance(t, str) else _task(t) for t in self.targets]
+
+
+def _task(spec: TaskSpec) -> str | Task:
+    if spec.kind is None:
+        plain = TaskSpec(name=spec.name)
+        if spec != plain:
+            raise BadInput("gives details but no kind", where=f"targets, {spec.name!r}", remedy="add kind: binary, regression, …")
+        return spec.name
+    return Task.from_dict({**spec.model_dump(), "metrics": spec.metrics})
+
+
+def parse(row: Any, *, where: str) -> TableStudy:
+    """Check settings; the first thing that is wrong becomes one line with the field's name and a remedy."""
+    if not isinstance(row, Mapping):
+        raise BadInput("holds no settings", where=where, remedy="write `key: value` lines; see `pluribus schema`")
+    kind = row.get("kind", "table")
+    if kind == "checkpoints":
+        raise BadInput("studies of checkpoints are not built in yet", where=where, remedy="use `pluribus merge`")
+    if kind != "table":
+        raise unknown("kind of study", str(kind), ("table", "checkpoints"), where=where)
+    version = row.get("schema_version", 1)
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        raise BadInput(f"schema_version {version} is newer than this program's ({SCHEMA_VERSION})", where=where,
+                       remedy="update pluribus")  # fmt: skip
+    try:
+        spec = TableStudy.model_validate(dict(row))
+    except ValidationError as error:
+        first = error.errors()[0]
+        path = ".".join(str(part) for part in first["loc"] if part not in ("TaskSpec", "str"))
+        if first["type"] == "extra_forbidden":
+            guess = nearest(str(first["loc"][-1]), TableStudy.model_fields)
+            remedy = f"did you mean {guess!r}?" if guess else "see `pluribus schema`"
+            raise BadInput(f"unknown key {first['loc'][-1]!r}", where=where, remedy=remedy) from None
+        if first["type"] == "missing":
+            raise BadInput(f"lacks the key {path!r}", where=where, remedy="add it; see `pluribus schema`") from None
+        what = f"{first['msg'].removeprefix('Value error, ').lower()}, not {first.get('input')!r:.60}"
+        raise BadInput(what, where=f"{where}, {path}", remedy="see `pluribus schema`") from None
+    seconds(spec.budget, where=f"{where}, budget")
+    return spec
+
+
+def load(path: str | Path) -> TableStudy:
+    """A study file. A relative table or champion is looked for beside the file."""
+    row = read_yaml(path, what="study file")
+    spec = parse(row, where=str(path))
+    beside = Path(path).parent
+
+    def place(name: str) -> str:
+        return name if Path(name).is_absolute() or Path(name).exists() else str(beside / name)
+
+    champion = place(spec.champion) if spec.champion else None
+    return spec.model_copy(update={"table": place(spec.table), "champion": champion})
+
+
+def metrics_of(spec: TableStudy, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+    """The tasks with the metrics that the study names for them (main first, the kind's others after)."""
+    by_name = {task.name: task for task in tasks}
+    for name, chosen in spec.metrics.items():
+        if name not in by_name:
+            raise unknown("task", name, by_name, where="metric")
+        wanted = [chosen] if isinstance(chosen, str) else list(chosen)
+        for metric in wanted:
+            if metric not in METRICS:
+                raise unknown("metric", metric, METRICS, where=f"metric of task {name!r}")
+        rest = [m.name for m in by_name[name].metrics if m.name not in wanted]
+        by_name[name] = by_name[name].with_(metrics=(*wanted, *rest))
+    return tuple(by_name.values())
+
+
+def configuration_hash(spec: TableStudy, data_hash: str) -> str:
+    """What a run is identified by: every setting but its name, and the data; a resumed run must agree."""
+    row = spec.model_dump(exclude={"name", "table", "champion"})
+    if spec.champion and os.path.exists(spec.champion):
+        from pluribus.files import sha256
+
+        row["champion"] = sha256(spec.champion)
+    return hashlib.sha256(json.dumps([row, data_hash], sort_keys=True).encode()).hexdigest()

@@ -1,0 +1,500 @@
+"""A study: several roads walked on one table, the winner judged against the specialists, one model left to use.
+
+    read → split → prepare → plan → screen → finals → choose (choice.json) → open the test split once → verdict → model, report
+
+Everything lands below `runs/NAME/`. Killed at any moment, the same call goes on where it stopped: a finished trial is a folder
+that is there, and each later file is written whole or not at all.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import math
+import os
+import platform
+import shutil
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import pluribus
+from pluribus.data import leakage
+from pluribus.data.prepared import Cells, Prepared, prepare
+from pluribus.data.splitting import Split, split
+from pluribus.data.table import Table
+from pluribus.errors import BadInput
+from pluribus.evaluation import calibration
+from pluribus.evaluation.verdict import Verdict, judge
+from pluribus.files import atomic_file, file_lock, read_json, read_yaml
+from pluribus.modeling import Fitted, load
+from pluribus.study import selection
+from pluribus.study import spec as specs
+from pluribus.study.champion import Champion, read_champion
+from pluribus.study.committee import Committee
+from pluribus.study.plan import Plan, Road, Trial, plan
+from pluribus.study.pool import run_all
+from pluribus.study.progress import Reporter
+from pluribus.study.selection import CHAMPION, Choice, Finalist
+from pluribus.study.trial import Predictions, cell_scores, constants, finished, run_trial, score, valid_predictions
+from pluribus.tasks import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+OPENINGS = ".test_openings.json"
+
+
+@dataclass(frozen=True)
+class StudyResult:
+    """What a finished study left below its folder."""
+
+    folder: Path
+    choice: dict[str, Any]
+    verdict: Verdict | None
+
+    @cached_property
+    def model(self) -> Fitted:
+        """The recommended model, loaded."""
+        return load(self.folder / "model")
+
+    @property
+    def report(self) -> Path:
+        return self.folder / "report.html"
+
+
+class Study:
+    """A study of one table.
+
+    Parameters
+    ----------
+    table: a CSV or Parquet file, a DataFrame, or a `Table` (then the roles are the table's own).
+    targets: `NAME[:KIND]` strings or `Task` objects; what is predicted.
+    folder: where runs are kept; a study's own folder is `folder/NAME`.
+    jobs: trainings at a time, one thread each (default: the number of cores).
+    quiet: no progress bars.
+    settings: any key of `pluribus schema`, with the same meaning and default as on the command line: id, ignore, weight,
+        group, task_column, split, metrics, candidates, lgbm_params, champion, budget, seeds, allow_committee, name, …
+
+    Raises
+    ------
+    BadInput: anything in the table or the settings that cannot be used; nothing is written then.
+    """
+
+    def __init__(
+        self,
+        table: str | Path | pd.DataFrame | Table,
+        targets: Sequence[str | Task] = (),
+        *,
+        folder: str | Path = "runs",
+        jobs: int | None = None,
+        quiet: bool = True,
+        **settings: Any,
+    ) -> None:
+        named = [t if isinstance(t, str) else _spec_of(t) for t in targets]
+        source = str(table) if isinstance(table, (str, Path)) else getattr(table, "source", "table")
+        if isinstance(table, Table):
+            named = [_spec_of(task) for task in table.tasks]
+        row = {"table": source, "targets": named, **settings}
+        given = None if isinstance(table, (str, Path)) else table
+        self._begin(specs.parse(row, where="study"), given, folder, jobs, quiet)
+
+    @classmethod
+    def from_spec(
+        cls, spec: specs.TableStudy, *, folder: str | Path = "runs", jobs: int | None = None, quiet: bool = True
+    ) -> Study:
+        """A study from checked settings (`pluribus.study.spec.load` reads them from a file)."""
+        study = cls.__new__(cls)
+        study._begin(spec, None, folder, jobs, quiet)
+        return study
+
+    def _begin(
+        self,
+        spec: specs.TableStudy,
+        given: pd.DataFrame | Table | None,
+        folder: str | Path,
+        jobs: int | None,
+        quiet: bool,
+    ) -> None:
+        self.spec, self.quiet, self._given = spec, quiet, given
+        self.folder = Path(folder) / spec.run_name
+        self.jobs = jobs if jobs is not None else max(1, os.cpu_count() or 1)
+        if self.jobs < 1:
+            raise BadInput(f"jobs must be at least 1, not {self.jobs}", where="jobs")
+
+    # -- the steps ------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def table(self) -> Table:
+        """The table with its roles; kinds are inferred where none was given."""
+        spec = self.spec
+        roles: dict[str, Any] = {
+            "id": spec.id, "ignore": tuple(spec.ignore), "weight": spec.weight, "group": spec.group,
+            "task_column": spec.task_column, "split": spec.split, "not_applicable": spec.not_applicable,
+            "delayed": spec.delayed,
+        }  # fmt: skip
+        if isinstance(self._given, Table):
+            table = self._given
+        elif self._given is not None:
+            table = Table(self._given, spec.tasks(), **roles)
+        else:
+            table = Table.read(spec.table, spec.tasks(), **roles)
+        table.tasks = specs.metrics_of(spec, table.tasks)
+        return table
+
+    @cached_property
+    def split(self) -> Split:
+        return split(self.table, self.spec.seed)
+
+    @cached_property
+    def data(self) -> Prepared:
+        """Everything encoded, test rows included; candidates are handed a copy without the test part's labels."""
+        return prepare(self.table, self.split)
+
+    @cached_property
+    def learnable(self) -> Prepared:
+        """What trials see: the train and valid parts, and no label of a test row."""
+        seen = {name: self.split.parts[name] for name in ("train", "valid")}
+        rows = np.sort(np.concatenate(list(seen.values())))
+        cells: dict[str, Cells] = {name: each.within(rows) for name, each in self.data.cells.items()}
+        return replace(self.data, parts=seen, cells=cells)
+
+    @cached_property
+    def champion(self) -> Champion | None:
+        if self.spec.champion is None:
+            return None
+        held = np.sort(np.concatenate([self.split.parts["valid"], self.split.parts["test"]]))
+        needed = {name: cells.within(held).rows for name, cells in self.table.cells.items()}
+        return read_champion(self.spec.champion, self.table, needed)
+
+    @cached_property
+    def data_hash(self) -> str:
+        """One hash of all tasks' data and roles."""
+        lineage = leakage.lineage(self.table)
+        parts = hashlib.sha256(self.split.part_of().tobytes()).hexdigest()
+        return hashlib.sha256(json.dumps([lineage, parts], sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def _plan(self) -> Plan:
+        return plan(self.spec, self.learnable)
+
+    def plan(self) -> Plan:
+        """Check everything, write `split.parquet` and `study.yaml`, and return what would be trained at what cost."""
+        found = self._plan
+        _ = self.champion
+        self._claim()
+        with atomic_file(self.folder / "split.parquet") as aside:
+            self.split.to_frame(self.table).to_parquet(aside)
+        return found
+
+    def run(self) -> StudyResult:
+        """Train, choose, judge, save and report; goes on where an earlier call with the same settings stopped."""
+        began = time.monotonic()
+        planned = self.plan()
+        report = Reporter(self.folder, self.jobs, quiet=self.quiet)
+        report.event("plan", text=planned.text())
+        done = self._finished()
+        if done is not None:
+            report.note("finished before; nothing is trained again")
+            from pluribus.study.report import write_report
+
+            write_report(self.folder)
+            return done
+        findings = leakage.check(self.table, self.split, self.learnable, seed=self.spec.seed)
+        for finding in findings:
+            report.warn(finding.text)
+        prepared = self.folder / "work" / "prepared"
+        if not (prepared / "prepared.json").is_file():
+            self.learnable.save(prepared)
+        with report.running(planned):
+            finalists, failed = self._train(planned, report)
+        choice = self._choose(finalists)
+        report.note(f"chosen on validation: {choice.recommended} ({choice.reason})")
+        with atomic_file(self.folder / "choice.json") as aside:
+            aside.write_text(json.dumps(choice.to_dict(), indent=1), "utf-8")
+        openings = self._open_test()
+        report.note(f"the test split is opened for the {_ordinal(openings)} time")
+        verdict, test = self._judge(finalists, choice)
+        model = self._deploy(finalists, choice, verdict)
+        from pluribus.study.summary import write_results, write_summary
+
+        write_results(self.folder, self, finalists, test)
+        write_summary(
+            self.folder, self, planned, finalists, failed, choice, verdict, test, model, findings, openings,
+            seconds=time.monotonic() - began,
+        )  # fmt: skip
+        from pluribus.study.report import write_report
+
+        write_report(self.folder)
+        report.event("end", seconds=time.monotonic() - began)
+        return StudyResult(self.folder, choice.to_dict(), verdict)
+
+    # -- training -------------------------------------------------------------------------------------------------
+
+    def _train(self, planned: Plan, report: Reporter) -> tuple[list[Finalist], dict[str, str]]:
+        """All trials, screening first; a road whose finals all failed is left out, with the reason."""
+        trials = self.folder / "work" / "trials"
+        trials.mkdir(parents=True, exist_ok=True)
+        screened: dict[str, list[dict[str, Any]]] = {}
+        todo = [trial for road in planned.roads for trial in road.screens(self.spec.seed)]
+        for trial, result in self._results(todo, report):
+            screened.setdefault(trial.candidate, []).append(result)
+        finals: list[Trial] = []
+        for road in planned.roads:
+            results = sorted(screened.get(road.candidate, []), key=lambda r: r["index"])
+            finals += road.finals(selection.best_configuration(results), planned.seeds)
+        finals.sort(key=lambda trial: -trial.seconds)
+        results_of: dict[str, list[tuple[Trial, dict[str, Any]]]] = {}
+        for trial, result in self._results(finals, report):
+            results_of.setdefault(trial.candidate, []).append((trial, result))
+        found, failed = [], {}
+        for road in planned.roads:
+            each = sorted(results_of.get(road.candidate, []), key=lambda pair: pair[0].seed)
+            good = [(trial, result) for trial, result in each if result["status"] == "done"]
+            if good:
+                found.append(self._finalist(road, good, trials))
+            if len(good) < len(each):
+                failed[road.candidate] = next(r["error"] for _, r in each if r["status"] != "done")
+        return found, failed
+
+    def _results(self, todo: Sequence[Trial], report: Reporter) -> Iterator[tuple[Trial, dict[str, Any]]]:
+        """Results of trials in the order in which they finish; those of an earlier run come first."""
+        trials, prepared = self.folder / "work" / "trials", self.folder / "work" / "prepared"
+        missing = []
+        for trial in todo:
+            result = finished(trials, trial)
+            if result is None:
+                missing.append(trial)
+            else:
+                report.trial(trial, result, again=True)
+                yield trial, result
+        calls = [(str(prepared), str(trials), trial, self.spec.seed) for trial in missing]
+        for i, outcome in run_all(run_trial, calls, self.jobs):
+            result = {"status": "failed", "error": outcome} if isinstance(outcome, str) else outcome
+            report.trial(missing[i], result)
+            yield missing[i], {**vars(missing[i]), **result}
+
+    def _finalist(self, road: Road, good: Sequence[tuple[Trial, dict[str, Any]]], trials: Path) -> Finalist:
+        _, per_task, encoder = selection.describe(road.candidate)
+        return Finalist(
+            road.candidate,
+            road.label,
+            per_task,
+            encoder,
+            good[0][0].settings,
+            tuple(trial.id for trial, _ in good),
+            tuple(trial.seed for trial, _ in good),
+            tuple(-math.inf if r["rule"] is None else float(r["rule"]) for _, r in good),
+            tuple(valid_predictions(trials, trial.id) for trial, _ in good),
+            frozenset(name for _, r in good for name in r["undertrained"]),
+        )
+
+    # -- choosing and judging -------------------------------------------------------------------------------------
+
+    def _choose(self, finalists: Sequence[Finalist]) -> Choice:
+        champion = None
+        if self.champion is not None:
+            champion = {
+                name: self.champion.at(name, self.learnable.labelled(name, "valid").rows) for name in self.champion.values
+            }
+        spec = self.spec
+        return selection.choose(
+            self.learnable, finalists, champion, allow_committee=spec.allow_committee, level=spec.level, repeats=spec.repeats,
+            seed=spec.seed, unit=self.split.unit,
+        )  # fmt: skip
+
+    def _open_test(self) -> int:
+        """Count this opening of the test split, by the hash of its rows and labels, over all runs of the folder."""
+        digest = hashlib.sha256()
+        test = self.split.parts["test"]
+        for task in self.table.tasks:
+            cells = self.data.cells[task.name].within(test)
+            digest.update(task.name.encode())
+            digest.update(cells.values.tobytes())
+        key = digest.hexdigest()
+        path = self.folder.parent / OPENINGS
+        with file_lock(self.folder.parent / ".lock"):
+            counts: dict[str, int] = read_json(path) if path.is_file() else {}
+            counts[key] = counts.get(key, 0) + 1
+            with atomic_file(path) as aside:
+                aside.write_text(json.dumps(counts, indent=1), "utf-8")
+        return counts[key]
+
+    def _judge(
+        self, finalists: Sequence[Finalist], choice: Choice
+    ) -> tuple[Verdict | None, dict[str, list[Predictions]]]:
+        """Test predictions of every finalist (only winner against reference is claimed), and the verdict."""
+        trials = self.folder / "work" / "trials"
+        test = {f.candidate: [cell_scores(load(trials / t / "model"), self.data, "test", calibrated=True) for t in f.trials]
+                for f in finalists}  # fmt: skip
+        if self.champion is not None:
+            test[CHAMPION] = [
+                {name: self.champion.at(name, self.data.labelled(name, "test").rows) for name in self.champion.values}
+            ]
+        if choice.winner is None or not choice.specialists:
+            return None, test
+        tasks = [task for task in self.table.tasks if task.name in choice.specialists]
+        references: dict[str, dict[str, list[Any]]] = {
+            "best specialists": {t.name: [p[t.name] for p in test[choice.specialists[t.name]]] for t in tasks}
+        }
+        if choice.same_encoder is not None:
+            references["same-encoder specialists"] = {t.name: [p[t.name] for p in test[choice.same_encoder]] for t in tasks}
+        truth, units = selection.truth_of(self.data, "test", {task.name for task in tasks})
+        verdict = judge(
+            tasks, truth, units, {t.name: [p[t.name] for p in test[choice.winner]] for t in tasks}, references,
+            constants=constants(self.data), challenger_name=_label(finalists, choice.winner), unit=self.split.unit,
+            level=self.spec.level, repeats=self.spec.repeats, seed=self.spec.seed,
+            doubts=self._doubts(finalists, choice), notes=self._notes(),
+        )  # fmt: skip
+        with atomic_file(self.folder / "verdict.json") as aside:
+            aside.write_text(json.dumps(verdict.to_dict(), indent=1), "utf-8")
+        return verdict, test
+
+    def _doubts(self, finalists: Sequence[Finalist], choice: Choice) -> dict[str, str]:
+        """Tasks about which no word is given, because a side was cut short by the budget."""
+        by_name = {f.candidate: f for f in finalists}
+        found = {}
+        for task in self.table.tasks:
+            for side in (choice.winner, choice.specialists.get(task.name)):
+                if side in by_name and task.name in by_name[side].undertrained:
+                    found[task.name] = f"{by_name[side].label} is undertrained: the budget ended before its early stop"
+        return found
+
+    def _notes(self) -> tuple[str, ...]:
+        notes = [*self.table.notes, *self.split.notes]
+        if self.champion is not None:
+            notes.append(f"{self.champion.path} must have been fitted on the train part only; this cannot be checked here")
+        return tuple(notes)
+
+    # -- the model ------------------------------------------------------------------------------------------------
+
+    def _deploy(self, finalists: Sequence[Finalist], choice: Choice, verdict: Verdict | None) -> Fitted:
+        """Write `model/`: the winner, or a committee; with everything that travels with it."""
+        trials = self.folder / "work" / "trials"
+        members = {name: load(trials / choice.trials[name] / "model") for name in dict.fromkeys(choice.answers.values())}
+        if len(members) == 1:
+            (model,) = members.values()
+        else:
+            model = Committee(self.table.tasks, self.data.columns, members, choice.answers)
+        model.tasks = self.table.tasks
+        model.record = {
+            **(model.record if len(members) == 1 else {}),
+            "study": self.spec.run_name,
+            "recommended": choice.recommended,
+            "answers": choice.answers,
+            "hashes": {"data": self.data_hash, "code": code_hash(), "tasks": leakage.lineage(self.table)},
+            "versions": {"pluribus": pluribus.__version__, "python": platform.python_version()},
+            "reliability": self._reliability(finalists, choice),
+            "metrics": None if verdict is None else verdict.to_dict()["comparisons"][0]["tasks"],
+        }
+        model.save(self.folder / "model")
+        return model
+
+    def _reliability(self, finalists: Sequence[Finalist], choice: Choice) -> dict[str, Any]:
+        """Binary task → reliability table of the answering model's validation predictions (cross-fitted calibration)."""
+        by_name = {f.candidate: f for f in finalists}
+        found = {}
+        for task in self.table.tasks:
+            if task.kind != "binary":
+                continue
+            f = by_name[choice.answers[task.name]]
+            p = f.valid[int(np.argmax(f.rules))][task.name]
+            cells = self.learnable.labelled(task.name, "valid")
+            table = calibration.reliability(p, cells.values, cells.weight)
+            found[task.name] = [vars(row) for row in table]
+        return found
+
+    # -- files ----------------------------------------------------------------------------------------------------
+
+    def _claim(self) -> None:
+        """Take the run's folder, or refuse it where another configuration holds it."""
+        import yaml
+
+        mine = specs.configuration_hash(self.spec, self.data_hash)
+        path = self.folder / "study.yaml"
+        if path.is_file():
+            held = read_yaml(path)
+            if not isinstance(held, dict) or held.get("configuration") != mine:
+                raise BadInput(
+                    "holds a run with other settings or data", where=str(self.folder), remedy="choose another --name"
+                )
+            return
+        if self.folder.exists() and any(self.folder.iterdir()):
+            raise BadInput("exists and is not a run", where=str(self.folder), remedy="choose another --name")
+        resolved = {
+            **self.spec.model_dump(),
+            "targets": [{**_spec_of(task)} for task in self.table.tasks],
+            "split": self.table.split,
+            "configuration": mine,
+        }
+        with atomic_file(path) as aside:
+            aside.write_text(yaml.safe_dump(resolved, sort_keys=False, allow_unicode=True), "utf-8")
+
+    def _finished(self) -> StudyResult | None:
+        if not (self.folder / "report.json").is_file():
+            return None
+        return open_run(self.folder)
+
+    def clean(self) -> None:
+        """Remove the intermediate files (prepared table, trials); the results stay, and the run cannot be resumed."""
+        shutil.rmtree(self.folder / "work", ignore_errors=True)
+
+
+def open_run(folder: str | Path) -> StudyResult:
+    """A finished run from its folder."""
+    folder = Path(folder)
+    if not (folder / "report.json").is_file():
+        raise BadInput("holds no finished study", where=str(folder), remedy="run `pluribus study` first")
+    verdict = folder / "verdict.json"
+    return StudyResult(
+        folder,
+        read_json(folder / "choice.json"),
+        Verdict.from_dict(read_json(verdict)) if verdict.is_file() else None,
+    )
+
+
+def code_hash() -> str:
+    """SHA-256 over the package's own sources."""
+    root = Path(pluribus.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def scores_on_test(study: Study, test: dict[str, list[Predictions]]) -> dict[str, list[dict[str, dict[str, float]]]]:
+    """Candidate → seed → task → metric → value on the test part."""
+    data = study.data
+    return {
+        name: [
+            {t.name: {m.name: score(t, m.name, p[t.name], data, "test") for m in t.metrics} for t in data.tasks if t.name in p}
+            for p in seeds
+        ]
+        for name, seeds in test.items()
+    }
+
+
+def _label(finalists: Sequence[Finalist], name: str) -> str:
+    return next(f.label for f in finalists if f.candidate == name)
+
+
+def _spec_of(task: Task) -> dict[str, Any]:
+    """A task as a `TaskSpec` mapping."""
+    return {
+        "name": task.name, "kind": task.kind, "classes": list(task.classes), "metrics": [m.name for m in task.metrics],
+        "weight": task.weight, "role": task.role, "absent": task.absent, "after": list(task.after),
+        "tolerance": task.tolerance,
+    }  # fmt: skip
+
+
+def _ordinal(n: int) -> str:
+    suffix = "th" if 10 <= n % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
+    return f"{n}{suffix}"
+
+

@@ -1,0 +1,173 @@
+"""What a finished study writes for programs: `results.parquet` (one row a method, seed, task and metric) and `report.json`,
+from which the report is drawn and can be drawn again."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from pluribus.data import leakage
+from pluribus.data.leakage import Finding
+from pluribus.data.table import HOLES
+from pluribus.evaluation.verdict import Verdict
+from pluribus.files import atomic_file, read_json
+from pluribus.modeling import Fitted
+from pluribus.study.plan import Plan
+from pluribus.study.selection import CHAMPION, Choice, Finalist
+from pluribus.study.trial import Predictions, plain
+
+if TYPE_CHECKING:
+    from pluribus.study.study import Study
+
+SCHEMA_VERSION = 1
+SELECTION = "best mean skill on validation"
+HOLE_ROWS = 160
+"""Rows of the table that the report's picture of the holes shows."""
+
+
+def write_results(
+    folder: Path, study: Study, finalists: Sequence[Finalist], test: dict[str, list[Predictions]]
+) -> None:
+    """`results.parquet`: test figures of every method, with the ledger's columns."""
+    import pandas as pd
+
+    from pluribus.study.study import scores_on_test
+
+    rows = []
+    scores = scores_on_test(study, test)
+    for name, seeds in scores.items():
+        f = next((f for f in finalists if f.candidate == name), None)
+        for i, each in enumerate(seeds):
+            seconds = None if f is None else read_json(folder / "work" / "trials" / f.trials[i] / "result.json")["seconds"]
+            for task in study.table.tasks:
+                for m in task.metrics:
+                    if task.name in each:
+                        rows.append({
+                            "method": name, "seed": 0 if f is None else f.seeds[i], "task": task.name, "metric": m.name,
+                            "value": each[task.name][m.name], "direction": m.direction, "selection": SELECTION,
+                            "seconds": seconds, "memory": None, "main": m.name == task.main_metric.name,
+                        })  # fmt: skip
+    frame = pd.DataFrame(rows).astype({"seconds": "float64", "memory": "float64"})
+    with atomic_file(folder / "results.parquet") as aside:
+        frame.to_parquet(aside, index=False)
+
+
+def write_summary(
+    folder: Path,
+    study: Study,
+    planned: Plan,
+    finalists: Sequence[Finalist],
+    failed: dict[str, str],
+    choice: Choice,
+    verdict: Verdict | None,
+    test: dict[str, list[Predictions]],
+    model: Fitted,
+    findings: Sequence[Finding],
+    openings: int,
+    *,
+    seconds: float,
+) -> None:
+    """`report.json`: everything the report says, as plain JSON."""
+    from pluribus.study.study import scores_on_test
+
+    table, split = study.table, study.split
+    results = {f.candidate: [read_json(folder / "work" / "trials" / t / "result.json") for t in f.trials] for f in finalists}
+    summary = {
+        "schema_version": SCHEMA_VERSION,
+        "name": study.spec.run_name,
+        "headline": headline(choice, verdict),
+        "choice": choice.to_dict(),
+        "verdict": None if verdict is None else verdict.to_dict(),
+        "tasks": [
+            {
+                **task.to_dict(),
+                "cells": {
+                    part: {
+                        hole: int(n)
+                        for hole, n in zip(HOLES, np.bincount(table.hole_codes[task.name][rows], minlength=len(HOLES)))
+                    }
+                    for part, rows in split.parts.items()
+                },
+            }
+            for task in table.tasks
+        ],
+        "parts": {part: len(rows) for part, rows in split.parts.items()},
+        "split": table.split,
+        "unit": split.unit,
+        "units": {part: len(np.unique(split.units[rows])) for part, rows in split.parts.items()},
+        "notes": [*table.notes, *split.notes, *([study._notes()[-1]] if study.champion is not None else [])],
+        "warnings": [finding.to_dict() for finding in findings],
+        "labelled_at_random": leakage.labelled_at_random(table, study.learnable, seed=study.spec.seed),
+        "holes": _hole_map(study),
+        "candidates": {
+            f.candidate: {
+                "label": f.label,
+                "per_task": f.per_task,
+                "encoder": f.encoder,
+                "settings": f.settings,
+                "seeds": list(f.seeds),
+                "rules": list(f.rules),
+                "undertrained": sorted(f.undertrained),
+                "curves": [r["curves"] for r in results[f.candidate]],
+                "seconds": [r["seconds"] for r in results[f.candidate]],
+                "costs": results[f.candidate][int(np.argmax(f.rules))]["costs"],
+                "valid": [r["scores"] for r in results[f.candidate]],
+            }
+            for f in finalists
+        },
+        "test": scores_on_test(study, test),
+        "champion": study.spec.champion,
+        "costs": {"model": model.costs().to_dict(), "specialists": specialists_costs(choice, results, table.names)},
+        "reliability": model.record["reliability"],
+        "hashes": model.record["hashes"],
+        "versions": model.record["versions"],
+        "openings": openings,
+        "plan": planned.text(),
+        "left_out": planned.left_out,
+        "failed": failed,
+        "settings": study.spec.model_dump(),
+        "seconds": seconds,
+    }
+    with atomic_file(folder / "report.json") as aside:
+        aside.write_text(json.dumps(plain(summary), allow_nan=False), "utf-8")
+
+
+def headline(choice: Choice, verdict: Verdict | None) -> str:
+    """The one sentence at the top, made of the words of the verdict and of the choice."""
+    if verdict is None:
+        return f"No verdict: {choice.reason}."
+    advice = {
+        "one model": "Recommended: the one model",
+        "committee": "Recommended: a committee of the one model and specialists",
+        "specialists": "Recommended: keep your specialists",
+    }[choice.recommended]
+    return f"{verdict.headline.rstrip('.')}. {advice} ({choice.reason})."
+
+
+def specialists_costs(choice: Choice, results: dict[str, list[dict[str, Any]]], names: Sequence[str]) -> dict[str, Any] | None:
+    """What the T reference specialists cost together; a candidate that fits all T counts by its share of tasks."""
+    used = [choice.specialists[name] for name in names if choice.specialists.get(name, CHAMPION) in results]
+    if len(used) < len(names):
+        return None
+    total = {"parameters": 0.0, "flops_per_row": 0.0, "bytes": 0.0, "train_seconds": 0.0}
+    time_per_row = 0.0
+    for name in set(used):
+        costs = min(results[name], key=lambda r: r["seed"])["costs"]
+        share = used.count(name) / len(names)
+        for key in total:
+            total[key] += share * costs[key]
+        time_per_row += share / costs["rows_per_second"] if costs["rows_per_second"] else math.nan
+    return {**total, "rows_per_second": 1 / time_per_row if time_per_row > 0 else None}
+
+
+def _hole_map(study: Study) -> dict[str, Any]:
+    """Hole codes of evenly spaced rows, in the order of time where there is one, else of the table."""
+    table = study.table
+    order = np.argsort(study.split.units, kind="stable") if study.split.unit == "day" else np.arange(table.n_rows)
+    rows = order[np.linspace(0, table.n_rows - 1, min(HOLE_ROWS, table.n_rows)).astype(int)]
+    return {"words": list(HOLES), "codes": {name: table.hole_codes[name][rows].tolist() for name in table.names}}

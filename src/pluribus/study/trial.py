@@ -1,0 +1,176 @@
+"""One trial: configuration in, a folder out; a pure function that runs in a worker process of its own.
+
+The folder appears whole or not at all: `result.json`, `valid.npz` (predictions on the valid part, calibrated by fits that did not
+see the row), and for finals `model/`. A finished trial is one whose folder is there; that is the study's journal.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import time
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pluribus.data.prepared import Prepared
+from pluribus.errors import BadInput
+from pluribus.evaluation import calibration, metrics
+from pluribus.evaluation.skill import skill
+from pluribus.files import atomic_folder, read_json
+from pluribus.modeling import Budget, Fitted
+from pluribus.study.plan import Trial, make, screening_part
+from pluribus.tasks import Task
+
+Predictions = dict[str, NDArray[np.float64]]
+
+
+def run_trial(prepared: str, trials: str, trial: Trial, screening_seed: int) -> dict[str, Any]:
+    """Fit and judge on the valid part. A diverged or refused fit is a failed trial, with the reason, not an exception."""
+    import torch
+
+    torch.set_num_threads(1)
+    data = Prepared.load(prepared, mmap=True)
+    began = time.monotonic()
+    result: dict[str, Any] = {"trial": trial.id, **vars(trial)}
+    with atomic_folder(Path(trials) / trial.id) as aside:
+        try:
+            part = screening_part(data, screening_seed) if trial.phase == "screen" else data
+            fitted = make(trial.candidate, trial.settings).fit(part, Budget(trial.seconds), trial.seed)
+            predictions = calibrate(fitted, data)
+            scores = valid_scores(data, predictions)
+            np.savez(aside / "valid.npz", **predictions)  # type: ignore[arg-type]
+            result |= {
+                "status": "done", "scores": scores, "rule": rule(data, predictions), "curves": fitted.record.get("curves", {}),
+                "undertrained": fitted.record.get("undertrained", []),
+                "seconds": fitted.record.get("seconds", time.monotonic() - began),
+            }  # fmt: skip
+            if trial.phase == "final":
+                fitted.save(aside / "model")
+                result["costs"] = fitted.costs().to_dict()
+        except (BadInput, ArithmeticError, MemoryError) as error:
+            result |= {"status": "failed", "error": str(error), "seconds": time.monotonic() - began}
+        (aside / "result.json").write_text(json.dumps(plain(result), allow_nan=False), "utf-8")
+    return result
+
+
+def finished(trials: Path, trial: Trial) -> dict[str, Any] | None:
+    """The result of a trial that is done already, or None."""
+    path = trials / trial.id / "result.json"
+    if not path.is_file():
+        return None
+    found: dict[str, Any] = read_json(path)
+    return found
+
+
+def valid_predictions(trials: Path, trial_id: str) -> Predictions:
+    """The predictions of a finished trial on the labelled cells of the valid part."""
+    with np.load(trials / trial_id / "valid.npz", allow_pickle=False) as held:
+        return {name: held[name] for name in held.files}
+
+
+def calibrate(fitted: Fitted, data: Prepared) -> Predictions:
+    """Predictions at each task's labelled valid cells; binary tasks are calibrated where Platt's scaling lowers the
+    cross-fitted logloss, and get the threshold with the best F1. Platt keeps the ranking, so rank metrics do not move."""
+    found = cell_scores(fitted, data, "valid")
+    for task in data.tasks:
+        cells, p = data.labelled(task.name, "valid"), found[task.name]
+        if task.kind == "binary" and len(cells) and min(cells.values.sum(), len(cells) - cells.values.sum()) >= 20:
+            units = data.units[cells.rows]
+            if len(np.unique(units)) >= 5:
+                best = calibration.choose(p, cells.values, cells.weight, methods=("none", "platt"), units=units)
+                if best.method != "none":
+                    fitted.calibration[task.name] = best.calibrator.to_dict()
+                    p = best.held_out
+        if task.kind == "binary" and len(cells):
+            fitted.thresholds[task.name] = best_threshold(p, cells.values)
+        found[task.name] = p
+    return found
+
+
+def cell_scores(fitted: Fitted, data: Prepared, part: str, *, calibrated: bool = False) -> Predictions:
+    """Predictions at each task's labelled cells of a part. Where most rows have most labels every row is run once for all
+    tasks; where cells are few (long layout), once for each task that labels it."""
+    predict = fitted.calibrated if calibrated else fitted.scores
+    names = [task.name for task in fitted.tasks]
+    rows = {name: data.labelled(name, part).rows for name in names}
+    union = np.unique(np.concatenate(list(rows.values())))
+    if sum(map(len, rows.values())) < 0.3 * len(union) * len(names):
+        return {name: predict(data, rows[name], [name])[name] for name in names}
+    whole = predict(data, union, names)
+    return {name: whole[name][np.searchsorted(union, rows[name])] for name in names}
+
+
+def best_threshold(p: NDArray[np.float64], y: NDArray[np.float64]) -> float:
+    """The threshold on P(positive) with the best F1 (0.5 where there is no positive)."""
+    order = np.argsort(-p, kind="stable")
+    hits = np.cumsum(y[order])
+    if not hits[-1]:
+        return 0.5
+    last_of_ties = np.append(p[order][1:] != p[order][:-1], True)
+    f1 = np.where(last_of_ties, 2 * hits / (np.arange(1, len(p) + 1) + hits[-1]), -1.0)
+    return float(p[order][f1.argmax()])
+
+
+def constants(data: Prepared) -> dict[str, float | NDArray[np.float64]]:
+    """Task → the best constant prediction for its main metric, from its training labels."""
+    found = {}
+    for task in data.tasks:
+        train = data.labelled(task.name, "train")
+        found[task.name] = metrics.constant(task.main_metric.name, train.values, classes=columns(task), weight=train.weight)
+    return found
+
+
+def columns(task: Task) -> int:
+    """Columns of a task's prediction: C for P(class), 0 for one number."""
+    return len(task.classes) if task.classes and task.kind != "binary" else 0
+
+
+def score(task: Task, name: str, p: NDArray[np.float64], data: Prepared, part: str = "valid") -> float:
+    """One metric of one task on one part."""
+    cells = data.labelled(task.name, part)
+    groups = data.units[cells.rows] if name in ("gauc", "uauc") else None
+    return float(metrics.compute(name, p, cells.values, cells.weight, groups=groups))
+
+
+def valid_scores(data: Prepared, predictions: Predictions) -> dict[str, dict[str, float]]:
+    """Task → metric → value on the valid part."""
+    return {
+        task.name: {m.name: score(task, m.name, predictions[task.name], data) for m in task.metrics} for task in data.tasks
+    }
+
+
+def skills(data: Prepared, predictions: Predictions) -> dict[str, float]:
+    """Task → skill of its main metric over the constant predictor on the valid part."""
+    best = constants(data)
+    found = {}
+    for task in data.tasks:
+        if task.name not in predictions:
+            continue
+        cells, name = data.labelled(task.name, "valid"), task.main_metric.name
+        groups = data.units[cells.rows] if name in ("gauc", "uauc") else None
+        reference = metrics.of_constant(name, best[task.name], cells.values, cells.weight, groups)
+        found[task.name] = skill(task.main_metric, score(task, name, predictions[task.name], data), reference)
+    return found
+
+
+def rule(data: Prepared, predictions: Predictions) -> float:
+    """Mean skill over the main tasks on the valid part: what configurations and roads are chosen by."""
+    each = skills(data, predictions)
+    known = [each[task.name] for task in data.tasks if task.role == "main" and math.isfinite(each[task.name])]
+    return sum(known) / len(known) if known else -math.inf
+
+
+def plain(value: Any) -> Any:
+    """Plain JSON values: NumPy numbers become Python's, NaN and infinity None."""
+    if isinstance(value, dict):
+        return {key: plain(item) for key, item in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [plain(item) for item in value]
+    if isinstance(value, np.generic):
+        value = value.item()
+    if isinstance(value, float) and not math.isfinite(value):
+        return None
+    return value
