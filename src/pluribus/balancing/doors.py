@@ -25,8 +25,10 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from pluribus.balancing import gram as engine
+from pluribus.balancing import grouped
 from pluribus.balancing.balancer import Balancer
-from pluribus.balancing.graph import gradients
+from pluribus.balancing.graph import gradients, leaves
+from pluribus.balancing.layers import gram_of, real
 from pluribus.balancing.processes import Processes, sharded, union
 from pluribus.balancing.torchjd import as_balancer
 from pluribus.errors import BadInput, NonFinite, unknown
@@ -219,7 +221,7 @@ def _known(heard: Heard, z: tuple[Tensor, ...], w: Tensor, extra: Tensor | None)
         return _plus(total, extra)
     seed = engine.seed_of(z)
     c = gradients(((w - 1).to(vector.dtype) * vector).sum(), z, seed=total.new_tensor(seed))
-    return join(_plus(total, extra), {f: engine.real(g) / seed for f, g in zip(z, c) if g is not None})
+    return join(_plus(total, extra), {f: real(g) / seed for f, g in zip(z, c) if g is not None})
 
 
 def _measured(
@@ -230,7 +232,7 @@ def _measured(
     if source == "last":
         parameters = engine.last_layer(z, last)
         _whole(parameters, "last")
-        local = engine.gram_of(engine.pull(z, passes.rows, parameters)) if heard.tensors else heard.values.new_zeros(0, 0)
+        local = gram_of(engine.pull(z, passes.rows, parameters)) if heard.tensors else heard.values.new_zeros(0, 0)
     else:
         local = passes.gram() if heard.tensors else heard.values.new_zeros(0, 0)
     G = heard.widen(local)
@@ -258,12 +260,369 @@ def _measured(
     return join(_plus(vector.detach().sum(), extra), {**dict(zip(z, at_z)), **passes.heads})
 
 
+def backward(
+    losses: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]],
+    balancer: Any,
+    *,
+    shared: nn.Module | Iterable[Tensor] | None = None,
+    features: Features | Sequence[Features] | None = None,
+    closure: Any = None,
+    gram: Literal["auto", "features", "last", "full", "grouped"] = "auto",
+    cells: Mapping[str, Tensor] | None = None,
+    last: nn.Module | Iterable[Tensor] | None = None,
+    every: int = 1,
+    rows: float = 1.0,
+    extra: Tensor | None = None,
+    scale: float = 1.0,
+    on_nonfinite: OnNonFinite = "raise",
+    processes: Processes | None = None,
+) -> Step:
+    """Write balanced gradients into ``.grad`` (added to what is there): shared part balanced, heads plain; say how.
+
+    losses: task → scalar loss; for a balancer with ``batches = 3`` (MoDo, SDMGrad) a sequence of three such mappings, of
+        independent batches with the same tasks (`features` is then a sequence of three, too).
+    shared: the shared parameters, or the module that holds them; default: every leaf below `features`.
+        Each must be reached by every loss present.
+    features: the tensor or tuple of tensors that leave the shared part. With them the tasks' passes go through the heads
+        one by one and are batched below; without them they are batched from the losses on.
+    closure: evaluates losses again, for balancers and options that say so (FlatRegions, AutoLambda, ``rows``).
+    gram: where the Gram matrix is measured:
+        "features": ∂ℓ_t/∂z (what `combine` does); "last": the last shared layer (`last`, or found below the features);
+        "full": all shared parameters, T batched passes, exact; "grouped": all shared parameters, exact, ONE pass, where
+        `cells` says which rows belong to which task and no row to two; "auto": grouped with `cells`, else features if
+        given, else full. `Step.source` and `.why` tell what was done.
+    cells: task → the indices of its labelled rows, or a mask [B]; for "grouped".
+    every: compute weights only every so many calls and hold them in between.
+    rows: measure the (full) Gram on a share of the rows only: ``closure(rows)`` returns the losses of such a part of the
+        batch, or (losses, features). The gradient itself is that of `losses`.
+    extra: a scalar added unbalanced. scale: multiplies every gradient written (a loss scale, 1/accumulation).
+    on_nonfinite, processes: as in `combine`. The gradients of "full" and "grouped" are the union batch's on every rank (they
+        are written here, past the hooks of DistributedDataParallel); "features" and "last" end in an ordinary backward.
+
+    Returns the `Step`, which is also in ``balancer.last``.
+    """
+    judge = as_balancer(balancer)
+    _serves(judge, "backward")
+    team = processes or Processes.running()
+    if "closure" in judge.needs or rows != 1:
+        if closure is None:
+            what = f"{type(judge).__name__} needs a closure" if rows == 1 else f"rows={rows} needs a closure"
+            raise BadInput(what, where="closure", remedy="pass closure=, a function that evaluates the losses again")
+        if not 0 < rows <= 1:
+            raise BadInput(f"rows is {rows}", where="rows", remedy="give a share from 0 to 1")
+    if gram not in ("auto", "features", "last", "full", "grouped"):
+        raise unknown("source", gram, ("auto", "features", "last", "full", "grouped"), where="gram")
+    if judge.batches > 1:
+        return _crossed(judge, losses, shared, features, extra, scale, on_nonfinite, team)
+    heard = listen(cast(Mapping[str, Tensor], losses), on_nonfinite, team)
+    if heard.bad:
+        judge.last = Step(heard.present, heard.values, skipped=True)
+        return cast(Step, judge.last)
+    z = _features(cast(Features | None, features), heard)
+    names = _names_of(shared)
+    if "closure" in judge.needs:
+        step: Step = judge.through_closure(Problem(heard, z, _shared(shared, z), names, closure, extra, scale))  # type: ignore[attr-defined]
+        judge.last = step
+        return step
+    held = _held(judge, heard, every)
+    source, why = _choose(judge, gram, z, cells, rows)
+    if held is not None or source == "losses" or rows != 1:
+        step = held or Step(heard.present, heard.values, source=source, why=why)
+        if held is None and source == "losses":
+            step.weights = _weigh(judge, heard, None)
+        elif held is None:
+            step.gram = _on_a_part(heard, closure, rows, shared, team)
+            step.weights = _weigh(judge, heard, step.gram)
+            step.source, step.why = "full", f"measured on a share {rows:g} of the rows"
+        _write_known(heard, z, shared, cast(Tensor, step.weights), extra, scale)
+    elif source in ("features", "last"):
+        if not z:
+            raise BadInput(f"gram={source!r} needs features", where="features", remedy="pass features=z, or gram='full'")
+        loss = _measured(judge, heard, z, extra, source, last)
+        step = judge.last
+        step.why = why
+        propagate(loss, scale)
+    else:
+        step = _exact(judge, heard, z, _shared(shared, z), names, cells, source, why, scale)
+        if extra is not None:
+            propagate(_scalar(extra), scale)
+    judge.last = step
+    return step
+
+
+@dataclass(eq=False)
+class Problem:
+    """What a balancer with a closure is handed: one checked step of `backward`."""
+
+    heard: Heard
+    features: tuple[Tensor, ...]
+    shared: list[Tensor]
+    names: dict[Tensor, str]
+    closure: Any
+    extra: Tensor | None
+    scale: float
+
+    def heads(self) -> list[Tensor]:
+        """The leaves that the losses reach and that are not shared."""
+        own = set(self.shared)
+        return [leaf for leaf in leaves(self.heard.tensors) if leaf not in own]
+
+    def losses_again(self) -> dict[str, Tensor]:
+        """The closure's losses at the parameters as they are now, for the tasks of this step."""
+        found = self.closure()
+        if not isinstance(found, Mapping) or any(task not in found for task in self.heard.tasks):
+            raise BadInput(
+                "the closure does not return the losses of all tasks present", where="closure",
+                remedy="return a mapping task: scalar loss on the same batch",
+            )  # fmt: skip
+        return {task: found[task] for task in self.heard.tasks}
+
+    def write(self, gradients: Mapping[Tensor, Tensor]) -> None:
+        """Add gradients to ``.grad``, and the extra's own."""
+        accumulate(gradients, self.scale)
+        if self.extra is not None:
+            propagate(_scalar(self.extra), self.scale)
+
+
+def _choose(
+    judge: Balancer, gram: str, z: tuple[Tensor, ...], cells: Mapping[str, Tensor] | None, rows: float
+) -> tuple[str, str]:
+    if _hears_losses(judge):
+        return "losses", "the balancer hears losses only"
+    if gram != "auto":
+        return gram, "as asked"
+    if "features" in judge.needs and z:
+        return "features", "the balancer is defined at the features"
+    if judge.signal == "jacobian":
+        return "full", "the balancer needs the Jacobian"
+    if cells is not None:
+        return "grouped", "cells say which rows are whose: exact, in one pass"
+    if z and rows == 1:
+        return "features", "features are given: T passes through the heads only"
+    return "full", "neither features nor cells are given: T passes through the shared part"
+
+
+def _shared(shared: nn.Module | Iterable[Tensor] | None, z: tuple[Tensor, ...]) -> list[Tensor]:
+    if shared is None:
+        if not z:
+            raise BadInput("it is not known which parameters are shared", where="shared", remedy="pass shared= or features=")
+        return leaves(z)
+    given: list[Tensor] = list(shared.parameters() if isinstance(shared, nn.Module) else shared)
+    if not given:
+        raise BadInput("there are no shared parameters", where="shared", remedy="pass those of the encoder")
+    for i, p in enumerate(given):
+        if not (isinstance(p, Tensor) and p.is_leaf):
+            raise BadInput(f"item {i} is not a parameter", where="shared", remedy="pass leaf tensors or a module")
+    return list(dict.fromkeys(p for p in given if p.requires_grad))
+
+
+def _names_of(shared: nn.Module | Iterable[Tensor] | None) -> dict[Tensor, str]:
+    return {p: name for name, p in shared.named_parameters()} if isinstance(shared, nn.Module) else {}
+
+
+def accumulate(gradients: Mapping[Tensor, Tensor], scale: float = 1.0) -> None:
+    """Add scale·gradient to each leaf's ``.grad``."""
+    with torch.no_grad():
+        for leaf, g in gradients.items():
+            g = g.to(leaf.dtype) if scale == 1 else (g * scale).to(leaf.dtype)
+            leaf.grad = g.clone() if leaf.grad is None else leaf.grad + g
+
+
+def _write_known(
+    heard: Heard, z: tuple[Tensor, ...], shared: nn.Module | Iterable[Tensor] | None, weights: Tensor,
+    extra: Tensor | None, scale: float,
+) -> None:  # fmt: skip
+    """Gradients for weights that are known: Σ w_t ℓ_t below, Σ ℓ_t above; without features and shared both are weighted."""
+    w = heard.mine(weights)
+    if z or shared is None or not heard.tensors:
+        loss = _known(heard, z, w, extra)
+        propagate(loss, scale)
+        return
+    own = _shared(shared, z)
+    vector = stack(heard.tensors)
+    below = gradients((w.to(vector.dtype) * vector).sum(), own)
+    heads = [leaf for leaf in leaves(heard.tensors) if leaf not in set(own)]
+    above = gradients(vector.sum(), heads) if heads else ()
+    accumulate({leaf: g for leaf, g in zip([*own, *heads], [*below, *above]) if g is not None}, scale)
+    if extra is not None:
+        propagate(_scalar(extra), scale)
+
+
+def _top(heard: Heard, z: tuple[Tensor, ...]) -> tuple[engine.Top, dict[Tensor, Tensor] | None]:
+    """Where the shared part ends, and the heads' plain gradients if they were found on the way."""
+    if not z:
+        return engine.Top.of_losses(heard.tasks, heard.tensors), None
+    passes = engine.through_heads(heard.tasks, heard.tensors, z)
+    return engine.Top(heard.tasks, list(z), passes.rows, passes.reach), passes.heads
+
+
+def _heads_plain(heard: Heard, shared: Sequence[Tensor]) -> dict[Tensor, Tensor]:
+    own = set(shared)
+    heads = [leaf for leaf in leaves(heard.tensors) if leaf not in own]
+    found = gradients(stack(heard.tensors).sum(), heads) if heads else ()
+    return {leaf: g for leaf, g in zip(heads, found) if g is not None}
+
+
+def _exact(
+    judge: Balancer, heard: Heard, z: tuple[Tensor, ...], shared: list[Tensor], names: dict[Tensor, str],
+    cells: Mapping[str, Tensor] | None, source: str, why: str, scale: float,
+) -> Step:  # fmt: skip
+    """Gradients over all shared parameters: grouped where that can be, otherwise by T passes."""
+    team = heard.team
+    _whole(shared, source)
+    if team.size > 1 and not all(team.gather(bool(heard.tensors))):
+        raise BadInput("a process has no loss in this step", where="losses", remedy="give every process a labelled row")
+    step = Step(heard.present, heard.values, source=source, why=why)
+    measured: grouped.Grouped | engine.Full | None = None
+    plain: dict[Tensor, Tensor] = {}
+    if source == "grouped" and judge.signal != "jacobian":
+        measured, plain, reason = _try_grouped(judge, heard, z, shared, names, cells)
+        if measured is None:
+            engine.once(f"the grouped Gram falls back to T passes: {reason}")
+            step.source, step.why = "full", reason
+    if isinstance(measured, grouped.Grouped):
+        step.gram = measured.gram(team) * team.share**2
+    else:
+        top, heads = _top(heard, z)
+        found = top.find(shared, names)
+        plain = _plain_rest(heard, z, shared, heads)
+        if judge.signal == "jacobian":
+            step.source = "full"
+            blocks = engine.pull(top.outputs, top.rows, shared)
+            flat = team.sum(_widen_rows(heard, torch.cat([block.flatten(1) for block in blocks], 1))) * team.share
+            d = judge.direction(flat, tasks=heard.present, losses=heard.values)
+            parts = torch.split(d, [leaf.numel() for leaf in shared])
+            _reduced(plain, team)
+            accumulate({**plain, **{leaf: part.view_as(leaf) for leaf, part in zip(shared, parts)}}, scale)
+            return step
+        measured = engine.Full.measure(top, shared, found)
+        step.gram = measured.gram(team, lambda block: _widen_rows(heard, block)) * team.share**2
+    step.weights = _weigh(judge, heard, step.gram)
+    w = step.weights if isinstance(measured, grouped.Grouped) else heard.mine(step.weights)
+    written = {**plain, **measured.mix(w)}
+    _reduced(written, team)
+    accumulate(written, scale)
+    return step
+
+
+def _reduced(gradients: dict[Tensor, Tensor], team: Processes) -> None:
+    """The union batch's gradients, in place: every rank must hold the same leaves in the same order."""
+    if team.size > 1:
+        for leaf in gradients:
+            gradients[leaf] = team.sum(gradients[leaf]) * team.share
+
+
+def _widen_rows(heard: Heard, block: Tensor) -> Tensor:
+    """Rows [t, …] of this rank's tasks as rows [T, …] of the union's, zeros elsewhere."""
+    if heard.index is None:
+        return block
+    return block.new_zeros(len(heard.present), *block.shape[1:]).index_copy(0, heard.index, block)
+
+
+def _plain_rest(
+    heard: Heard, z: tuple[Tensor, ...], shared: list[Tensor], heads: dict[Tensor, Tensor] | None
+) -> dict[Tensor, Tensor]:
+    """Plain gradients of all that is not shared; what lies below the features without being shared included."""
+    own = set(shared)
+    if heads is None or any(leaf not in own for leaf in leaves(z)):
+        return _heads_plain(heard, shared)
+    return {leaf: g for leaf, g in heads.items() if leaf not in own}
+
+
+def _try_grouped(
+    judge: Balancer, heard: Heard, z: tuple[Tensor, ...], shared: list[Tensor], names: dict[Tensor, str],
+    cells: Mapping[str, Tensor] | None,
+) -> tuple[grouped.Grouped | None, dict[Tensor, Tensor], str]:  # fmt: skip
+    """The grouped measurement, or the reason of some process why there is none."""
+    if cells is None:
+        raise BadInput(
+            "gram='grouped' needs to know which rows are whose", where="cells",
+            remedy="pass cells={task: row indices}",
+        )  # fmt: skip
+    memory = vars(judge).setdefault("_grouped_memory", {})
+    reason, measured = "", None
+    plain: dict[Tensor, Tensor] = {}
+    try:
+        known = z[0].shape[0] if z and z[0].ndim else None
+        at = grouped.cells_of(cells, heard.tasks, heard.present, known)
+        found = engine.Top.of_losses(heard.tasks, heard.tensors).find(shared, names)
+        own = set(shared)
+        heads = [leaf for leaf in leaves(heard.tensors) if leaf not in own]
+        index = [heard.present.index(task) for task in heard.tasks]
+        measured, plain = grouped.measure(heard.tensors, index, found, at, heads, memory)
+    except grouped.NotGrouped as cause:
+        reason = str(cause)
+    if heard.team.size > 1:
+        reason = next((r for r in heard.team.gather(reason) if r), "")
+    return (None, {}, reason) if reason else (measured, plain, "")
+
+
+def _on_a_part(heard: Heard, closure: Any, rows: float, shared: Any, team: Processes) -> Tensor:
+    """The full Gram of a part of the batch that the closure evaluates."""
+    found = closure(rows)
+    losses, features = found if isinstance(found, tuple) else (found, None)
+    part = listen(losses, "raise", team)
+    if part.present != heard.present:
+        raise BadInput(
+            f"the part of the batch holds the tasks {list(part.present)}, the batch {list(heard.present)}", where="closure",
+            remedy="draw the part so that every task present keeps a row",
+        )  # fmt: skip
+    z = _features(features, part)
+    own = _shared(shared, z)
+    _whole(own, "full")
+    top, _ = _top(part, z)
+    measured = engine.Full.measure(top, own, top.find(own, _names_of(shared)))
+    return measured.gram(team, lambda block: _widen_rows(part, block)) * team.share**2
+
+
+def _crossed(
+    judge: Balancer, losses: Any, shared: Any, features: Any, extra: Tensor | None, scale: float,
+    on_nonfinite: OnNonFinite, team: Processes,
+) -> Step:  # fmt: skip
+    """J₁J₂ᵀ of two batches, applied to a third."""
+    if isinstance(losses, Mapping) or len(losses) != judge.batches:
+        raise BadInput(
+            f"{type(judge).__name__} takes {judge.batches} independent batches a step", where="losses",
+            remedy=f"pass a sequence of {judge.batches} mappings task: loss",
+        )  # fmt: skip
+    each = [listen(batch, on_nonfinite, team) for batch in losses]
+    if any(heard.bad for heard in each):
+        judge.last = Step(each[-1].present, each[-1].values, skipped=True)
+        return cast(Step, judge.last)
+    if any(heard.present != each[0].present for heard in each):
+        raise BadInput("the batches hold different tasks", where="losses", remedy="keep the tasks that all of them hold")
+    zs = [_features(f, heard) for f, heard in zip(features or [None] * len(each), each)]
+    blocks = []
+    for heard, z in zip(each[:2], zs):
+        own = _shared(shared, z)
+        _whole(own, "full")
+        top, _ = _top(heard, z)
+        top.find(own, _names_of(shared))
+        blocks.append([team.sum(_widen_rows(heard, b)) * team.share for b in engine.pull(top.outputs, top.rows, own)])
+    cross = sum(real(a).flatten(1) @ real(b).flatten(1).T for a, b in zip(*blocks))
+    step = Step(each[-1].present, each[-1].values, gram=cast(Tensor, cross), source="full", why="two batches, crossed")
+    step.weights = _weigh(judge, each[-1], step.gram)
+    _write_known(each[-1], zs[-1], shared, step.weights, extra, scale)
+    judge.last = step
+    return step
+
+
 def _plus(total: Tensor, extra: Tensor | None) -> Tensor:
     if extra is None:
         return total
+    return total + _scalar(extra).to(total.device)
+
+
+def _scalar(extra: Tensor) -> Tensor:
     if not isinstance(extra, Tensor) or extra.numel() != 1:
         raise BadInput("extra is not a scalar", where="extra", remedy="add the penalties up first")
-    return total + extra.reshape(()).to(total.device)
+    return extra.reshape(())
+
+
+def propagate(loss: Tensor, scale: float) -> None:
+    """An ordinary backward from a scalar that `scale` arrives at; a scalar without a graph has nothing to give."""
+    if loss.requires_grad:
+        torch.autograd.backward(loss, torch.full_like(loss, scale))
 
 
 def _serves(judge: Balancer, door: str) -> None:

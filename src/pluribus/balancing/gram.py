@@ -14,35 +14,24 @@ Half precision: G is measured in float32; float16 passes carry a loss scale of t
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from pluribus.balancing.graph import edge, gradients, leaves
-from pluribus.balancing.processes import sharded
+from pluribus.balancing.graph import Use, edge, gradients, leaf_of, leaves, uses
+from pluribus.balancing.layers import Layer, gram_of, known_layers, real
+from pluribus.balancing.processes import Processes, sharded
 from pluribus.errors import BadInput
 
-
-def real(x: Tensor) -> Tensor:
-    """In float32 at least: half precision cannot hold a squared norm."""
-    return x if x.dtype in (torch.float32, torch.float64) else x.float()
+Found = dict[Tensor, tuple[list[Use], int]]  # shared leaf → its uses, and the tasks that reach it (bits)
 
 
 def seed_of(z: Sequence[Tensor]) -> float:
     """The scale that the passes through the heads start from: float16 would lose gradients of a mean loss."""
     return 1024.0 if any(f.dtype == torch.float16 for f in z) else 1.0
-
-
-def gram_of(blocks: Sequence[Tensor]) -> Tensor:
-    """G [T, T] of a Jacobian given in blocks [T, …]."""
-    flat = [real(block).flatten(1) for block in blocks]
-    total = flat[0] @ flat[0].T
-    for block in flat[1:]:
-        total = total.addmm(block, block.T)
-    return total
 
 
 @dataclass(eq=False)
@@ -52,6 +41,7 @@ class Passes:
 
     rows: list[Tensor]
     heads: dict[Tensor, Tensor] | None
+    reach: list[int]  # which tasks reach each feature tensor, as bits
 
     def flat(self) -> list[Tensor]:
         return [block.flatten(1) for block in self.rows]
@@ -67,7 +57,7 @@ class Passes:
 def through_heads(tasks: Sequence[str], losses: Sequence[Tensor], z: Sequence[Tensor]) -> Passes:
     """g_t = ∂ℓ_t/∂z of each task, and the heads' gradients on the way."""
     if not losses:
-        return Passes([], {})
+        return Passes([], {}, [0 for _ in z])
     seed = seed_of(z)
     below = [[] if seed != 1 else leaves([loss], above=z) for loss in losses]
     heads: dict[Tensor, Tensor] | None = {}
@@ -89,7 +79,8 @@ def through_heads(tasks: Sequence[str], losses: Sequence[Tensor], z: Sequence[Te
     for k, f in enumerate(z):
         block = torch.stack([torch.zeros_like(f) if found[k] is None else found[k] for found in kept])  # type: ignore[misc]
         rows.append(real(block) if seed == 1 else real(block) / seed)
-    return Passes(rows, heads)
+    reach = [sum(1 << t for t, found in enumerate(kept) if found[k] is not None) for k in range(len(z))]
+    return Passes(rows, heads, reach)
 
 
 def pull(outputs: Sequence[Tensor], rows: Sequence[Tensor], inputs: Sequence[Any]) -> list[Tensor]:
@@ -106,7 +97,86 @@ def pull(outputs: Sequence[Tensor], rows: Sequence[Tensor], inputs: Sequence[Any
         ]
         found = tuple(None if column[0] is None else torch.stack(column) for column in zip(*each))  # type: ignore[misc]
     T = rows[0].shape[0]
-    return [x.new_zeros(T, *x.shape) if g is None else g for g, x in zip(found, inputs)]
+    return [inputs[i].new_zeros(T, *inputs[i].shape) if g is None else g for i, g in enumerate(found)]
+
+
+@dataclass(eq=False)
+class Top:
+    """Where the shared part ends: its outputs (features, or the losses themselves) and the tasks' gradients there.
+
+    outputs: K tensors; rows: the gradients [T, *output] of the tasks at each; reach: which tasks reach each, as bits.
+    """
+
+    tasks: tuple[str, ...]
+    outputs: list[Tensor]
+    rows: list[Tensor]
+    reach: list[int]
+
+    @classmethod
+    def of_losses(cls, tasks: tuple[str, ...], losses: Sequence[Tensor]) -> Top:
+        """The losses themselves: the identity as rows, a column an output."""
+        columns = [loss.new_zeros(len(losses), *loss.shape) for loss in losses]
+        for t, column in enumerate(columns):
+            column[t] = 1
+        return cls(tasks, list(losses), columns, [1 << t for t in range(len(losses))])
+
+    def find(self, shared: Sequence[Tensor], names: dict[Tensor, str]) -> Found:
+        """Where the shared leaves are used; a leaf that some task does not reach is an error."""
+        found = uses(self.outputs, self.reach, shared)
+        for leaf, (_, bits) in found.items():
+            for t, task in enumerate(self.tasks):
+                if not bits >> t & 1:
+                    missing = sum(not other >> t & 1 for _, other in found.values())
+                    raise BadInput(
+                        f"the loss of task {task!r} does not reach {missing} of the {len(found)} shared parameters "
+                        f"(first: {names.get(leaf, f'one of shape {tuple(leaf.shape)}')})",
+                        where="shared",
+                        remedy="list only the parameters that all tasks present share",
+                    )
+        return found
+
+
+@dataclass(eq=False)
+class Full:
+    """The exact per-task gradients of the shared leaves, held as gradients at the layers' outputs."""
+
+    shared: list[Tensor]
+    layers: list[Layer]
+    deltas: list[Tensor]
+    left: list[Tensor]
+    rows: list[Tensor]
+
+    @classmethod
+    def measure(cls, top: Top, shared: Sequence[Tensor], found: Found) -> Full:
+        layers, left = known_layers(found)
+        pulled = pull(top.outputs, top.rows, [*(layer.edge for layer in layers), *left])
+        return cls(list(shared), layers, pulled[: len(layers)], list(left), pulled[len(layers) :])
+
+    @torch.no_grad()
+    def gram(self, team: Processes, widen: Callable[[Tensor], Tensor]) -> Tensor:
+        """G [T, T]; over several processes the rows are reduced layer by layer, `widen` puts them at the union's tasks."""
+        total: Tensor | None = None
+        for layer, delta in zip(self.layers, self.deltas):
+            if team.size == 1:
+                part = layer.gram(delta)
+            else:
+                part = gram_of([team.sum(widen(block)) for block in layer.jacobian(delta)])
+            total = part if total is None else total + part
+        for block in self.rows:
+            part = gram_of([block if team.size == 1 else team.sum(widen(block))])
+            total = part if total is None else total + part
+        assert total is not None
+        return total
+
+    @torch.no_grad()
+    def mix(self, w: Tensor) -> dict[Tensor, Tensor]:
+        """Σ_t w_t ∂ℓ_t/∂leaf of each shared leaf."""
+        found: dict[Tensor, Tensor] = {}
+        for layer, delta in zip(self.layers, self.deltas):
+            found.update(zip(layer.leaves, layer.gradients(torch.tensordot(w.to(delta.dtype), delta, 1))))
+        for leaf, block in zip(self.left, self.rows):
+            found[leaf] = torch.tensordot(w.to(block.dtype), block, 1)
+        return found
 
 
 def last_layer(z: Sequence[Tensor], last: nn.Module | Iterable[Tensor] | None) -> list[Tensor]:
@@ -120,7 +190,7 @@ def last_layer(z: Sequence[Tensor], last: nn.Module | Iterable[Tensor] | None) -
     queue = [edge(f)[0] for f in z]
     seen = set(queue)
     for node in queue:  # the queue grows while it is read: breadth first
-        own = [leaf for leaf in map(_leaf, (n for n, _ in node.next_functions)) if leaf is not None]
+        own = [leaf for leaf, _ in map(leaf_of, (n for n, _ in node.next_functions)) if leaf is not None]
         if any(leaf.ndim > 1 for leaf in own):
             return own
         first = first or own
@@ -131,14 +201,6 @@ def last_layer(z: Sequence[Tensor], last: nn.Module | Iterable[Tensor] | None) -
     if not first:
         raise BadInput("no parameters lie below them", where="features", remedy="pass features that a trainable layer made")
     return first
-
-
-def _leaf(node: Any) -> Tensor | None:
-    """The leaf at the end of a chain of transpositions and casts, if the chain is nothing else."""
-    while node is not None and node.name() in ("TBackward0", "ToCopyBackward0", "TransposeBackward0"):
-        node = node.next_functions[0][0]
-    variable: Tensor | None = getattr(node, "variable", None)
-    return variable
 
 
 _SAID: set[str] = set()

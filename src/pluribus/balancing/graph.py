@@ -6,6 +6,7 @@ An *edge* is (node, number of the node's output); `edge(tensor)` is where a tens
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -41,6 +42,72 @@ def leaves(tensors: Iterable[Tensor], *, above: Sequence[Tensor] = ()) -> list[T
             seen.add(below)
             stack.append(place)
     return found
+
+
+@dataclass(frozen=True)
+class Use:
+    """One use of a leaf: it enters `node` at next_functions[slot], after an odd number of transpositions or none."""
+
+    node: Any
+    slot: int
+    transposed: bool
+
+
+def uses(outputs: Sequence[Tensor], tasks: Sequence[int], wanted: Iterable[Tensor]) -> dict[Tensor, tuple[list[Use], int]]:
+    """Where each wanted leaf enters the graph of `outputs`, and which tasks reach it.
+
+    tasks: for each output a set of tasks as the bits of an integer; a leaf's set is the union over the outputs that reach it.
+    """
+    found: dict[Tensor, tuple[list[Use], int]] = {leaf: ([], 0) for leaf in wanted}
+    reach: dict[Any, int] = {}
+    for output, bits in zip(outputs, tasks):
+        if output.requires_grad:
+            node = edge(output)[0]
+            reach[node] = reach.get(node, 0) | bits
+    for node in _from_the_top(list(reach)):
+        for slot, (below, _) in enumerate(node.next_functions):
+            if below is None:
+                continue
+            reach[below] = reach.get(below, 0) | reach[node]
+            leaf, transposed = leaf_of(below)
+            if leaf is not None and leaf in found and leaf_of(node)[0] is None:
+                own, bits = found[leaf]
+                own.append(Use(node, slot, transposed))
+                found[leaf] = (own, bits | reach[node])
+    for leaf in found:  # a leaf may itself be an output
+        found[leaf] = (found[leaf][0], found[leaf][1] | reach.get(edge(leaf)[0], 0))
+    return found
+
+
+def _from_the_top(roots: list[Any]) -> list[Any]:
+    """All nodes below `roots`, each after every node that leads to it."""
+    order: list[Any] = []
+    state: set[Any] = set()
+    for root in roots:
+        if root in state:
+            continue
+        state.add(root)
+        stack = [(root, iter(root.next_functions))]
+        while stack:
+            node, rest = stack[-1]
+            for below, _ in rest:
+                if below is not None and below not in state:
+                    state.add(below)
+                    stack.append((below, iter(below.next_functions)))
+                    break
+            else:
+                order.append(node)
+                stack.pop()
+    return order[::-1]
+
+
+def leaf_of(node: Any) -> tuple[Tensor | None, bool]:
+    """The leaf at the end of a chain of transpositions and casts, if the chain is nothing else; and whether it is flipped."""
+    flips = False
+    while node is not None and node.name() in ("TBackward0", "ToCopyBackward0", "TransposeBackward0"):
+        flips ^= node.name() != "ToCopyBackward0"
+        node = node.next_functions[0][0]
+    return getattr(node, "variable", None), flips
 
 
 def gradients(loss: Tensor, inputs: Sequence[Any], *, seed: Tensor | None = None) -> tuple[Tensor | None, ...]:
