@@ -28,6 +28,7 @@ from pluribus.balancing.moco import MoCo
 from pluribus.balancing.modo import MoDo
 from pluribus.balancing.nash_mtl import NashMTL
 from pluribus.balancing.pcgrad import PCGrad
+from pluribus.balancing.processes import Processes
 from pluribus.balancing.random_loss_weighting import RandomLossWeighting
 from pluribus.balancing.sdmgrad import SDMGrad
 from pluribus.balancing.stch import STCH
@@ -61,6 +62,7 @@ __all__ = [
     "MoDo",
     "NashMTL",
     "PCGrad",
+    "Processes",
     "RandomLossWeighting",
     "SDMGrad",
     "Step",

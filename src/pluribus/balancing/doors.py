@@ -243,9 +243,12 @@ def _measured(
                 f"{type(judge).__name__} needs the Jacobian of all processes", where="combine",
                 remedy="use balancing.backward(losses, balancer, shared=…), which reduces it",
             )  # fmt: skip
-        flat = torch.cat(passes.flat(), 1)
-        d = judge.direction(flat, tasks=heard.present, losses=heard.values)
-        at_z = [part.view_as(f) for part, f in zip(torch.split(d, [f.numel() for f in z]), z)]
+        if hasattr(judge, "on_features"):  # defined on features with their batch dimension (GradDrop)
+            at_z = [judge.on_features(row, f, tasks=heard.present) for row, f in zip(passes.rows, z)]
+        else:
+            flat = torch.cat(passes.flat(), 1)
+            d = judge.direction(flat, tasks=heard.present, losses=heard.values)
+            at_z = [part.view_as(f) for part, f in zip(torch.split(d, [f.numel() for f in z]), z)]
     else:
         step.weights = _weigh(judge, heard, G)
         w = heard.mine(step.weights)
@@ -296,8 +299,9 @@ def backward(
     rows: measure the (full) Gram on a share of the rows only: ``closure(rows)`` returns the losses of such a part of the
         batch, or (losses, features). The gradient itself is that of `losses`.
     extra: a scalar added unbalanced. scale: multiplies every gradient written (a loss scale, 1/accumulation).
-    on_nonfinite, processes: as in `combine`. The gradients of "full" and "grouped" are the union batch's on every rank (they
-        are written here, past the hooks of DistributedDataParallel); "features" and "last" end in an ordinary backward.
+    on_nonfinite, processes: as in `combine`. Weights are the union batch's and the same on all ranks; the gradients written
+        are this rank's part, to be averaged or summed over ranks as after an ordinary backward. "full" and "grouped" write
+        past the hooks of DistributedDataParallel: reduce them yourself, or use `combine`.
 
     Returns the `Step`, which is also in ``balancer.last``.
     """
@@ -492,24 +496,15 @@ def _exact(
             flat = team.sum(_widen_rows(heard, torch.cat([block.flatten(1) for block in blocks], 1))) * team.share
             d = judge.direction(flat, tasks=heard.present, losses=heard.values)
             parts = torch.split(d, [leaf.numel() for leaf in shared])
-            _reduced(plain, team)
-            accumulate({**plain, **{leaf: part.view_as(leaf) for leaf, part in zip(shared, parts)}}, scale)
+            d_share = 1 / (team.size * team.share)  # every rank writes the same d: together they must give it once
+            accumulate({**plain, **{leaf: d_share * part.view_as(leaf) for leaf, part in zip(shared, parts)}}, scale)
             return step
         measured = engine.Full.measure(top, shared, found)
         step.gram = measured.gram(team, lambda block: _widen_rows(heard, block)) * team.share**2
     step.weights = _weigh(judge, heard, step.gram)
     w = step.weights if isinstance(measured, grouped.Grouped) else heard.mine(step.weights)
-    written = {**plain, **measured.mix(w)}
-    _reduced(written, team)
-    accumulate(written, scale)
+    accumulate({**plain, **measured.mix(w)}, scale)
     return step
-
-
-def _reduced(gradients: dict[Tensor, Tensor], team: Processes) -> None:
-    """The union batch's gradients, in place: every rank must hold the same leaves in the same order."""
-    if team.size > 1:
-        for leaf in gradients:
-            gradients[leaf] = team.sum(gradients[leaf]) * team.share
 
 
 def _widen_rows(heard: Heard, block: Tensor) -> Tensor:
