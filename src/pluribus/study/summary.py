@@ -171,3 +171,22 @@ def _hole_map(study: Study) -> dict[str, Any]:
     order = np.argsort(study.split.units, kind="stable") if study.split.unit == "day" else np.arange(table.n_rows)
     rows = order[np.linspace(0, table.n_rows - 1, min(HOLE_ROWS, table.n_rows)).astype(int)]
     return {"words": list(HOLES), "codes": {name: table.hole_codes[name][rows].tolist() for name in table.names}}
+
+
+def spoken(folder: Path) -> str:
+    """What the command line says at the end: the headline, a line a task, and where things are."""
+    summary = read_json(folder / "report.json")
+    lines = [summary["headline"], ""]
+    if summary["verdict"] is not None:
+        comparison = summary["verdict"]["comparisons"][0]
+        for row in comparison["tasks"]:
+            gain = row["gain"]["method"] or row["gain"]["file"]
+            low, high = gain["low"], gain["high"]
+            span = "" if low is None or high is None else f" (gain {gain['value']:+.4g}, {low:+.4g} to {high:+.4g})"
+            why = f": {row['reason']}" if row["word"] == "undecided" and row["reason"] else ""
+            lines.append(f"  {row['task']}: {row['word']} in {row['metric']}{span}{why}")
+        lines.append("")
+    lines.append(f"report  {folder / 'report.html'}")
+    lines.append(f"model   {folder / 'model'}   (pluribus predict {folder / 'model'} TABLE -o OUT.parquet)")
+    lines.append(f"the test split has been opened {summary['openings']} time(s)")
+    return "\n".join(lines)

@@ -1,0 +1,48 @@
+"""`pluribus predict`: a table in, a table of predictions out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import click
+
+from pluribus.errors import BadInput
+
+
+@click.command("predict", epilog="Example:  pluribus predict runs/loans/model new.parquet -o scores.parquet --tasks default,loss")
+@click.argument("model", type=click.Path())
+@click.argument("table", type=click.Path())
+@click.option("-o", "--output", required=True, type=click.Path(), metavar="FILE", help="A .parquet or .csv file to write.")
+@click.option("--tasks", metavar="A,B", help="Predict these tasks only.")
+def command(model: str, table: str, output: str, tasks: str | None) -> None:
+    """Predict TABLE (CSV or Parquet) with the model folder MODEL.
+
+    Row order and ids are kept. Columns: TASK (value or label), TASK__p of binary tasks, TASK__p_CLASS of the others with
+    classes.
+    """
+    suffix = Path(output).suffix
+    if suffix not in (".parquet", ".csv"):
+        raise BadInput("is neither a .parquet nor a .csv file", where=output, remedy="end the output's name in .parquet or .csv")
+    if Path(output).exists() and Path(output).samefile(table):
+        raise BadInput("would be overwritten by its own predictions", where=table, remedy="choose another output")
+    from pluribus.data.ingest import read_table
+    from pluribus.files import atomic_file
+    from pluribus.modeling import load
+
+    fitted = load(model)
+    key = fitted.columns.id
+    frame = read_table(table, text=[key] if key else [])
+    wanted = None if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
+    found = fitted.predict(frame, wanted)
+    if key is not None and key in frame.columns:
+        found.insert(0, key, frame[key].to_numpy())
+    read = {source.name for source in fitted.columns.inputs} | {key, fitted.columns.task_column}
+    extra = [name for name in frame.columns if name not in read]
+    if extra:
+        click.echo(f"note: columns that the model does not read are ignored: {', '.join(extra)}", err=True)
+    with atomic_file(output) as aside:
+        if suffix == ".parquet":
+            found.to_parquet(aside, index=False)
+        else:
+            found.to_csv(aside, index=False)
+    click.echo(f"{len(found)} rows, {len(found.columns)} columns written to {output}", err=True)

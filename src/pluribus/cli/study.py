@@ -1,0 +1,118 @@
+"""`pluribus study`: one table with several targets becomes one model, with a verdict."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import click
+
+from pluribus.errors import BadInput
+
+EXAMPLE = """Examples:
+
+\b
+  pluribus study loans.parquet --id loan --split time:opened --group customer
+      --target default --target loss:regression --metric default=gini --plan
+  pluribus study study.yaml --budget 2h
+"""
+
+
+def pairs(words: tuple[str, ...], option: str) -> dict[str, str]:
+    """`NAME=VALUE` words as a mapping; the name ends at the last '='."""
+    found = {}
+    for word in words:
+        name, equals, value = word.rpartition("=")
+        if not equals or not name or not value:
+            raise BadInput(f"{word!r} is not NAME=VALUE", where=option, remedy=f"write {option} NAME=VALUE")
+        found[name] = value
+    return found
+
+
+@click.command("study", epilog=EXAMPLE)
+@click.argument("table", type=click.Path(), metavar="TABLE|STUDY.yaml")
+@click.option("--target", "targets", multiple=True, metavar="NAME[:KIND]", help="A column to predict; repeat for each.")
+@click.option("--id", "id_", metavar="COL", help="Column kept beside predictions; distinct, never an input.")
+@click.option("--ignore", multiple=True, metavar="COL", help="Column that is no input; repeatable.")
+@click.option("--weight", metavar="COL", help="Column of row weights.")
+@click.option("--group", metavar="COL", help="Whoever must not stand in two parts; also the resampling unit.")
+@click.option("--task-column", metavar="COL", help="Long layout: the column that names each row's task.")
+@click.option("--split", metavar="SPEC", help="random | time:COL | column:COL (default: by time where there is a date).")
+@click.option("--metric", "metrics", multiple=True, metavar="TASK=METRIC", help="Main metric of a task; repeatable.")
+@click.option("--not-applicable", multiple=True, metavar="TASK=COL", help="TASK does not apply where COL is true.")
+@click.option("--delayed", multiple=True, metavar="TASK=COL", help="TASK's label is still to come where COL is true.")
+@click.option("--candidate", "candidates", multiple=True, metavar="NAME", help="Run these instead of the default ones.")
+@click.option("--balancers", metavar="NAMES|all", help="Also try these balancers on the shared bottom (a,b,…).")
+@click.option("--lgbm-params", type=click.Path(), metavar="FILE", help="YAML or JSON of LightGBM parameters.")
+@click.option("--champion", type=click.Path(), metavar="FILE", help="Your own model's predictions, as one more specialist.")
+@click.option("--budget", metavar="TIME", help="Core-seconds in all: 90s, 10m, 2h (default 10m).")
+@click.option("--seeds", type=int, help="Trainings of each finalist (default 3).")
+@click.option("--jobs", type=int, help="Trainings at a time (default: the number of cores).")
+@click.option("--allow-committee", is_flag=True, default=None, help="Allow one model plus specialists where sharing hurts.")
+@click.option("--seed", type=int, help="Seed of split and search (default 0).")
+@click.option("--name", help="Name of the run (default: the file's stem).")
+@click.option("--runs", "folder", default="runs", show_default=True, metavar="DIR", help="Where runs are kept.")
+@click.option("--plan", "plan_only", is_flag=True, help="Check, print candidates and costs, write split.parquet; stop.")
+@click.option("--json", "as_json", is_flag=True, help="Print the verdict (or the plan) as JSON.")
+def command(table: str, folder: str, jobs: int | None, plan_only: bool, as_json: bool, **options: Any) -> None:
+    """Train several roads to one model on TABLE and judge it against one model per target.
+
+    TABLE is a CSV or Parquet file, or a study file whose keys are those of `pluribus schema`. Results land in runs/NAME/:
+    report.html, results.parquet, choice.json, model/. The same call again goes on where it stopped.
+    """
+    spec = _spec(table, options)
+    from pluribus.study import Study
+
+    study = Study.from_spec(spec, folder=folder, jobs=jobs, quiet=as_json)
+    if plan_only:
+        planned = study.plan()
+        if as_json:
+            click.echo(json.dumps({"candidates": [vars(road) for road in planned.roads], "left_out": planned.left_out}))
+            return
+        for note in (*study.table.notes, *study.split.notes):
+            click.echo(note)
+        click.echo(planned.text())
+        click.echo(f"split written to {study.folder / 'split.parquet'}")
+        return
+    for note in () if as_json else (*study.table.notes, *study.split.notes):
+        click.echo(note, err=True)
+    result = study.run()
+    if as_json:
+        click.echo(json.dumps(None if result.verdict is None else result.verdict.to_dict()))
+        return
+    from pluribus.study.summary import spoken
+
+    click.echo(spoken(result.folder))
+
+
+def _spec(table: str, options: dict[str, Any]) -> Any:
+    from pluribus.files import read_yaml
+    from pluribus.study import spec as specs
+
+    given: dict[str, Any] = {key: value for key, value in options.items() if value not in (None, ())}
+    for name in ("metrics", "not_applicable", "delayed"):
+        if name in given:
+            given[name] = pairs(given[name], f"--{name.rstrip('s').replace('_', '-')}")
+    for name in ("targets", "ignore", "candidates"):
+        if name in given:
+            given[name] = list(given[name])
+    if "id_" in given:
+        given["id"] = given.pop("id_")
+    if "balancers" in given:
+        given["balancers"] = [name.strip() for name in given["balancers"].split(",") if name.strip()]
+    if "lgbm_params" in given:
+        params = read_yaml(given["lgbm_params"], what="parameter file")
+        if not isinstance(params, dict):
+            raise BadInput("holds no `name: value` lines", where=given["lgbm_params"])
+        given["lgbm_params"] = params
+    if Path(table).suffix in (".yaml", ".yml"):
+        held = specs.load(table).model_dump(exclude_unset=True)
+        return specs.parse({**held, **given}, where=table)
+    if not Path(table).exists():
+        raise BadInput("no such file", where=table, remedy="check the path")
+    if "targets" not in given:
+        raise BadInput("no target is named", where="study", remedy="add --target COLUMN for each column to predict")
+    if given.get("champion") and not Path(given["champion"]).exists():
+        raise BadInput("no such champion file", where=given["champion"], remedy="check the path")
+    return specs.parse({"table": table, **given}, where="study")
