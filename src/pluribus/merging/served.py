@@ -1,0 +1,423 @@
+"""A merge container at work inside a module: rows of different tasks in one forward.
+
+Two plans, chosen by what the parts are and checked on an example:
+    batched   one pass of the shared model over all rows. At each linear, convolution, embedding and normalisation that a task
+              changes, what the row's task adds is added to the output: y = W*x + U_t(V_t x). By task id the rows of a task go
+              through that task's factors alone, so that their bits do not depend on which other tasks the container holds; a
+              soft mixture runs all factors in two products, y = W*x + Σ_t w_t U_t(V_t x).
+    grouped   the rows of a task (or of one mixture) go through that task's weights in full: exact for any module.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Mapping, Sequence
+from contextvars import ContextVar
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+from torch.func import functional_call
+
+from pluribus.errors import BadInput, unknown
+
+if TYPE_CHECKING:
+    from pluribus.merging.container import MergeContainer
+
+
+@dataclass(frozen=True)
+class Routed:
+    """What came out: by task, its rows of the batch and their outputs, [n_t, …]. Every row appears once."""
+
+    rows: dict[str, Tensor]
+    outputs: dict[str, Tensor]
+
+    def stacked(self) -> Tensor:
+        """The outputs in the order of the batch; needs outputs of one shape."""
+        shapes = {tuple(o.shape[1:]) for o in self.outputs.values()}
+        if len(shapes) > 1:
+            raise BadInput(f"the tasks' outputs have different shapes {sorted(shapes)}", remedy="read them by task")
+        order = torch.cat(list(self.rows.values())).argsort()
+        return torch.cat(list(self.outputs.values()))[order]
+
+
+@dataclass(frozen=True)
+class _Route:
+    """Of one forward: rows in all, the rows of each task by id, and mixture weights [B, T] (None: by id)."""
+
+    size: int
+    groups: dict[str, Tensor]
+    weights: Tensor | None
+
+
+_route: ContextVar[_Route | None] = ContextVar("route", default=None)
+_Conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+
+
+class Served(nn.Module):
+    """A container in a model. The model gets the shared weights and is put into evaluation mode.
+
+    features: `(model, inputs) -> [B, d]`, what the router looks at; default: the model's own output.
+    example: inputs on which the batched plan is checked against the grouped one; without it, or where they differ by more
+        than 1e-4 of the largest output, the grouped plan is used. `plan` says which.
+    """
+
+    def __init__(
+        self,
+        container: MergeContainer,
+        model: nn.Module,
+        features: Callable[[nn.Module, Any], Tensor] | None = None,
+        example: Any = None,
+    ) -> None:
+        super().__init__()
+        self.container, self.model, self.features = container, model.eval(), features
+        own = dict(model.state_dict())
+        for name, tensor in container.shared.items():
+            if name not in own or own[name].shape != tensor.shape:
+                raise BadInput(f"the model has no tensor {name!r} of shape {tuple(tensor.shape)}", remedy="give its architecture")
+            own[name].copy_(tensor)
+        self.plan = "grouped"
+        self._hooked: list[Any] = []
+        self._free: list[str] = []
+        self._swapping = threading.Lock()  # functional_call puts weights into the module while it runs
+        if example is not None and container.tasks and self._hook():
+            self.plan = "batched"
+            if not self._agrees(example):
+                self._unhook()
+                self.plan = "grouped"
+
+    @torch.no_grad()
+    def forward(self, inputs: Any, tasks: str | Sequence[str] | None = None, weights: Tensor | None = None) -> Routed:
+        """One forward over rows of different tasks.
+
+        tasks: the task of all rows, or of each. weights: a mixture [B, T] in the order of `container.tasks` instead; a row's
+        head is that of its largest weight. Neither: the router's softmax, from a first pass of the shared model.
+        """
+        size = _rows_of(inputs)
+        known = self.container.tasks
+        if tasks is None and weights is None:
+            weights = self.route(inputs)
+        if weights is not None:
+            if tuple(weights.shape) != (size, len(known)):
+                raise BadInput(f"weights are {tuple(weights.shape)}", where="weights", remedy=f"give [{size}, {len(known)}]")
+            names = [known[i] for i in weights.argmax(1).tolist()]
+        else:
+            assert tasks is not None
+            names = [tasks] * size if isinstance(tasks, str) else list(tasks)
+            if len(names) != size:
+                raise BadInput(f"{len(names)} tasks for {size} rows", where="tasks", remedy="name one for each row")
+        groups: dict[str, Tensor] = {}
+        for task in dict.fromkeys(names):
+            if task not in known:
+                raise unknown("task", task, known, where="container")
+            groups[task] = torch.tensor([i for i, n in enumerate(names) if n == task])
+        if self.plan == "batched":
+            return self._batched(inputs, _Route(size, groups, weights))
+        return self._grouped(inputs, groups, weights)
+
+    @torch.no_grad()
+    def route(self, inputs: Any) -> Tensor:
+        """The router's mixture, [B, T]: softmax over the tasks it knows, 0 for tasks added since."""
+        router = self.container.router
+        if router is None:
+            raise BadInput("the container has no router", remedy="name each row's task, or train one")
+        seen = self.features(self.model, inputs) if self.features else _logits(_call(self.model, inputs))
+        shares = router(seen.float()).softmax(-1)
+        found = torch.zeros(len(shares), len(self.container.tasks))
+        found[:, [self.container.tasks.index(t) for t in router.tasks]] = shares
+        return found
+
+    # Grouped
+
+    def _grouped(self, inputs: Any, groups: dict[str, Tensor], weights: Tensor | None) -> Routed:
+        outputs = {}
+        for task, rows in groups.items():
+            head = self.container.heads[task]
+            if weights is None:
+                state = self.container.state(task)
+                state = {n: t for n, t in state.items() if n not in head} if _is_detached(head) else state
+                outputs[task] = self._headed(task, self._with(state, _pick(inputs, rows)))
+                continue
+            parts = []
+            each, which = torch.unique(weights[rows], dim=0, return_inverse=True)
+            for k, mix in enumerate(each):
+                mine = rows[which == k]
+                state = self.container.mixture(dict(zip(self.container.tasks, mix.tolist())))
+                state.update({} if _is_detached(head) else head)
+                parts.append((mine, self._with(state, _pick(inputs, mine))))
+            order = torch.cat([m for m, _ in parts]).argsort()
+            outputs[task] = self._headed(task, torch.cat([o for _, o in parts])[order])
+        return Routed(groups, outputs)
+
+    def _headed(self, task: str, out: Tensor) -> Tensor:
+        head = self.container.heads[task]
+        return F.linear(out, head["weight"], head.get("bias")) if _is_detached(head) else out
+
+    # Batched
+
+    def _batched(self, inputs: Any, route: _Route) -> Routed:
+        token = _route.set(route)
+        try:
+            if self._free:
+                values = {n: self._of_rows(n, route) for n in self._free}
+                out = self._with(values, inputs)
+            else:
+                out = _logits(_call(self.model, inputs))
+        finally:
+            _route.reset(token)
+        outputs = {}
+        for task, rows in route.groups.items():
+            head = self.container.heads[task]
+            mine = out[rows]
+            if head and not _is_detached(head):
+                mine = mine[..., : self._classes[task]]  # the rest is padding
+            outputs[task] = self._headed(task, mine)
+        return Routed(route.groups, outputs)
+
+    def _of_rows(self, name: str, route: _Route) -> Tensor:
+        """The rows' own values of a parameter with a leading 1, [B, …]."""
+        shared = self.container.shared[name]
+        found = shared.repeat(route.size, *[1] * (shared.dim() - 1))
+        for i, task in enumerate(self.container.tasks):
+            whole = self.container.parts[task].whole.get(name)  # type: ignore[union-attr]
+            if whole is None:
+                continue
+            if route.weights is not None:
+                found += route.weights[:, i].to(found.dtype).view(-1, *[1] * (shared.dim() - 1)) * (whole - shared)
+            elif task in route.groups:
+                found[route.groups[task]] = whole
+        return found
+
+    def _with(self, state: dict[str, Tensor], inputs: Any) -> Tensor:
+        """The model's output with other weights."""
+        with self._swapping:
+            return _logits(functional_call(self.model, state, *_arguments(inputs)))
+
+    def _agrees(self, example: Any) -> bool:
+        size = _rows_of(example)
+        known = self.container.tasks
+        mixed = [known[i % len(known)] for i in range(size)]
+        soft = torch.rand(size, len(known), generator=torch.Generator().manual_seed(0)).softmax(1)
+        for tasks, weights in ((mixed, None), (None, soft)):
+            try:
+                got = self(example, tasks, weights)
+            except (RuntimeError, BadInput):
+                return False
+            wanted = self._grouped(example, got.rows, weights)
+            for task, out in wanted.outputs.items():
+                if got.outputs[task].shape != out.shape:
+                    return False
+                if float((got.outputs[task] - out).abs().max()) > 1e-4 * max(1.0, float(out.abs().max())):
+                    return False
+        return True
+
+    def _hook(self) -> bool:
+        """Hooks on every module that a task changes; False where one cannot be served batched."""
+        from pluribus.merging.container import FactorPart
+
+        container, left = self.container, set()
+        if not all(isinstance(p, FactorPart) for p in container.parts.values()):
+            return False
+        for part in container.parts.values():
+            left |= {*part.factors, *part.whole}  # type: ignore[union-attr]
+        heads = {n for h in container.heads.values() if not _is_detached(h) for n in h}
+        self._classes: dict[str, int] = {}
+        for prefix, module in self.model.named_modules():
+            dot = f"{prefix}." if prefix else ""
+            mine = {n: dot + n for n, _ in module.named_parameters(recurse=False)}
+            if heads & set(mine.values()):
+                if not isinstance(module, nn.Linear) or not set(mine.values()) <= heads:
+                    self._unhook()
+                    return False
+                self._hooked.append(module.register_forward_hook(self._head_hook(mine)))
+                heads -= set(mine.values())
+            elif left & set(mine.values()) and isinstance(module, (nn.Linear, nn.Embedding, nn.LayerNorm, nn.GroupNorm, *_Conv)):
+                site = _Site(module, mine, container)
+                self._hooked.append(module.register_forward_hook(site))
+                left -= set(mine.values())
+            elif left & set(mine.values()):
+                # A free parameter with a leading 1 (a position, a class token): a value for each row takes its place.
+                free = [full for full in mine.values() if full in left]
+                if not all(container.shared[n].dim() >= 3 and container.shared[n].shape[0] == 1 for n in free):
+                    self._unhook()
+                    return False
+                self._free += free
+                left -= set(free)
+        if left or heads:
+            self._unhook()
+            return False
+        return True
+
+    def _unhook(self) -> None:
+        for handle in self._hooked:
+            handle.remove()
+        self._hooked = []
+
+    def _head_hook(self, names: dict[str, str]) -> Callable[..., Tensor | None]:
+        heads = self.container.heads
+        self._classes = {t: len(h[names["weight"]]) for t, h in heads.items()}
+
+        def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+            route = _route.get()
+            if route is None:
+                return None
+            x = args[0]
+            wide = x.new_zeros(*x.shape[:-1], max(self._classes[t] for t in route.groups))
+            for task, rows in route.groups.items():
+                head = heads[task]
+                wide[rows, ..., : self._classes[task]] = F.linear(
+                    x[rows], head[names["weight"]], head.get(names.get("bias", ""))
+                )
+            return wide
+
+        return hook
+
+
+class _Site:
+    """What the tasks add at one module: by task, factors of the weight, or its whole change, and the change of the bias."""
+
+    def __init__(self, module: nn.Module, names: dict[str, str], container: MergeContainer) -> None:
+        self.module = module
+        self.factors: dict[str, tuple[Tensor, Tensor]] = {}
+        self.weight: dict[str, Tensor] = {}
+        self.bias: dict[str, Tensor] = {}
+        self.order = container.tasks
+        for task, part in container.parts.items():
+            weight, bias = names.get("weight", ""), names.get("bias", "")
+            if weight in part.factors:  # type: ignore[union-attr]
+                u, v = part.factors[weight]  # type: ignore[union-attr]
+                # A table looks its rows up in U, [n, r], and goes on through V: the other way round.
+                self.factors[task] = (v.T, u.T) if isinstance(module, nn.Embedding) else (u, v)
+            if weight in part.whole:  # type: ignore[union-attr]
+                self.weight[task] = part.whole[weight] - container.shared[weight]  # type: ignore[union-attr]
+            if bias in part.whole:  # type: ignore[union-attr]
+                self.bias[task] = part.whole[bias] - container.shared[bias]  # type: ignore[union-attr]
+        if self.factors:
+            self.u = torch.cat([u for u, _ in self.factors.values()], 1)
+            self.v = torch.cat([v for _, v in self.factors.values()], 0)
+            index = [self.order.index(t) for t, (u, _) in self.factors.items() for _ in range(u.shape[1])]
+            self.owner = torch.tensor(index, dtype=torch.long)
+
+    def __call__(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
+        route = _route.get()
+        if route is None:
+            return None
+        x = args[0]
+        if x.shape[0] == 1 and route.size > 1:  # one row for all, such as position ids
+            x = x.expand(route.size, *x.shape[1:])
+            out = out.expand(route.size, *out.shape[1:])
+        if x.shape[0] % route.size:
+            raise RuntimeError(f"{type(module).__name__} sees {x.shape[0]} rows, the batch has {route.size}")
+        times = x.shape[0] // route.size  # windows or patches folded into the batch, a row's own side by side
+        if route.weights is not None:
+            return out + self._mixed(x, route.weights.to(out.dtype).repeat_interleave(times, 0))
+        out = out.clone()
+        for task, rows in route.groups.items():
+            if task in self.factors or task in self.weight or task in self.bias:
+                if times > 1:
+                    rows = (rows[:, None] * times + torch.arange(times)).flatten()
+                out[rows] += self._one(task, x[rows])
+        return out
+
+    def _one(self, task: str, x: Tensor) -> Tensor:
+        total: Tensor | float = 0.0
+        if task in self.factors:
+            total = self._up(self._down(x, self.factors[task][1]), self.factors[task][0])
+        if task in self.weight:
+            total = total + self._whole(x, self.weight[task])
+        if task in self.bias:
+            total = total + self._across(self.bias[task], x.dim())
+        assert isinstance(total, Tensor)
+        return total
+
+    def _mixed(self, x: Tensor, w: Tensor) -> Tensor:
+        total: Tensor | float = 0.0
+        if self.factors:
+            z = self._down(x, self.v)
+            share = w[:, self.owner]
+            middle = z.dim() - 2
+            z = z * (
+                share.view(len(w), -1, *[1] * middle)
+                if isinstance(self.module, _Conv)
+                else share.view(len(w), *[1] * middle, -1)
+            )
+            total = self._up(z, self.u)
+        for task in self.order:
+            if task in self.weight or task in self.bias:
+                mine = w[:, self.order.index(task)]
+                part: Tensor | float = 0.0
+                if task in self.weight:
+                    part = self._whole(x, self.weight[task])
+                if task in self.bias:
+                    part = part + self._across(self.bias[task], x.dim())
+                assert isinstance(part, Tensor)
+                total = total + mine.view(-1, *[1] * (part.dim() - 1)) * part
+        assert isinstance(total, Tensor)
+        return total
+
+    def _across(self, bias: Tensor, dim: int) -> Tensor:
+        """A change of the bias, shaped to be added to outputs of `dim` dimensions."""
+        if isinstance(self.module, (*_Conv, nn.GroupNorm)):
+            return bias.view(1, -1, *[1] * (dim - 2))
+        return bias.view(*[1] * (dim - bias.dim()), *bias.shape)
+
+    def _down(self, x: Tensor, v: Tensor) -> Tensor:
+        if isinstance(self.module, nn.Embedding):
+            return F.embedding(x, v.T)
+        if isinstance(self.module, _Conv):
+            return self._convolved(x, v.view(len(v), *self.module.weight.shape[1:]))
+        return F.linear(x, v)
+
+    def _up(self, z: Tensor, u: Tensor) -> Tensor:
+        if isinstance(self.module, _Conv):
+            return F.linear(z.movedim(1, -1), u).movedim(-1, 1)
+        return F.linear(z, u)
+
+    def _convolved(self, x: Tensor, kernel: Tensor) -> Tensor:
+        found: Tensor = self.module._conv_forward(x, kernel, None)  # type: ignore[operator]
+        return found
+
+    def _whole(self, x: Tensor, change: Tensor) -> Tensor:
+        m = self.module
+        if isinstance(m, nn.Embedding):
+            return F.embedding(x, change)
+        if isinstance(m, nn.LayerNorm):
+            return F.layer_norm(x, m.normalized_shape, None, None, m.eps) * change
+        if isinstance(m, nn.GroupNorm):
+            return F.group_norm(x, m.num_groups, None, None, m.eps) * self._across(change, x.dim())
+        if isinstance(m, _Conv):
+            return self._convolved(x, change)
+        return F.linear(x, change)
+
+
+def _is_detached(head: Mapping[str, Tensor]) -> bool:
+    """A head that is a linear map after the model ("weight", "bias") and not a part of it."""
+    return "weight" in head and set(head) <= {"weight", "bias"}
+
+
+def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    return ((), dict(inputs)) if isinstance(inputs, Mapping) else ((inputs,), {})
+
+
+def _call(model: nn.Module, inputs: Any) -> Any:
+    args, keywords = _arguments(inputs)
+    return model(*args, **keywords)
+
+
+def _logits(out: Any) -> Tensor:
+    found = getattr(out, "logits", out)
+    if not isinstance(found, Tensor):
+        remedy = "give a module whose output is a tensor or has .logits"
+        raise BadInput(f"the model's output is {type(found).__name__}", remedy=remedy)
+    return found
+
+
+def _rows_of(inputs: Any) -> int:
+    first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
+    return len(first)
+
+
+def _pick(inputs: Any, rows: Tensor) -> Any:
+    return {k: v[rows] for k, v in inputs.items()} if isinstance(inputs, Mapping) else inputs[rows]
