@@ -11,12 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pluribus.balancing import (
+    DBMTL,
     IMTLG,
     MGDA,
     AlignedMTL,
     CAGrad,
     ConFIG,
-    DBMTL,
     DualProj,
     EqualWeighting,
     FairGrad,
@@ -234,7 +234,9 @@ def test_one_task_is_its_own_gradient(balancer):
     torch.testing.assert_close(d, factor * g[0], rtol=1e-6, atol=0)
 
 
-@pytest.mark.parametrize("balancer", [MGDA(), UPGrad(), DualProj(), PCGrad(), CAGrad(), ConFIG(), IMTLG(), AlignedMTL()], ids=repr)
+@pytest.mark.parametrize(
+    "balancer", [MGDA(), UPGrad(), DualProj(), PCGrad(), CAGrad(), ConFIG(), IMTLG(), AlignedMTL()], ids=repr
+)
 def test_an_antiparallel_pair_cancels(balancer):
     g = torch.tensor([1.0, -2.0, 0.5], dtype=torch.float64)
     assert float(call(balancer, torch.stack((g, -g))).norm()) < 1e-6
