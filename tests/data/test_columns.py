@@ -181,7 +181,7 @@ def test_damage_is_named(tmp_path: Path) -> None:
     whole = file.read_bytes()
     for length in range(0, len(whole), 97):
         file.write_bytes(whole[:length])
-        with pytest.raises(BadInput, match="columns.safetensors"):
+        with pytest.raises(BadInput, match=r"columns\.safetensors"):
             FittedColumns.read(tmp_path, manifest)
     file.write_bytes(whole)
     with pytest.raises(BadInput, match="of shape"):

@@ -81,8 +81,8 @@ def test_inputs_are_what_has_no_role() -> None:
 def test_holes_have_kinds() -> None:
     """Missing by default; not applicable below a parent that is 0 or where a column says so; delayed where a column says so."""
     data = frame(
-        click=[1, 0, 1, 0] * 30, buy=[1.0, 1.0, np.nan, np.nan] * 30, spend=[1.5, 2.0, np.nan, 3.0] * 30, diverted=[0, 1, 0, 0] * 30,
-        late=[0, 0, 0, 1] * 30,
+        click=[1, 0, 1, 0] * 30, buy=[1.0, 1.0, np.nan, np.nan] * 30, spend=[1.5, 2.0, np.nan, 3.0] * 30,
+        diverted=[0, 1, 0, 0] * 30, late=[0, 0, 0, 1] * 30,
     )  # fmt: skip
     data.loc[0, ["buy", "spend"]] = 0
     tasks = ["click", Task("buy", "binary", after="click"), Task("spend", "regression")]
@@ -143,18 +143,21 @@ ODD = {
     "infinite input": (lambda: Table(frame(z=[np.inf] + [0.0] * (N - 1)), ["bought"]), "column 'z'.*infinite number in row 1"),
     "infinite target": (lambda: Table(frame(z=[0.0] * (N - 1) + [-np.inf]), ["z:regression"]), "infinite number in row 120"),
     "time is no date": (
-        lambda: Table(frame(t=["2020-01-01"] * (N - 1) + ["soon"]), ["bought"], split="time:t"), "'soon' in row 120 is not a date",
+        lambda: Table(frame(t=["2020-01-01"] * (N - 1) + ["soon"]), ["bought"], split="time:t"),
+        "'soon' in row 120 is not a date",
     ),
     "date that does not parse": (
         lambda: Table(frame(t=["2020-01-01"] * (N - 1) + ["2020-13-45"]), ["bought"]), "'2020-13-45' in row 120 is not a date",
     ),
     "time is empty": (
-        lambda: Table(frame(t=[None, *pd.date_range("2020", periods=N - 1)]), ["bought"], split="time:t"), "the time is empty in row 1",
+        lambda: Table(frame(t=[None, *pd.date_range("2020", periods=N - 1)]), ["bought"], split="time:t"),
+        "the time is empty in row 1",
     ),
-    "id twice": (lambda: Table(frame(k=[1, 1, *range(2, N)]), ["bought"], id="k"), "ids must be distinct, but '1' stands in 2 rows"),
+    "id twice": (lambda: Table(frame(k=[1, 1, *range(2, N)]), ["bought"], id="k"), "distinct, but '1' stands in 2 rows"),
     "id empty": (lambda: Table(frame(k=[None, *map(str, range(N - 1))]), ["bought"], id="k"), "the id is empty in row 1"),
     "free text": (
-        lambda: Table(frame(note=[f"{WORDS[i % 3]} {i}" for i in range(N)]), ["bought"]), "'note': holds free text.*--ignore note",
+        lambda: Table(frame(note=[f"{WORDS[i % 3]} {i}" for i in range(N)]), ["bought"]),
+        "'note': holds free text.*--ignore note",
     ),
     "mixed types": (lambda: Table(frame(m=[1, "a"] * 60), ["bought"]), "'m'.*several or unknown types"),
     "target is the id": (lambda: Table(frame(), ["bought"], id="bought"), "is named as id and as target"),

@@ -461,8 +461,8 @@ def _fit_number(values: NDArray[np.float64]) -> Number:
     largest = float(np.abs(present[[0, -1]]).max()) or 1.0
     centre = float((present / largest).mean()) * largest
     scale = float((present / largest).std()) * largest
-    if not scale > 1e-12 * largest:
-        scale = 1.0
+    if scale <= 1e-14 * largest:  # constant up to rounding
+        scale = max(1.0, 1e-14 * largest)
     quantiles = _quantiles_of_sorted(present, QUANTILES)
     raw = _quantiles_of_sorted(present, np.linspace(0, 1, MAX_BINS + 1))
     edges = np.unique(((raw - centre) / scale).astype(np.float32))

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
-from pluribus.data.prepared import Cells, Prepared
+from pluribus.data.prepared import Prepared
 from pluribus.data.splitting import PARTS, Split
 from pluribus.data.table import MISSING, NOT_APPLICABLE, Table, _plain
 
@@ -29,7 +29,8 @@ PREDICTABLE = 0.6
 """From this AUC on the presence of a label counts as predictable."""
 
 _BINS = 256
-_MAX_ROWS = 100_000
+_MAX_ROWS = 50_000
+_MAX_CELLS = 1e8  # of all pairs of an input and a target together: some seconds
 
 
 @dataclass(frozen=True)
@@ -85,69 +86,103 @@ def copies(table: Table) -> list[Finding]:
     found = []
     for task in table.tasks if not table.long else ():
         cells = table.cells[task.name]
-        rows = cells.rows[:: max(1, len(cells) // _MAX_ROWS)]
-        target = table.frame[task.name].iloc[rows]
-        words: pd.Series | None = None
+        target = table.frame[task.name]
         for name in table.inputs:
-            column = table.frame[name].iloc[rows]
+            column = table.frame[name]
             if pd.api.types.is_datetime64_any_dtype(column.dtype):
                 continue
-            both = [pd.api.types.is_numeric_dtype(s.dtype) or pd.api.types.is_bool_dtype(s.dtype) for s in (target, column)]
-            if all(both):
-                a, b = (s.to_numpy(np.float64, na_value=np.nan) for s in (target, column))
-                same = float((a == b).mean())
-            else:
-                words = target.map(_plain) if words is None else words
-                same = float((words.to_numpy() == column.map(_plain).to_numpy()).mean())
+            # A first look at a few cells spares the long one for nearly every pair.
+            for rows in (cells.rows[:500], cells.rows[:: max(1, len(cells) // _MAX_ROWS)]):
+                same = _share_equal(target.iloc[rows], column.iloc[rows])
+                if same < (0.9 if len(rows) < len(cells) else COPIES):
+                    break
             if same >= COPIES:
                 text = f"input {name!r} is a copy of target {task.name!r} ({same:.1%} of its cells are equal): --ignore {name}"
                 found.append(Finding("copy", (name, task.name), text))
     return found
 
 
+def _share_equal(a: pd.Series, b: pd.Series) -> float:
+    import pandas as pd
+
+    if all(pd.api.types.is_numeric_dtype(s.dtype) or pd.api.types.is_bool_dtype(s.dtype) for s in (a, b)):
+        x, y = (s.to_numpy(np.float64, na_value=np.nan) for s in (a, b))
+        return float((x == y).mean())
+    return float((a.map(_plain).to_numpy() == b.map(_plain).to_numpy()).mean())
+
+
 def determining(data: Prepared) -> list[Finding]:
-    """Inputs that alone determine a target (see `skill`), on the training rows."""
-    found = []
+    """Inputs that alone determine a target, on at most 50,000 (with very many pairs: 2,000) of its training labels each.
+
+    Beside `skill`, a number that rises or falls with the target throughout (squared rank correlation) counts.
+    """
+    names = data.columns.names
+    pairs = max(1, len(names) * len(data.tasks))
+    limit = int(np.clip(_MAX_CELLS / pairs, 2000, _MAX_ROWS))
+    place = np.zeros(data.n_rows, np.int64)
+    train = data.parts["train"]
+    place[train] = np.arange(len(train))
+    labels = {}
     for task in data.tasks:
         cells = data.labelled(task.name, "train")
-        for name, score in _skills(data, cells, task.record.classes, task.kind == "binary").items():
-            if score >= DETERMINES:
-                text = (
-                    f"input {name!r} alone determines target {task.name!r} (skill {score:.3f}): is it known at the time of "
-                    f"prediction? if not, --ignore it"
-                )
-                found.append(Finding("determines", (name, task.name), text))
-    return found
-
-
-def _skills(data: Prepared, cells: Cells, classes: bool, binary: bool) -> dict[str, float]:
-    every = max(1, len(cells) // _MAX_ROWS)
-    rows, values = cells.rows[::every], cells.values[::every]
-    if len(rows) < 4:
-        return {}
-    scores = {}
-    names = data.columns.names
+        if len(cells) >= 4:
+            at = np.linspace(0, len(cells) - 1, min(limit, len(cells))).astype(np.int64)
+            labels[task.name] = (place[cells.rows[at]], cells.values[at])
+    scores: dict[tuple[str, str], float] = {}
     for position, name in enumerate(names):
-        if position < data.numeric.shape[1]:
-            codes = _bins(data.numeric[rows, position])
+        number = data.numeric[train, position] if position < data.numeric.shape[1] else None
+        if number is None:
+            codes = data.categorical[train, position - data.numeric.shape[1]].astype(np.int64)
         else:
-            codes = data.categorical[rows, position - data.numeric.shape[1]].astype(np.int64)
-        scores[name] = skill(codes, values, classes=classes, binary=binary)
-    return scores
+            codes = _bins(number, min(_BINS, max(2, min(len(train), limit) // 20)))
+        for task in data.tasks:
+            if task.name not in labels:
+                continue
+            rows, values = labels[task.name]
+            score = skill(codes[rows], values, classes=task.record.classes, binary=task.kind == "binary")
+            if number is not None and not task.record.classes and 0.8 < score < DETERMINES:
+                score = max(score, _monotone(number[rows], values))
+            scores[name, task.name] = score
+    return [
+        Finding(
+            "determines",
+            (name, task.name),
+            f"input {name!r} alone determines target {task.name!r} (skill {scores[name, task.name]:.3f}): is it known when the "
+            "prediction is made? if not, --ignore it",
+        )
+        for task in data.tasks
+        for name in names
+        if scores.get((name, task.name), 0) >= DETERMINES
+    ]
 
 
-def _bins(values: NDArray[np.float32]) -> NDArray[np.int64]:
-    """Quantile bins, distinct values where there are few; the last code is for missing ones."""
+def _bins(values: NDArray[np.float32], most: int) -> NDArray[np.int64]:
+    """At most `most` quantile bins, or the distinct values where there are few; the last code is for missing ones."""
     present = ~np.isnan(values)
     distinct = np.unique(values[present])
-    edges = distinct if len(distinct) <= _BINS else np.unique(np.quantile(values[present], np.linspace(0, 1, _BINS + 1)[1:-1]))
+    edges = distinct if len(distinct) <= most else np.unique(np.quantile(values[present], np.linspace(0, 1, most + 1)[1:-1]))
     codes = np.searchsorted(edges, values, side="left")
     codes[~present] = len(edges) + 1
     return np.asarray(codes, np.int64)
 
 
+def _monotone(number: NDArray[np.float32], values: NDArray[np.float64]) -> float:
+    """Squared rank correlation over the rows where the number is present, times their share."""
+    present = ~np.isnan(number)
+    if present.sum() < 4:
+        return 0.0
+    correlation = np.corrcoef(_midranks(number[present]), _midranks(values[present]))[0, 1]
+    return float(correlation**2 * present.mean())
+
+
+def _midranks(values: NDArray[Any]) -> NDArray[np.float64]:
+    _, place, counts = np.unique(values, return_inverse=True, return_counts=True)
+    ends = np.cumsum(counts)
+    return np.asarray((ends - (counts - 1) / 2)[place])
+
+
 def skill(codes: NDArray[np.int64], values: NDArray[np.float64], *, classes: bool, binary: bool) -> float:
-    """How well a target is predicted by the bin of one input, cross-fitted over two halves, 0 … 1.
+    """How well a target is predicted by the bin of one input, cross-fitted over two halves; 1 is perfectly, 0 like a constant.
 
     Numbers: R² of the bins' means. Two classes: 2·AUC − 1 of the bins' rates. Classes: the share of the constant's errors that
     the bins' most frequent class avoids.
@@ -178,14 +213,12 @@ def skill(codes: NDArray[np.int64], values: NDArray[np.float64], *, classes: boo
 
 def _auc(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
     """Area under the ROC curve by mid-ranks; 0.5 where there is one class only."""
-    from scipy.stats import rankdata
-
     positive = labels == 1
     n1 = int(positive.sum())
     n0 = len(labels) - n1
     if not n0 or not n1:
         return 0.5
-    return float((rankdata(scores)[positive].sum() - n1 * (n1 + 1) / 2) / (n0 * n1))
+    return float((_midranks(scores)[positive].sum() - n1 * (n1 + 1) / 2) / (n0 * n1))
 
 
 def overlap(table: Table, split: Split, key: str | Iterable[str] | None = None) -> list[Finding]:

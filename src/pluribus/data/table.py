@@ -328,7 +328,7 @@ class Table:
             twice = series.duplicated().to_numpy()
             if twice.any():
                 value = series[int(twice.argmax())]
-                what = f"ids must be distinct, but {value!r} stands in {int((series == value).sum())} rows"
+                what = f"ids must be distinct, but {str(value)!r} stands in {int((series == value).sum())} rows"
                 raise BadInput(what, where=self._at(self.id), remedy="name another column, or use --group for it")
         if self.weight is not None:
             series = self.frame[self.weight]
