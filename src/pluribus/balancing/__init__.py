@@ -8,6 +8,7 @@ from pluribus.balancing.balancer import Balancer
 from pluribus.balancing.cagrad import CAGrad
 from pluribus.balancing.config import ConFIG
 from pluribus.balancing.db_mtl import DBMTL
+from pluribus.balancing.diagnostics import Diagnostics, group_tasks
 from pluribus.balancing.doors import Step, backward, combine
 from pluribus.balancing.dualproj import DualProj
 from pluribus.balancing.dynamic_weight_average import DynamicWeightAverage
@@ -48,6 +49,7 @@ __all__ = [
     "Balancer",
     "CAGrad",
     "ConFIG",
+    "Diagnostics",
     "DualProj",
     "DynamicWeightAverage",
     "EqualWeighting",
@@ -70,4 +72,5 @@ __all__ = [
     "UncertaintyWeighting",
     "backward",
     "combine",
+    "group_tasks",
 ]
