@@ -150,6 +150,8 @@ class _Table:
 
         self.need(column)
         values = self.frame[column]
+        if pd.api.types.is_datetime64_any_dtype(values):
+            raise BadInput("holds dates, not numbers", where=f"{self.name}, column {column!r}")
         try:
             return np.asarray(pd.to_numeric(values).to_numpy(dtype=float, na_value=np.nan), float)
         except (TypeError, ValueError) as error:
@@ -216,9 +218,10 @@ def _tasks(
                 what = f"predicts task {name!r} in another form than {files[0].name}"
                 raise BadInput(what, where=file, remedy="use the same columns in all files")
         if form[0] == "value" and name not in explicit:
-            import pandas as pd
-
-            if not pd.api.types.is_numeric_dtype(truth.frame[name]):
+            try:
+                truth.numbers(name)
+            except BadInput:
+                notes.append(f"column {name!r} of the truth is not numeric: not judged")
                 continue
             if all(_is_truth(file, truth, name) for file in files):
                 notes.append(f"column {name!r} is the same in all files: taken as a label or an input, not as a prediction")
@@ -299,10 +302,10 @@ def _units(truth: _Table, group: str | None, time: str | None) -> tuple[Any, str
     if group:
         return np.asarray(labels(values)), group
     try:
-        days = pd.to_datetime(values).dt.strftime("%Y-%m-%d")
+        days = pd.to_datetime(values, format=None if pd.api.types.is_datetime64_any_dtype(values) else "ISO8601")
     except (ValueError, TypeError, OverflowError) as error:
         raise BadInput("does not hold dates", where=where, remedy="write them as 2024-01-31, or use --group") from error
-    return days.to_numpy(str), "day"
+    return days.dt.strftime("%Y-%m-%d").to_numpy(str), "day"
 
 
 def _prediction(file: _Table, task: Task, truth: _Table, rows: Any) -> Array:
