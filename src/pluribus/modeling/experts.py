@@ -36,7 +36,7 @@ class StackedLinear(nn.Module):
         if active is not None:
             weight, bias = weight[active], bias[active]
         if len(weight) == 1:  # a plain product is faster than a batch of one
-            return torch.addmm(bias[0], x.reshape(-1, self.inputs), weight.squeeze(0)).reshape(1, -1, self.outputs)
+            return torch.addmm(bias[0], x.flatten(0, -2), weight.squeeze(0)).reshape(1, -1, self.outputs)
         return torch.baddbmm(bias[:, None], x.expand(len(weight), *x.shape[-2:]), weight)
 
     def extra_repr(self) -> str:

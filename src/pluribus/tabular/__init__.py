@@ -1,11 +1,34 @@
-"""Tables: encoders of columns, and the networks that a study tries on them."""
+"""Tables: encoders of columns, and the networks that a study tries on them.
 
-from pluribus.tabular.joint_networks import JointNetwork, SharedBottomEqual, SharedBottomUncertainty
-from pluribus.tabular.mlp import TabularMLP
-from pluribus.tabular.network import Network
-from pluribus.tabular.single_networks import SingleNetworks
-from pluribus.tabular.specialists import Specialists
+    TabularMLP                                       the encoder
+    Network, Specialists, export_onnx                the artefact, T networks as one model, and the way to other runtimes
+    SingleNetworks, JointNetwork                     candidates: one network per task; the base of all joint ones
+    SharedBottomEqual, SharedBottomUncertainty       joint candidates
 
-__all__ = [
-    "JointNetwork", "Network", "SharedBottomEqual", "SharedBottomUncertainty", "SingleNetworks", "Specialists", "TabularMLP",
-]  # fmt: skip
+Names are imported on first use: a model folder is read without the code that trained it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+_WHERE = {
+    "TabularMLP": "mlp", "Network": "network", "Specialists": "specialists", "export_onnx": "export",
+    "SingleNetworks": "single_networks", "JointNetwork": "joint_networks", "SharedBottomEqual": "joint_networks",
+    "SharedBottomUncertainty": "joint_networks",
+}  # fmt: skip
+
+__all__ = sorted(_WHERE)
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _WHERE:
+        raise AttributeError(f"module 'pluribus.tabular' has no attribute {name!r}")
+    value = getattr(importlib.import_module(f"pluribus.tabular.{_WHERE[name]}"), name)
+    globals()[name] = value
+    return value
+
+
+def __dir__() -> list[str]:
+    return __all__

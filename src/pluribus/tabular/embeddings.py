@@ -79,7 +79,7 @@ class PiecewiseLinear(nn.Module):
 
     def forward(self, x: Tensor, present: Tensor, active: Tensor | None = None) -> Tensor:
         shape = (*x.shape[:-1], self.width)
-        x, present = x.reshape(-1, x.shape[-1]), present.reshape(-1, x.shape[-1])
+        x, present = x.flatten(0, -2), present.flatten(0, -2)
         e = (x.index_select(1, self.feature) - self.lower) * self.slope
         e = torch.minimum(torch.maximum(e, self.least), self.most)
         return (e * present.index_select(1, self.feature)).reshape(shape)
@@ -109,13 +109,13 @@ class PLR(nn.Module):
         v = torch.cat((angle.cos(), angle.sin()), -1)
         copies, rows = v.shape[:2]
         if self.lite:
-            e = self.linear(v.reshape(copies, rows * self.features, -1), active)
+            e = self.linear(v.flatten(1, 2), active)
             e = e.reshape(copies, rows, self.features, self.per_feature)
         else:
             which = None
             if active is not None:
                 which = (active[:, None] * self.features + torch.arange(self.features, device=active.device)).reshape(-1)
-            e = self.linear(v.transpose(1, 2).reshape(copies * self.features, rows, -1), which)
+            e = self.linear(v.transpose(1, 2).flatten(0, 1), which)
             e = e.reshape(copies, self.features, rows, self.per_feature).transpose(1, 2)
         return (F.relu(e) * present[..., None]).reshape(copies, rows, self.width)
 

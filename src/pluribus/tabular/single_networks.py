@@ -227,7 +227,7 @@ class _Bank:
     def _outputs(self, rows: Tensor) -> Tensor:
         """Outputs [A, b, width] at a batch of rows [A, b] for each task."""
         inputs = self.data.batch(rows.reshape(-1), tasks=()).inputs
-        hidden = self.encoder.run({name: value.reshape(*rows.shape, -1) for name, value in inputs.items()})
+        hidden = self.encoder.run({name: value.reshape(*rows.shape, value.shape[1]) for name, value in inputs.items()})
         outputs: Tensor = self.head(hidden)
         return outputs
 

@@ -1,0 +1,163 @@
+"""Every candidate of the catalog keeps the protocol: it learns from train and valid alone, answers what it is asked, travels
+as a folder, and repeats itself for a seed."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from pluribus import catalog
+from pluribus.data.prepared import Cells, Prepared
+from pluribus.errors import BadInput
+from pluribus.modeling import Budget, Candidate, Fitted, load
+
+ENTRIES = [entry for entry in catalog.entries(family="candidate") if entry.extra is None]
+SHORT = {"epochs": 2, "rounds": 15, "patience": 2, "width": 16}
+BUDGET = Budget(60.0)
+
+
+@pytest.fixture(scope="session")
+def long_table(mixed_frame: Any) -> Prepared:
+    """One regression task in each of three shops, in the long layout."""
+    from pluribus.data.prepared import prepare
+    from pluribus.data.splitting import split
+    from pluribus.data.table import Table
+
+    frame = mixed_frame[["x0", "x1", "x2", "word", "loss"]].dropna(subset="loss")
+    frame = frame.assign(shop=[f"shop{i % 3}" for i in range(len(frame))])
+    table = Table(frame, ["loss:regression"], task_column="shop", split="random")
+    return prepare(table, split(table, 0))
+
+
+class _Case:
+    """One candidate with short settings, the data that it can learn from, and its fit with seed 0."""
+
+    def __init__(self, entry: catalog.Entry, tables: list[Prepared]) -> None:
+        self.kind: type[Candidate] = entry.resolve()
+        self.settings = {key: value for key, value in SHORT.items() if key in self.kind.defaults}
+        self.whole = next(data for data in tables if self.kind().unfit(data) is None)
+        self.data = _shown(self.whole)
+        self.names = [task.name for task in self.data.tasks]
+        self.fitted = self.fit(self.data, 0)
+
+    def fit(self, data: Prepared, seed: int) -> Fitted:
+        return self.kind(**self.settings).fit(data, BUDGET, seed)
+
+
+def _shown(data: Prepared) -> Prepared:
+    """What a candidate is handed: no test part."""
+    return data.with_parts(train=data.parts["train"], valid=data.parts["valid"])
+
+
+_made: dict[str, _Case] = {}
+
+
+@pytest.fixture(params=ENTRIES, ids=lambda entry: entry.name)
+def case(request: pytest.FixtureRequest, mixed: Prepared, long_table: Prepared) -> _Case:
+    entry = request.param
+    if entry.name not in _made:
+        _made[entry.name] = _Case(entry, [mixed, long_table])
+    return _made[entry.name]
+
+
+def test_declares_itself(case: _Case) -> None:
+    """The name, the road and the settings that a study prints are those of the class."""
+    entry = catalog.get("candidate", case.kind.name)
+    assert entry.resolve() is case.kind
+    assert case.kind.road == entry.road
+    assert case.kind.label
+    assert set(case.kind.space.ranges) <= set(case.kind.defaults)
+    assert 0 < case.kind().estimate(case.data) < math.inf
+    with pytest.raises(BadInput, match="unknown setting 'no_such_setting'"):
+        case.kind(no_such_setting=1)
+
+
+def test_predictions_have_the_shape_of_their_kind(case: _Case) -> None:
+    rows = np.arange(50)
+    for task in case.data.tasks:
+        value = case.fitted.scores(case.data, rows, [task.name])[task.name]
+        assert value.dtype == np.float64
+        assert np.isfinite(value).all()
+        if task.classes and task.kind != "binary":
+            assert value.shape == (50, len(task.classes))
+            np.testing.assert_allclose(value.sum(1), 1, atol=1e-5)
+        else:
+            assert value.shape == (50,)
+        if task.classes:
+            assert ((value >= 0) & (value <= 1)).all()
+        if task.kind == "count":
+            assert (value >= 0).all()
+
+
+def test_a_subset_of_tasks_and_rows(case: _Case) -> None:
+    """Some tasks at some rows, unordered: what the whole answers there."""
+    rows = np.array([7, 3, 120, 3])
+    everything = case.fitted.scores(case.data, np.arange(case.data.n_rows), case.names)
+    some = case.fitted.scores(case.data, rows, case.names[1:2])
+    assert list(some) == case.names[1:2]
+    np.testing.assert_allclose(some[case.names[1]], everything[case.names[1]][rows], rtol=1e-5, atol=1e-6)
+
+
+def test_save_and_load(case: _Case, tmp_path: Path) -> None:
+    """The folder holds everything: same bits, same record, same costs but for the clock."""
+    case.fitted.save(tmp_path / "model")
+    again = load(tmp_path / "model")
+    rows = np.arange(case.data.n_rows)
+    before, after = (fitted.scores(case.data, rows, case.names) for fitted in (case.fitted, again))
+    assert all(np.array_equal(before[name], after[name]) for name in case.names)
+    assert again.record == case.fitted.record
+    a, b = case.fitted.costs(), again.costs()
+    assert replace(a, rows_per_second=None) == replace(b, rows_per_second=None)
+    assert a.parameters > 0
+    assert a.bytes > 0
+    assert a.flops_per_row > 0
+
+
+def test_same_seed_same_model(case: _Case) -> None:
+    again = case.fit(case.data, 0)
+    rows = np.arange(case.data.n_rows)
+    before, after = (fitted.scores(case.data, rows, case.names) for fitted in (case.fitted, again))
+    assert all(np.array_equal(before[name], after[name]) for name in case.names)
+
+
+def test_never_looks_at_test_rows(case: _Case) -> None:
+    """Test rows with absurd inputs and labels change nothing: same bits on validation."""
+    whole = case.whole
+    test = whole.parts["test"]
+    numeric, categorical = whole.numeric.copy(), whole.categorical.copy()
+    numeric[test] = 1e6
+    categorical[test] = 1
+    cells = {}
+    for task in whole.tasks:
+        old = whole.cells[task.name]
+        values = old.values.copy()
+        values[np.isin(old.rows, test)] = 0 if task.classes or task.kind == "count" else 1e6
+        cells[task.name] = Cells(old.rows, values, old.weight)
+    spoilt = replace(whole, numeric=numeric, categorical=categorical, cells=cells)
+    again = case.fit(_shown(spoilt), 0)
+    rows = whole.parts["valid"]
+    before, after = (fitted.scores(whole, rows, case.names) for fitted in (case.fitted, again))
+    assert all(np.array_equal(before[name], after[name]) for name in case.names)
+
+
+def test_record_says_how_it_went(case: _Case) -> None:
+    record = case.fitted.record
+    assert record["seconds"] > 0
+    assert record["undertrained"] == []
+    assert set(record["curves"]) == set(case.names)
+    assert all(len(values) >= 1 for values in record["curves"].values())
+
+
+def test_out_of_budget_is_said(case: _Case) -> None:
+    """A budget that ends at once still gives a working model, and every task is called undertrained."""
+    fitted = case.kind(**{**case.settings, **{k: 500 for k in ("epochs", "rounds", "patience") if k in case.settings}}).fit(
+        case.data, Budget(1e-3), 0
+    )
+    assert fitted.record["undertrained"] == case.names
+    for value in fitted.scores(case.data, np.arange(20), case.names).values():
+        assert np.isfinite(value).all()
