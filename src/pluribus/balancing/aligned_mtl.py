@@ -53,6 +53,6 @@ class AlignedMTL(Balancer):
             lam = values.gather(0, middle.unsqueeze(0))
         else:
             lam = torch.where(kept, values, 0.0).sum() / number.clamp_min(1)
-        root = torch.where(kept, (lam.clamp_min(0) / values.clamp_min(1e-300)).sqrt(), 0.0)
+        root = torch.where(kept, (lam.clamp_min(0) / values.clamp_min(torch.finfo(gram.dtype).tiny)).sqrt(), 0.0)
         w: Tensor = (vectors * root) @ (vectors.T @ p)
         return w.to(signal.dtype)

@@ -63,10 +63,10 @@ def worst_off(gram: Tensor, c: float) -> Tensor:
         over = length - kappa
         if settled(over > 1e-13 * kappa):
             break
-        rise = (z * inverse).sum().clamp_min(1e-300)  # ∂(½ length²)/∂ν
+        rise = (z * inverse).sum().clamp_min(torch.finfo(norm.dtype).tiny)  # ∂(½ length²)/∂ν
         nu = nu - torch.where(over > 0, over * length / rise, 0.0)
     cosines.diagonal().sub_(ridge(gram))
     true = (z * (cosines @ z)).sum().clamp_min(0).sqrt()
     descends = true > 1e-6 * kappa  # else the hull's zero point is the optimum
-    z = inverse * z * (kappa / true.clamp_min(1e-300))
+    z = inverse * z * (kappa / true.clamp_min(torch.finfo(norm.dtype).tiny))
     return torch.where(descends | (kappa == 0), 1 / size + torch.where(descends, z, 0.0), 0.0)

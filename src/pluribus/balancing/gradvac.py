@@ -48,20 +48,22 @@ class GradVac(Balancer):
         order = orders(size, self.shuffle, self.generator, signal.device)
         kept = self.target.rows(tasks, norm.new_empty(size)).to(norm)
         target = kept.gather(1, order).clamp(-1 + 1e-6, 1 - 1e-6)
-        dots = cosines.gather(1, order) * norm.unsqueeze(1)  # g'_i · ĝ_j in row i's order
-        among = cosines[order.unsqueeze(2), order.unsqueeze(1)]
-        square = norm.square()  # ‖g'_i‖²
+        step = order.T.unsqueeze(2).unbind(0)  # [T, 1] each: the k-th in every row's order
+        row = cosines.index_select(0, order.T.flatten()).view(size, size, size).unbind(0)  # and its cosines with all
+        slack = (1 - target.square()).sqrt()
+        dots = cosines * norm.unsqueeze(1)  # g'_i · ĝ_j
+        square = norm.square().unsqueeze(1)  # ‖g'_i‖²
         given, seen = torch.zeros_like(dots), torch.zeros_like(dots)
         for k in range(size - 1):
+            dot = dots.gather(1, step[k])
             length = square.clamp_min(0).sqrt()
-            phi = torch.where(length > 0, dots[:, k] / length, 0.0).clamp(-1, 1)
-            aim = target[:, k]
-            flat = (1 - aim.square()).sqrt()
+            phi = (dot / length.clamp_min(torch.finfo(norm.dtype).tiny)).clamp(-1, 1)
+            aim, flat = target[:, k : k + 1], slack[:, k : k + 1]
             pull = length * (aim * (1 - phi.square()).sqrt() - phi * flat) / flat  # along the unit vector ĝ_j
             pull = torch.where(phi < aim, pull, 0.0)
-            square = square + 2 * pull * dots[:, k] + pull.square()
-            dots.addcmul_(pull.unsqueeze(1), among[:, k])
-            given[:, k], seen[:, k] = pull, phi
+            square = square + pull * (2 * dot + pull)
+            dots.addcmul_(pull, row[k])
+            given[:, k : k + 1], seen[:, k : k + 1] = pull, phi
         partner = inverse.gather(0, order.flatten()) > 0  # a zero row has no cosine to remember
         here = (norm > 0).unsqueeze(1) & partner.view_as(order)
         phi_ij = torch.zeros_like(dots).scatter_(1, order, torch.where(here, (1 - self.beta) * target + self.beta * seen, target))

@@ -46,13 +46,15 @@ class PCGrad(Balancer):
         norm, inverse, cosines = cosine(signal)
         size = len(tasks)
         order = orders(size, self.shuffle, self.generator, signal.device)
-        # dots[i, k] = g'_i · ĝ_{order[i, k]}, kept up to date for all k while row i walks through its order
-        dots = cosines.gather(1, order) * norm.unsqueeze(1)
-        among = cosines[order.unsqueeze(2), order.unsqueeze(1)]  # [i, k, l]: cosine of the k-th and l-th in row i's order
-        taken = torch.zeros_like(dots)
+        step = order.T.unsqueeze(2).unbind(0)  # [T, 1] each: the k-th in every row's order
+        row = cosines.index_select(0, order.T.flatten()).view(size, size, size).unbind(0)  # and its cosines with all
+        dots = cosines * norm.unsqueeze(1)  # g'_i · ĝ_j
+        taken = []
         for k in range(size - 1):
-            removed = dots[:, k].clamp_max(0)
-            dots.addcmul_(removed.unsqueeze(1), among[:, k], value=-1)
-            taken[:, k] = removed
-        added = torch.zeros_like(norm).index_add_(0, order.flatten(), -taken.flatten())
+            off = dots.gather(1, step[k]).clamp_max_(0)
+            dots.addcmul_(off, row[k], value=-1)
+            taken.append(off)
+        added = torch.zeros_like(norm)
+        if taken:
+            added.index_add_(0, order[:, :-1].flatten(), -torch.cat(taken, 1).flatten())
         return (1 + added * inverse).to(signal.dtype)

@@ -44,6 +44,6 @@ def alpha_fair(gram: Tensor, alpha: float = 1.0, preference: Tensor | None = Non
         ahead = ((tried @ cosines - k.unsqueeze(-2) * tried.pow(-p)) * change.unsqueeze(-2)).sum(-1, keepdim=True)
         best = ahead.abs().argmin(-2, keepdim=True)  # where the slope along the step is nearest to 0
         z = tried.gather(-2, best.expand(*best.shape[:-1], z.shape[-1])).squeeze(-2)
-        if settled(rho > 1e-6):  # quadratic from here: the step just taken left about ρ²
+        if settled(rho > 1e-5):  # quadratic from here: the step just taken left about ρ²
             break
     return torch.where(voice, z * inverse, 0.0).to(gram.dtype)
