@@ -68,7 +68,7 @@ def test_the_optimum_is_that_of_the_quadratic_programme(bed) -> None:  # type: i
     """Quadratic losses: α, μ reach the minimum over non-negative coefficients that an independent solver finds."""
     model, base, experts = bed
     aims = {t: {n: v + 0.3 * torch.randn_like(v) for n, v in e.items()} for t, e in experts.items()}
-    learned = self_positioning(base, experts, model, {"a": [0], "b": [0]}, quadratic(aims), steps=1500, lr=2e-2)
+    learned = self_positioning(base, experts, model, {"a": [0], "b": [0]}, quadratic(aims), steps=700, lr=3e-2)
     tau = torch.stack([torch.cat([(experts[t][n] - base[n]).flatten() for n in base]) for t in "ab"]).numpy()
     aim = torch.stack([torch.cat([(aims[t][n] - base[n]).flatten() for n in base]) for t in "ab"]).numpy()
     found = minimize(lambda c: ((c @ tau - aim) ** 2).sum(), [0.5, 0.5], bounds=[(0, None)] * 2)
