@@ -205,6 +205,18 @@ def test_seeds_that_are_not_shared_are_not_paired(tmp_path: Path) -> None:
     assert any("No test for other: fewer than two seeds in common" in sentence for sentence in made.sentences)
 
 
+def test_an_undefined_delta_is_not_tested_and_says_why(tmp_path: Path) -> None:
+    """R² below 0 has no relative change; "no method differs" would be a false comfort."""
+    ledger = Ledger(tmp_path)
+    for method, value in (("single", -0.1), ("nash", 0.3)):
+        for seed in range(8):
+            ledger.log(method=method, seed=seed, task="t", metric="r2", value=value + 0.01 * seed, selection=RULE)
+    made = table([tmp_path], reference="single")
+    assert any("No test for nash: its Δm is not defined" in sentence for sentence in made.sentences)
+    assert not any("differ" in sentence for sentence in made.sentences)
+    assert table([tmp_path], reference="single", delta="error-reduction").lines[1].p == pytest.approx(2 / 2**8)
+
+
 def test_main_metric_may_be_logged_last(tmp_path: Path) -> None:
     ledger = Ledger(tmp_path)
     for method, accuracy, auc in (("single", 0.5, 0.8), ("nash", 0.6, 0.8)):

@@ -9,9 +9,11 @@ from typing import Any
 import numpy as np
 import pytest
 from benchmarks.verdict import TASKS, World, aa, constants_of, simulate
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from pluribus.errors import BadInput
-from pluribus.evaluation import TaskTruth, Verdict, judge, metrics
+from pluribus.evaluation import Comparison, TaskTruth, Verdict, judge, metrics
 from pluribus.tasks import Task
 
 BINARY = Task("default", "binary", ("0", "1"), ("auc",))
@@ -264,6 +266,25 @@ def test_text_shows_words_reasons_and_notes() -> None:
     assert "loss: undecided because it was undertrained" in text
     assert "note: split by date" in text
     assert "80 units (unit: day)" in text
+
+
+@given(st.floats(1e-3, 1e3), st.floats(-50, 50))
+@settings(max_examples=15)
+def test_units_of_measurement_do_not_matter(scale: float, shift: float) -> None:
+    """Minutes or hours: the words, p-values and Δm of a regression must stay."""
+    r = np.random.default_rng(0)
+    y = r.normal(size=300)
+    one, other = ([y + noise * r.normal(size=300) for _ in range(3)] for noise in (0.3, 0.4))
+
+    def verdict(a: float, b: float) -> Comparison:
+        truth = {"loss": TaskTruth(np.arange(300), a * y + b)}
+        sides = ({"loss": [a * p + b for p in side]} for side in (one, other))
+        return judge((NUMBER,), truth, 300, next(sides), {"r": next(sides)}, constants={"loss": b}, repeats=50).comparisons[0]
+
+    plain, moved = verdict(1.0, 0.0), verdict(scale, shift)
+    assert moved.tasks[0].word == plain.tasks[0].word
+    assert moved.tasks[0].p == pytest.approx(plain.tasks[0].p, rel=1e-5)
+    assert moved.overall.delta.deciding.low == pytest.approx(plain.overall.delta.deciding.low, rel=1e-5)
 
 
 def test_same_seed_same_verdict() -> None:

@@ -498,7 +498,11 @@ def _honest(lines: Sequence[Line], reference: str) -> list[str]:
     said = []
     if untested:
         said.append(f"No test for {', '.join(untested)}: fewer than two seeds in common with {reference!r}.")
-    tested = [line for line in others if line.paired >= 2]
+    undefined = [line.method for line in others if line.paired >= 2 and math.isnan(line.p)]
+    if undefined:
+        why = "its Δm is not defined (a reference at or below 0); try error-reduction"
+        said.append(f"No test for {', '.join(undefined)}: {why}.")
+    tested = [line for line in others if line.paired >= 2 and not math.isnan(line.p)]
     if tested:
         k = max(line.paired for line in tested)
         floor = 2 / 2**k

@@ -276,8 +276,7 @@ def judge(
         raise BadInput("there is no reference to compare with")
     if not 0.5 <= level < 1:
         raise BadInput(f"level must lie in [0.5, 1), not {level}")
-    drawn = draw_units(units, repeats=repeats, seed=seed)
-    given = np.arange(units) if isinstance(units, int) else np.unique(np.asarray(units), return_inverse=True)[1]
+    given, drawn = _draw(units, repeats, seed)
     by_name = {task.name: task for task in tasks}
     measured = {name: _measure(by_name[name], truth, given, drawn, challenger, "challenger") for name in by_name}
     comparisons = []
@@ -338,6 +337,42 @@ def _measure(
     return _Measured(np.array(values), np.array(replicates), int((weight > 0).sum()), positives, informative)
 
 
+def value_of(
+    task: Task, truth: TaskTruth, units: npt.ArrayLike | int, predictions: Sequence[npt.ArrayLike], *, level: float = 0.95,
+    repeats: int = 1000, seed: int = 0,
+) -> tuple[Scoped, int, int]:  # fmt: skip
+    """A task's main metric, averaged over seeds, in both scopes; with it the numbers of test rows and informative units."""
+    measured = _measure(task, {task.name: truth}, *_draw(units, repeats, seed), {task.name: predictions}, "predictions")
+    return _value(measured, level), measured.rows, measured.units
+
+
+def gain_of(
+    task: Task, truth: TaskTruth, units: npt.ArrayLike | int, one: Sequence[npt.ArrayLike], other: Sequence[npt.ArrayLike], *,
+    level: float = 0.95, repeats: int = 1000, seed: int = 0,
+) -> Scoped:  # fmt: skip
+    """The gain of one model over another on a task (positive: the first is better), without a word."""
+    drawn = _draw(units, repeats, seed)
+    a, b = (_measure(task, {task.name: truth}, *drawn, {task.name: side}, "predictions") for side in (one, other))
+    return _gain(task, a, b, level)
+
+
+def _draw(units: npt.ArrayLike | int, repeats: int, seed: int) -> tuple[Ints, Units]:
+    """Each row's unit as a number, and the resamples."""
+    given = np.arange(units) if isinstance(units, int) else np.unique(np.asarray(units), return_inverse=True)[1]
+    return given.astype(np.intp), draw_units(units, repeats=repeats, seed=seed)
+
+
+def _value(one: _Measured, level: float) -> Scoped:
+    return _scoped(float(one.values.mean()), one.replicates.mean(0), one.units, (seeds_component(one.values),), level)
+
+
+def _gain(task: Task, one: _Measured, other: _Measured, level: float) -> Scoped:
+    sign = _sign(task)
+    value = sign * float(one.values.mean() - other.values.mean())
+    replicates = sign * (one.replicates.mean(0) - other.replicates.mean(0))
+    return _scoped(value, replicates, one.units, (seeds_component(one.values), seeds_component(other.values)), level)
+
+
 def _scoped(value: float, replicates: Array, units: int, seeds: Sequence[Component | None], level: float) -> Scoped:
     of_units = units_component(replicates, units)
     of_seeds = [component for component in seeds if component is not None]
@@ -355,17 +390,7 @@ def _compare(
     doubts: Mapping[str, str],
     challenger_name: str,
 ) -> Comparison:
-    gains: dict[str, Scoped] = {}
-    for task in tasks:
-        one, other = pairs[task.name]
-        sign = _sign(task)
-        gains[task.name] = _scoped(
-            sign * (one.values.mean() - other.values.mean()),
-            sign * (one.replicates.mean(0) - other.replicates.mean(0)),
-            one.units,
-            (seeds_component(one.values), seeds_component(other.values)),
-            level,
-        )
+    gains = {task.name: _gain(task, *pairs[task.name], level) for task in tasks}
     p = {name: gain.deciding.p_value() for name, gain in gains.items()}
     p_holm: dict[str, float] = {}
     for role in ("main", "auxiliary"):
@@ -392,9 +417,8 @@ def _compare(
             TaskVerdict(
                 task.name, task.role, metric.name, metric.direction, one.rows, one.positives, one.units,
                 tuple(one.values.tolist()), tuple(other.values.tolist()),
-                _scoped(one.values.mean(), one.replicates.mean(0), one.units, (seeds_component(one.values),), level),
-                _scoped(other.values.mean(), other.replicates.mean(0), one.units, (seeds_component(other.values),), level),
-                gain, constant, skill, tolerance, p[task.name], p_holm[task.name], word, reason,
+                _value(one, level), _value(other, level), gain, constant, skill, tolerance,
+                p[task.name], p_holm[task.name], word, reason,
             )
         )  # fmt: skip
     overall = _overall(tasks, pairs, found, level)
