@@ -140,3 +140,22 @@ def test_bad_settings(bed) -> None:  # type: ignore[no-untyped-def]
         adamerging(base, experts, model, x, plus_plus=True, vectors=C.TaskVectors(base, experts))
     with pytest.raises(BadInput, match="did you mean 'entropy'"):
         adamerging(base, experts, model, x, objective="entrop")
+
+
+def test_doge_hands_over_its_merge() -> None:
+    """Before a step of learning, DOGE → AdaMerging is DOGE: Σ λ_t (τ_t + Δ) ⊙ mask_t on matrices, the base elsewhere."""
+    from pluribus.merging.adamerging import doge_adamerging
+    from pluribus.merging.run import merge
+
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(12, 12), nn.Tanh(), nn.Linear(12, 12))
+    base = {n: t.clone() for n, t in model.state_dict().items()}
+    experts = {t: {n: v + 0.4 * torch.randn_like(v) for n, v in base.items()} for t in "ab"}
+    x = {t: [torch.randn(8, 12)] for t in "ab"}
+    wanted = merge(base, experts, "doge", steps=30)
+    state = doge_adamerging(base, experts, model, x, correction_steps=30, steps=0).state()
+    for n in base:
+        torch.testing.assert_close(state[n], wanted[n], atol=1e-6, rtol=1e-5)
+    learned = doge_adamerging(base, experts, model, x, correction_steps=30, steps=20, lr=1e-2)
+    assert sum(learned.losses[-1].values()) < sum(learned.losses[0].values())
+    assert torch.equal(learned.state()["0.bias"], base["0.bias"])
