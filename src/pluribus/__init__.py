@@ -10,7 +10,20 @@ from typing import Any
 
 __version__ = "0.1.0.dev0"
 
-_FACE: dict[str, str] = {}
+_FACE: dict[str, str] = {
+    "Ledger": "pluribus.evaluation.ledger:Ledger",
+    "MultiTaskClassifier": "pluribus.study.estimator:MultiTaskClassifier",
+    "MultiTaskEstimator": "pluribus.study.estimator:MultiTaskEstimator",
+    "MultiTaskModel": "pluribus.modeling:MultiTaskModel",
+    "MultiTaskRegressor": "pluribus.study.estimator:MultiTaskRegressor",
+    "Study": "pluribus.study:Study",
+    "Table": "pluribus.data.table:Table",
+    "Task": "pluribus.tasks:Task",
+    "Trainer": "pluribus.training:Trainer",
+    "combine": "pluribus.balancing:combine",
+    "compare": "pluribus.evaluation.compare:compare",
+    "load": "pluribus.modeling:load",
+}
 
 __all__ = ["__version__", *sorted(_FACE)]
 

@@ -1,0 +1,82 @@
+"""Trials and their workers: pure, whole or absent, and no death takes the study along."""
+
+from __future__ import annotations
+
+import os
+from typing import Any
+
+import numpy as np
+from hypothesis import given
+from hypothesis import strategies as st
+
+from pluribus.study.plan import Trial
+from pluribus.study.pool import run_all
+from pluribus.study.trial import best_threshold, finished, run_trial, valid_predictions
+
+
+@given(st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.9]), st.booleans()), min_size=1, max_size=40))
+def test_best_threshold_is_the_best(rows: list[tuple[float, bool]]) -> None:
+    """Against every possible threshold: if this fails, labels are cut at the wrong place."""
+    p, y = np.array([r[0] for r in rows]), np.array([float(r[1]) for r in rows])
+
+    def f1(threshold: float) -> float:
+        said = p >= threshold
+        return 2 * float((said * y).sum()) / max(1.0, said.sum() + y.sum())
+
+    found = best_threshold(p, y)
+    if y.sum():
+        assert f1(found) >= max(f1(t) for t in np.unique(p)) - 1e-12
+    else:
+        assert found == 0.5
+
+
+def test_same_configuration_same_result(study_of: Any, loans: Any, tmp_path: Any) -> None:
+    """A trial is a function of its fields: two runs agree to the last digit."""
+    study = study_of(loans, name="a")
+    study.learnable.save(tmp_path / "p")
+    trial = Trial("final", "shared_bottom_equal", {}, 1, 1000.0)
+    results = []
+    for where in ("x", "y"):
+        (tmp_path / where).mkdir()
+        results.append(run_trial(str(tmp_path / "p"), str(tmp_path / where), trial, 0))
+    assert results[0]["scores"] == results[1]["scores"]
+    a, b = (valid_predictions(tmp_path / where, trial.id) for where in ("x", "y"))
+    for name in a:
+        np.testing.assert_array_equal(a[name], b[name])
+
+
+def test_refused_fit_is_a_failed_trial(study_of: Any, loans: Any, tmp_path: Any) -> None:
+    """A setting that cannot be used stops the trial with its reason, not the study."""
+    study_of(loans, name="a").learnable.save(tmp_path / "p")
+    (tmp_path / "t").mkdir()
+    trial = Trial("final", "shared_bottom_equal", {"widht": 3}, 0, 100.0)
+    result = run_trial(str(tmp_path / "p"), str(tmp_path / "t"), trial, 0)
+    assert result["status"] == "failed"
+    assert "did you mean 'width'" in result["error"]
+    held = finished(tmp_path / "t", trial)
+    assert held is not None
+    assert held["status"] == "failed"
+
+
+def test_trials_never_see_test_labels(study_of: Any, loans: Any) -> None:
+    """The prepared table that workers load holds no label of a test row and no test part."""
+    study = study_of(loans, name="a")
+    test = set(study.split.parts["test"].tolist())
+    assert set(study.learnable.parts) == {"train", "valid"}
+    for cells in study.learnable.cells.values():
+        assert not test & set(cells.rows.tolist())
+
+
+def _work(i: int) -> dict[str, Any]:
+    if i == 1:
+        os._exit(1)
+    return {"i": i}
+
+
+def test_a_dead_worker_takes_nobody_along() -> None:
+    """Out of memory kills a process: that call is reported dead, the others finish."""
+    found = dict(run_all(_work, [(i,) for i in range(4)], jobs=2))
+    assert found[0] == {"i": 0}
+    assert found[2] == {"i": 2}
+    assert found[3] == {"i": 3}
+    assert "died" in found[1]
