@@ -47,7 +47,7 @@ def _judge(good: float = 0.2, bad: float = 0.8, k: tuple[int, int] = (5, 5), swa
     one, other = _models(signal, good, k[0], 1), _models(signal, bad, k[1], 2)
     if swap:
         one, other = other, one
-    settings = {"constants": constants, "unit": "day", **settings}
+    settings = {"constants": constants, "unit": "day", "repeats": 300, **settings}
     return judge((BINARY, NUMBER), truth, units, one, {"the specialists": other}, **settings)
 
 
@@ -138,8 +138,10 @@ def test_one_class_only_is_undecided_and_not_an_error() -> None:
 
 
 def test_a_doubt_from_outside_silences_the_word() -> None:
-    row = _judge(doubts={"loss": "the road was undertrained"}).comparisons[0].of("loss")
-    assert (row.word, row.reason) == ("undecided", "the road was undertrained")
+    found = _judge(doubts={"loss": "the road was undertrained"}).comparisons[0]
+    assert (found.of("loss").word, found.of("loss").reason) == ("undecided", "the road was undertrained")
+    assert found.of("default").word == "better"
+    assert (found.overall.word, found.overall.reason) == ("undecided", "loss: the road was undertrained")
 
 
 def test_one_seed_speaks_of_this_file_only() -> None:

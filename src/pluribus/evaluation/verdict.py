@@ -13,7 +13,8 @@ better:
    **worse**: adjusted p < 1 − level and gain < 0. **undecided**: anything else, with the reason.
 5. Undecided in any case: fewer than 50 test rows of a binary task's rarer class; fewer than 10 units with labels (binary:
    with labels of the rarer class); no skill of the reference over the constant predictor (tolerance 0); metric undefined, in the
-   data or in more than 5 % of the resamples; a doubt from outside (`doubts`: "undertrained", …).
+   data or in more than 5 % of the resamples; a doubt from outside (`doubts`: "undertrained", …). The overall word is undecided
+   where a main task lacks rows or units, where a doubt touches one, or where a reference near 0 makes Δm meaningless.
 
 "As good" is not adjusted for the number of tasks: "no task suffers" needs every task to pass, and such an intersection of
 tests keeps its level without adjustment (Berger 1982). A significant loss smaller than the tolerance is "as good".
@@ -421,7 +422,7 @@ def _compare(
                 p[task.name], p_holm[task.name], word, reason,
             )
         )  # fmt: skip
-    overall = _overall(tasks, pairs, found, level)
+    overall = _overall(tasks, pairs, found, level, doubts)
     scope = _scope([pairs[task.name] for task in tasks])
     return Comparison(
         reference, scope, tuple(found), overall, headline(found, overall, scope, challenger_name, reference, level)
@@ -467,8 +468,9 @@ def _word(gain: Interval, p: float, p_adjusted: float, tolerance: float, level: 
 
 
 def _overall(
-    tasks: Sequence[Task], pairs: Mapping[str, tuple[_Measured, _Measured]], found: Sequence[TaskVerdict], level: float
-) -> Overall:
+    tasks: Sequence[Task], pairs: Mapping[str, tuple[_Measured, _Measured]], found: Sequence[TaskVerdict], level: float,
+    doubts: Mapping[str, str],
+) -> Overall:  # fmt: skip
     """Δm with its interval: units resampled for both sides together, seeds by the first-order (delta) method.
 
     Seed i of one task belongs with seed i of the others (one joint model) where all tasks have equally many seeds; else the
@@ -513,6 +515,8 @@ def _overall(
         blocked = f"{metric} of the reference on {shaky[0]} is not clearly above 0, so a relative change means nothing"
     elif weak:
         blocked = f"too few test labels of {', '.join(weak)}"
+    else:
+        blocked = next((f"{t.name}: {doubts[t.name]}" for t in main if t.name in doubts), "")
     p = delta.deciding.p_value() if math.isfinite(delta.deciding.se) else math.nan
     word, reason = _word(delta.deciding, p, p, tolerance, level, blocked)
     return Overall(name, delta, tolerance, p, word, reason)
