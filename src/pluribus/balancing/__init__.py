@@ -4,6 +4,7 @@ A newcomer who knows a paper's name finds the file of that name; this page is th
 """
 
 from pluribus.balancing.aligned_mtl import AlignedMTL
+from pluribus.balancing.auto_lambda import AutoLambda
 from pluribus.balancing.balancer import Balancer
 from pluribus.balancing.cagrad import CAGrad
 from pluribus.balancing.config import ConFIG
@@ -17,6 +18,8 @@ from pluribus.balancing.equal_weighting import EqualWeighting
 from pluribus.balancing.excess_mtl import ExcessMTL
 from pluribus.balancing.fairgrad import FairGrad
 from pluribus.balancing.famo import FAMO
+from pluribus.balancing.flat_regions import FlatRegions
+from pluribus.balancing.fuller import Fuller, equalise_gradients
 from pluribus.balancing.geometric_loss import GeometricLoss
 from pluribus.balancing.graddrop import GradDrop
 from pluribus.balancing.gradnorm import GradNorm
@@ -31,8 +34,10 @@ from pluribus.balancing.nash_mtl import NashMTL
 from pluribus.balancing.pcgrad import PCGrad
 from pluribus.balancing.processes import Processes
 from pluribus.balancing.random_loss_weighting import RandomLossWeighting
+from pluribus.balancing.rep_mtl import RepMTL
 from pluribus.balancing.sdmgrad import SDMGrad
 from pluribus.balancing.stch import STCH
+from pluribus.balancing.torchjd import TorchJD
 from pluribus.balancing.uncertainty_weighting import UncertaintyWeighting
 from pluribus.balancing.upgrad import UPGrad
 
@@ -46,6 +51,7 @@ __all__ = [
     "MGDAUB",
     "STCH",
     "AlignedMTL",
+    "AutoLambda",
     "Balancer",
     "CAGrad",
     "ConFIG",
@@ -55,6 +61,8 @@ __all__ = [
     "EqualWeighting",
     "ExcessMTL",
     "FairGrad",
+    "FlatRegions",
+    "Fuller",
     "GeometricLoss",
     "GradDrop",
     "GradNorm",
@@ -66,11 +74,14 @@ __all__ = [
     "PCGrad",
     "Processes",
     "RandomLossWeighting",
+    "RepMTL",
     "SDMGrad",
     "Step",
+    "TorchJD",
     "UPGrad",
     "UncertaintyWeighting",
     "backward",
     "combine",
+    "equalise_gradients",
     "group_tasks",
 ]

@@ -161,7 +161,7 @@ def combine(
     *,
     features: Features | None = None,
     extra: Tensor | None = None,
-    gram: Literal["features", "last"] = "features",
+    gram: Literal["features", "last"] | None = None,
     last: nn.Module | Iterable[Tensor] | None = None,
     every: int = 1,
     on_nonfinite: OnNonFinite = "raise",
@@ -175,7 +175,7 @@ def combine(
         Without them only balancers of the losses can serve, L = Σ_t w_t ℓ_t + extra, and **heads are weighted too**.
         With them the value of L is Σ_t ℓ_t + extra.
     extra: a scalar added unbalanced (a penalty, an auxiliary loss).
-    gram: measure gradients at the features (default) or at the parameters of the last shared layer.
+    gram: measure gradients at the "features" (default) or at the parameters of the "last" shared layer (Fuller's default).
     last: that layer, a module or its parameters; default: the first layer with a matrix of weights below the features.
     every: compute weights only every so many calls and hold them in between (a changed set of tasks computes afresh).
     on_nonfinite: a NaN or infinite loss raises `NonFinite` (default), or is skipped: the scalar returned reaches nothing,
@@ -198,15 +198,16 @@ def combine(
             f"{type(judge).__name__} needs gradients ({judge.signal})", where="combine",
             remedy="pass features=z, the shared features, or use balancing.backward(losses, balancer, shared=…)",
         )  # fmt: skip
-    if gram not in ("features", "last"):
-        raise BadInput(f"gram={gram!r}", where="combine", remedy="use 'features' or 'last', or balancing.backward(…)")
+    source = gram or getattr(judge, "source", "features")
+    if source not in ("features", "last"):
+        raise BadInput(f"gram={source!r}", where="combine", remedy="use 'features' or 'last', or balancing.backward(…)")
     held = _held(judge, heard, every)
     if held is not None or _hears_losses(judge):
         step = held or Step(heard.present, heard.values, _weigh(judge, heard, None))
         w = heard.mine(cast(Tensor, step.weights))
         judge.last = step
         return _known(heard, z, w, extra)
-    return _measured(judge, heard, z, extra, gram, last)
+    return _measured(judge, heard, z, extra, source, last)
 
 
 def _known(heard: Heard, z: tuple[Tensor, ...], w: Tensor, extra: Tensor | None) -> Tensor:
@@ -325,7 +326,7 @@ def backward(
     z = _features(cast(Features | None, features), heard)
     names = _names_of(shared)
     if "closure" in judge.needs:
-        step: Step = judge.through_closure(Problem(heard, z, _shared(shared, z), names, closure, extra, scale))  # type: ignore[attr-defined]
+        step: Step = judge.through_closure(Problem(heard, z, shared, names, closure, extra, scale))  # type: ignore[attr-defined]
         judge.last = step
         return step
     held = _held(judge, heard, every)
@@ -360,16 +361,24 @@ class Problem:
 
     heard: Heard
     features: tuple[Tensor, ...]
-    shared: list[Tensor]
+    given: nn.Module | Iterable[Tensor] | None
     names: dict[Tensor, str]
     closure: Any
     extra: Tensor | None
     scale: float
 
-    def heads(self) -> list[Tensor]:
-        """The leaves that the losses reach and that are not shared."""
-        own = set(self.shared)
-        return [leaf for leaf in leaves(self.heard.tensors) if leaf not in own]
+    def __post_init__(self) -> None:
+        self.module = self.given if isinstance(self.given, nn.Module) else None
+        self._shared = None if self.given is None and not self.features else _shared(self.given, self.features)
+
+    @property
+    def shared(self) -> list[Tensor]:
+        """The shared leaves; it is an error if they are not known."""
+        return _shared(None, ()) if self._shared is None else self._shared
+
+    def shared_or(self, default: None) -> list[Tensor] | None:
+        """The shared leaves, or the default where they are not known."""
+        return default if self._shared is None else self._shared
 
     def losses_again(self) -> dict[str, Tensor]:
         """The closure's losses at the parameters as they are now, for the tasks of this step."""
@@ -381,11 +390,14 @@ class Problem:
             )  # fmt: skip
         return {task: found[task] for task in self.heard.tasks}
 
-    def write(self, gradients: Mapping[Tensor, Tensor]) -> None:
-        """Add gradients to ``.grad``, and the extra's own."""
-        accumulate(gradients, self.scale)
+    def write_extra(self) -> None:
+        """Add the extra's gradient to ``.grad``."""
         if self.extra is not None:
-            propagate(_scalar(self.extra), self.scale)
+            propagate(_scalar(self.extra), self.scale, keep=True)
+
+    def write(self, gradients: Mapping[Tensor, Tensor]) -> None:
+        """Add gradients to ``.grad``."""
+        accumulate(gradients, self.scale)
 
 
 def _choose(
@@ -395,6 +407,8 @@ def _choose(
         return "losses", "the balancer hears losses only"
     if gram != "auto":
         return gram, "as asked"
+    if hasattr(judge, "source") and z:
+        return cast(str, judge.source), "the balancer is defined there"
     if "features" in judge.needs and z:
         return "features", "the balancer is defined at the features"
     if judge.signal == "jacobian":
@@ -614,10 +628,10 @@ def _scalar(extra: Tensor) -> Tensor:
     return extra.reshape(())
 
 
-def propagate(loss: Tensor, scale: float) -> None:
+def propagate(loss: Tensor, scale: float, keep: bool = False) -> None:
     """An ordinary backward from a scalar that `scale` arrives at; a scalar without a graph has nothing to give."""
     if loss.requires_grad:
-        torch.autograd.backward(loss, torch.full_like(loss, scale))
+        torch.autograd.backward(loss, torch.full_like(loss, scale), retain_graph=keep)
 
 
 def _serves(judge: Balancer, door: str) -> None:

@@ -1,0 +1,229 @@
+"""F-MTL: seek regions that are flat for every task, around any balancer.
+
+Source: Phan et al. (2022/2025), Improving Multi-task Learning via Seeking Task-based Flat Regions (Beyond Losses Reweighting,
+ICCV 2025), algorithm 1. For each task t, with radii ρ_sh, ρ_ns:
+
+    a_t = ∇_θ ℓ_t(θ, φ_t),  b_t = ∇_φt ℓ_t(θ, φ_t)                       plain gradients
+    ε_t = ρ_sh a_t/‖a_t‖,   δ_t = ρ_ns b_t/‖b_t‖                         constants
+    s_t = ∇_θ ℓ_t(θ+ε_t, φ_t+δ_t),  u_t = ∇_φt ℓ_t(θ+ε_t, φ_t+δ_t),  f_t = s_t − a_t
+    d   = Agg(a_1 … a_T) + Agg(f_1 … f_T),  θ ← θ − η d,  φ_t ← φ_t − η u_t
+
+Two instances of the balancer keep the state of the two calls apart. T extra passes forward and back.
+
+Relatives: ``how="common"`` perturbs once, along the mean gradient (one extra forward, T gradients at that point);
+``how="samo"`` is SAMO (Ban et al., ICCV 2025): ε_t along (1−β) g₀ + β ĝ_t with the mean gradient g₀ and ĝ_t a zeroth-order
+estimate, brought to g₀'s norm parameter by parameter, and d = Agg(s_1 … s_T), not split.
+
+Where they differ: no code of F-MTL was found; 1e-12 is added to norms; batch statistics do not move in perturbed passes
+(where `shared`, or ``model=``, is a module). SAMO's code draws a direction a task, 2T passes; here one direction serves
+all tasks, two passes forward, as the paper counts; its ``1 - beta`` is the paper's α.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from typing import Any, ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+
+from pluribus.balancing import gram as engine
+from pluribus.balancing.balancer import Balancer, check_between
+from pluribus.balancing.doors import Problem, Step, stack
+from pluribus.balancing.graph import gradients, leaves
+from pluribus.balancing.layers import gram_of, real
+from pluribus.balancing.state import generator
+from pluribus.errors import BadInput, unknown
+
+Blocks = list[Tensor]  # a Jacobian [T, *leaf] a shared leaf
+
+
+class FlatRegions(Balancer):
+    """F-X around the balancer X: ``backward(losses, FlatRegions(CAGrad()), shared=encoder, closure=losses_again)``.
+
+    rho: radius in the shared part (default 0.05, the usual value of SAM; the paper calls it insensitive).
+    rho_heads: radius in the heads (default: rho). how: "per-task" (the paper), "common" or "samo".
+    beta, mu, seed: of SAMO: the share of the task's own part (0.1), the step of its estimate (0.01), its generator's seed.
+    model: modules whose batch statistics rest in perturbed passes, beside `shared` where that is a module.
+
+    The closure evaluates the losses of the same batch at the parameters as they are.
+    """
+
+    doors: ClassVar[tuple[str, ...]] = ("backward",)
+    mutable: ClassVar[tuple[str, ...]] = ("inner", "flat", "generator")
+
+    def __init__(
+        self, inner: Balancer, rho: float = 0.05, rho_heads: float | None = None, *,
+        how: Literal["per-task", "common", "samo"] = "per-task", beta: float = 0.1, mu: float = 0.01, seed: int = 0,
+        model: nn.Module | None = None,
+    ) -> None:  # fmt: skip
+        if how not in ("per-task", "common", "samo"):
+            raise unknown("way", how, ("per-task", "common", "samo"), where="FlatRegions")
+        if inner.batches > 1 or "closure" in inner.needs:
+            raise BadInput(
+                f"{type(inner).__name__} needs more than gradients of one batch", where="FlatRegions",
+                remedy="wrap a balancer of losses, norms, Gram or Jacobian",
+            )  # fmt: skip
+        self.rho, self.rho_heads = rho, rho if rho_heads is None else rho_heads
+        check_between(self, 0, float("inf"), rho=self.rho, rho_heads=self.rho_heads, mu=mu)
+        check_between(self, 0, 1, beta=beta)
+        self.inner, self.flat = inner, copy.deepcopy(inner)
+        self.how, self.beta, self.mu, self.seed, self.model = how, beta, mu, seed, model
+        vars(self)["needs"] = inner.needs | {"closure"}
+        self.generator = generator(seed)
+
+    def reset(self) -> None:
+        self.inner.reset()
+        self.flat.reset()
+        self.generator = generator(self.seed)
+
+    def after_step(self, losses: Mapping[str, Tensor]) -> None:
+        self.inner.after_step(losses)
+        self.flat.after_step(losses)
+
+    def epoch_end(self) -> None:
+        self.inner.epoch_end()
+        self.flat.epoch_end()
+
+    def __repr__(self) -> str:
+        return f"FlatRegions({self.inner!r}, rho={self.rho}, rho_heads={self.rho_heads}, how={self.how!r})"
+
+    def through_closure(self, problem: Problem) -> Step:
+        """One step of `backward`."""
+        heard, shared = problem.heard, problem.shared
+        if heard.team.size > 1:
+            raise BadInput("FlatRegions runs in one process", where="backward", remedy="pass processes=Processes.alone()")
+        top = _top(problem)
+        top.find(shared, problem.names)
+        a = engine.pull(top.outputs, top.rows, shared)
+        own = set(shared)
+        heads = [[leaf for leaf in leaves([loss]) if leaf not in own] for loss in heard.tensors]
+        b = [gradients(loss, phi) if phi else () for loss, phi in zip(heard.tensors, heads)]
+        problem.write_extra()
+        delta = [_ball(g, self.rho_heads) for g in b]
+        eps = self._perturbations(a, problem)
+        s, u = self._perturbed(problem, eps, heads, delta, len(heard.tasks))
+        step = Step(heard.present, heard.values, source="full", why=f"plain and flat gradients, {self.how}")
+        if self.how == "samo":
+            d, step.weights, step.gram = _aggregate(self.inner, s, problem)
+        else:
+            d, step.weights, step.gram = _aggregate(self.inner, a, problem)
+            f, _, _ = _aggregate(self.flat, [t - p for t, p in zip(s, a)], problem)
+            d = [p + q for p, q in zip(d, f)]
+        written: dict[Tensor, Tensor] = dict(zip(shared, d))
+        for phi, found in zip(heads, u):
+            for leaf, g in zip(phi, found):
+                if g is not None:
+                    written[leaf] = written[leaf] + g if leaf in written else g
+        problem.write(written)
+        return step
+
+    def _perturbations(self, a: Blocks, problem: Problem) -> list[list[Tensor]]:
+        """ε of each perturbed point, a tensor a shared leaf; one point where the perturbation is common."""
+        T = a[0].shape[0]
+        if self.how == "per-task":
+            return [_ball([block[t] for block in a], self.rho) for t in range(T)]
+        mean = [block.mean(0) for block in a]
+        if self.how == "common":
+            return [_ball(mean, self.rho)]
+        z = [torch.randn(g.shape, generator=self.generator).to(g) for g in mean]
+        slopes = self._slopes(z, problem)
+        points = []
+        for slope in slopes:
+            estimate = [slope * direction for direction in z]
+            mixed = [
+                (1 - self.beta) * g + self.beta * g.norm() * e / (e.norm() + 1e-12) for g, e in zip(mean, estimate)
+            ]
+            points.append(_ball(mixed, self.rho))
+        return points
+
+    @torch.no_grad()
+    def _slopes(self, z: Sequence[Tensor], problem: Problem) -> Tensor:
+        """(ℓ_t(θ+μz) − ℓ_t(θ−μz))/2μ of all tasks [T], from two passes forward."""
+        values = []
+        for sign in (1, -1):
+            with moved(problem.shared, [sign * self.mu * direction for direction in z]), self._resting(problem):
+                values.append(stack(list(problem.losses_again().values())))
+        return (values[0] - values[1]) / (2 * self.mu)
+
+    def _perturbed(
+        self, problem: Problem, eps: list[list[Tensor]], heads: list[list[Tensor]], delta: list[list[Tensor]], T: int
+    ) -> tuple[Blocks, list[Sequence[Tensor | None]]]:
+        """s_t (as blocks) and u_t at the perturbed points."""
+        shared, tasks = problem.shared, problem.heard.tasks
+        if len(eps) == 1 and T > 1 and self.how == "common":
+            everything = {leaf: move for phi, moves in zip(heads, delta) for leaf, move in zip(phi, moves)}
+            with moved([*shared, *everything], [*eps[0], *everything.values()]), self._resting(problem):
+                again = list(problem.losses_again().values())
+                top = engine.Top.of_losses(tasks, again)
+                s = engine.pull(top.outputs, top.rows, shared)
+                return s, [gradients(loss, phi) if phi else () for loss, phi in zip(again, heads)]
+        rows, u = [], []
+        for t, task in enumerate(tasks):
+            with moved([*shared, *heads[t]], [*eps[t], *delta[t]]), self._resting(problem):
+                loss = problem.losses_again()[task]
+                found = torch.autograd.grad(loss, [*shared, *heads[t]], allow_unused=True)
+            rows.append([torch.zeros_like(leaf) if g is None else g for leaf, g in zip(shared, found)])
+            u.append(found[len(shared) :])
+        return [torch.stack(column) for column in zip(*rows)], list(u)
+
+    @contextmanager
+    def _resting(self, problem: Problem) -> Iterator[None]:
+        """Batch statistics do not move inside."""
+        modules = [m for root in (self.model, problem.module) if root is not None for m in root.modules()]
+        norms = {m: None for m in modules if isinstance(m, nn.modules.batchnorm._BatchNorm) and m.track_running_stats}
+        before = [(m, m.momentum, m.num_batches_tracked.clone() if m.num_batches_tracked is not None else None) for m in norms]
+        for m in norms:
+            m.momentum = 0.0
+        try:
+            yield
+        finally:
+            for m, momentum, count in before:
+                m.momentum = momentum
+                if count is not None and m.num_batches_tracked is not None:
+                    m.num_batches_tracked.copy_(count)
+
+
+def _top(problem: Problem) -> engine.Top:
+    heard, z = problem.heard, problem.features
+    if not z:
+        return engine.Top.of_losses(heard.tasks, heard.tensors)
+    passes = engine.through_heads(heard.tasks, heard.tensors, z)
+    return engine.Top(heard.tasks, list(z), passes.rows, passes.reach)
+
+
+def _ball(g: Sequence[Tensor | None], rho: float) -> list[Tensor]:
+    """ρ g/‖g‖ with the norm over all parts; a missing part does not move."""
+    size = torch.stack([real(part).norm() for part in g if part is not None]).norm() if any(x is not None for x in g) else 1
+    return [torch.zeros(()) if part is None else part * (rho / (size + 1e-12)) for part in g]
+
+
+@contextmanager
+def moved(parameters: Sequence[Tensor], moves: Sequence[Tensor]) -> Iterator[None]:
+    """The parameters moved by so much inside, and exactly what they were afterwards.
+
+    Through ``.data``: graphs recorded before stay valid, since the values come back bit for bit.
+    """
+    kept = [p.data.clone() for p in parameters]
+    try:
+        for p, move in zip(parameters, moves):
+            p.data.add_(move.to(device=p.device, dtype=p.dtype))
+        yield
+    finally:
+        for p, old in zip(parameters, kept):
+            p.data.copy_(old)
+
+
+def _aggregate(balancer: Balancer, blocks: Blocks, problem: Problem) -> tuple[list[Tensor], Tensor | None, Tensor]:
+    """Agg of a Jacobian in blocks: d a shared leaf, the weights (if it gives any) and the Gram."""
+    heard, G = problem.heard, gram_of(blocks)
+    if balancer.signal == "jacobian":
+        flat = torch.cat([block.flatten(1) for block in blocks], 1)
+        d = balancer.direction(flat, tasks=heard.present, losses=heard.values)
+        parts = torch.split(d, [leaf.numel() for leaf in problem.shared])
+        return [part.view_as(leaf) for part, leaf in zip(parts, problem.shared)], None, G
+    signals: dict[str, Any] = {"losses": heard.values, "norms": G.diagonal().clone(), "gram": G}
+    w = balancer.weights(signals[balancer.signal], tasks=heard.present, losses=heard.values)
+    return [torch.tensordot(w.to(block.dtype), block, 1) for block in blocks], w, G
