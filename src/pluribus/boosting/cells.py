@@ -113,7 +113,9 @@ def read_cells(y: Any, n: int, task: Any = None, sample_weight: Any = None) -> C
 
     Raises BadInput for wrong lengths, a missing task id, NaN among long labels, and a task without any label.
     """
-    if isinstance(y, Mapping) or is_frame(y) or np.ndim(y) == 2:
+    if not isinstance(y, Mapping) and not is_frame(y):
+        y = np.asarray(y)
+    if isinstance(y, Mapping) or is_frame(y) or y.ndim == 2:
         if task is not None:
             raise BadInput(
                 "is given together with one column of labels a task", where="task", remedy="give one label a row, or no task=",

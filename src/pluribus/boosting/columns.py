@@ -145,8 +145,12 @@ def _is_category(dtype: Any) -> bool:
 
 
 def _plain(column: Any) -> Any:
-    values = column.astype(object).to_numpy() if hasattr(column, "astype") and hasattr(column, "dtype") else column
-    return np.array([None if v is None or v != v else v for v in np.asarray(values, dtype=object)], dtype=object)
+    """A column's values as objects, with None for what is missing."""
+    import pandas as pd
+
+    values = np.array(column, dtype=object)
+    values[pd.isna(values)] = None
+    return values
 
 
 def _categories(column: Any) -> tuple[Any, ...]:

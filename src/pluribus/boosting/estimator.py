@@ -163,7 +163,7 @@ class TaskBooster(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no
                 raise unknown("value", str(given[name]), [str(o) for o in options], where=name)
 
     def _read_table(self, X: Any, task: Any, y: Any = None, *, reset: bool = False) -> tuple[Floats, Any, Any]:
-        if isinstance(X, Mapping):
+        if isinstance(X, Mapping) and not hasattr(X, "tocsr"):  # some sparse matrices are mappings
             if task is not None:
                 raise BadInput("is given together with a dict of tables", where="task", remedy="leave it out")
             if y is not None:

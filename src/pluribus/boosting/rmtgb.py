@@ -165,7 +165,7 @@ class _RMTGB(TaskBooster):
         T, K = len(cells.names), self._outputs()
         order = np.argsort(cells.task, kind="stable")  # the rows of a task side by side: its tree's root is a range
         task, y = cells.task[order], y[order]
-        w = None if cells.weight is None else cells.weight[order] * (len(order) / cells.weight.sum())
+        w = None if cells.weight is None else cells.weight[order]
         distinct = np.unique(cells.row)  # rows that carry a label; the others must not shape the bins
         used = table if len(distinct) == len(table) else table[distinct]
         binner = Binner.fit(used, self.columns_.categorical, self.max_bins, rng)
@@ -326,45 +326,41 @@ class _Fit:
         assert self.valid is not None
         return self.model._loss(self.valid.y, F)
 
-    def draw(self, roots: Ints) -> tuple[Ints, Ints, Ints | None]:
-        """Rows of this round (a fresh share of each range), where each range starts in them, and the features."""
-        n, d = len(self.task), len(self.grower.binner.n_values)
-        rows, starts = np.arange(roots[0], roots[-1]), roots - roots[0]
+    def draw(self, ranges: list[tuple[int, int]]) -> tuple[list[Ints], Ints | None]:
+        """The rows of this round, a fresh share of each range, and the features."""
+        rows = [np.arange(a, b) for a, b in ranges]
         if self.model.subsample < 1:
-            parts = []
-            for a, b in pairwise(roots):
-                size = max(round(self.model.subsample * (b - a)), min(b - a, 1))
-                parts.append(np.sort(a + self.rng.permutation(b - a)[:size]))
-            rows, starts = np.concatenate(parts) if n else rows, np.cumsum([0, *(len(p) for p in parts)])
+            share = self.model.subsample
+            rows = [np.sort(self.rng.permutation(own)[: max(round(share * len(own)), min(len(own), 1))]) for own in rows]
         features = None
         if self.model.colsample < 1:
+            d = len(self.grower.binner.n_values)
             features = np.sort(self.rng.permutation(d)[: max(round(self.model.colsample * d), 1)])
-        return rows, starts, features
+        return rows, features
 
-    def tree(self, target: Floats, drawn: tuple[Ints, Ints, Ints | None]) -> Grown:
-        """The trees fitted to the targets [n, K] by (weighted) squared error."""
-        rows, roots, features = drawn
+    def tree(self, target: Floats, rows: list[Ints], features: Ints | None) -> Grown:
+        """A tree for each set of rows, fitted to the targets [n, K] by (weighted) squared error."""
+        roots = np.cumsum([0, *(len(own) for own in rows)])
         G = -target if self.w is None else -self.w[:, None] * target
-        return self.grower.grow(rows, roots, G, self.H, features=features)
+        return self.grower.grow(np.concatenate(rows), roots, G, self.H, features=features)
 
-    def add(self, P: Floats, grown: Grown, roots: Ints) -> None:
-        """P += nu tree, also for the rows of the ranges that were not drawn."""
+    def add(self, P: Floats, grown: Grown, tree_of_task: Ints) -> None:
+        """P += nu tree, also for the rows that were not drawn; tree_of_task: which tree a task's rows go down, or -1."""
         grown.add_leaves(P, self.nu)
         if self.model.subsample < 1:
-            left_out = np.ones(len(self.task), dtype=bool)
+            left_out = tree_of_task[self.task] >= 0
             left_out[grown.rows] = False
-            rows = np.flatnonzero(left_out[roots[0] : roots[-1]]) + roots[0]
-            tree = np.searchsorted(roots, rows, side="right") - 1
-            grown.add_binned(P, self.nu, self.grower.bins, rows, tree)
+            rows = np.flatnonzero(left_out)
+            grown.add_binned(P, self.nu, self.grower.bins, rows, tree_of_task[self.task[rows]])
 
     def block_1(self, trees: dict[str, Trees]) -> None:
         model, parts = self.model, []
-        everyone = np.array([0, len(self.task)])
+        everyone, one_tree = [(0, len(self.task))], np.zeros(self.T, dtype=np.int64)
         stop = None if self.valid is None else _Stopper(float(self.valid_losses(self.V_sh).mean()), self.patience)
         best = self.V_sh.copy(), self.P_sh.copy()
         for m in range(model.n_shared):
-            grown = self.tree(model._residual(self.y, self.P_sh), self.draw(everyone))
-            self.add(self.P_sh, grown, everyone)
+            grown = self.tree(model._residual(self.y, self.P_sh), *self.draw(everyone))
+            self.add(self.P_sh, grown, one_tree)
             parts.append(grown.trees)
             if stop is not None and self.valid is not None:
                 grown.trees.add_to(self.V_sh, self.valid.table, self.nu)
@@ -380,7 +376,7 @@ class _Fit:
 
     def block_2(self, trees: dict[str, Trees], pool: ThreadPoolExecutor) -> None:
         model, A_parts, B_parts = self.model, [], []
-        everyone = np.array([0, len(self.task)])
+        everyone, one_tree = [(0, len(self.task))], np.zeros(self.T, dtype=np.int64)
         rate = self.nu if model.theta_lr is None else model.theta_lr
         stop = None if self.valid is None else _Stopper(float(self.valid_losses(self.V()).mean()), self.patience)
         best = self._state()
@@ -389,13 +385,13 @@ class _Fit:
             s_row = s[self.task][:, None]
             r = model._residual(self.y, self.F())
             drawn = self.draw(everyone)
-            A_job = pool.submit(self.tree, s_row * r, drawn)  # both at the same point
-            B = self.tree((1 - s_row) * r, drawn)
+            A_job = pool.submit(self.tree, s_row * r, *drawn)  # both at the same point
+            B = self.tree((1 - s_row) * r, *drawn)
             A = A_job.result()
             weighted = r if self.w is None else self.w[:, None] * r
             step = theta_gradient(weighted, self.P_out - self.P_non, s, self.task, mean=model.theta_step == "mean")
-            self.add(self.P_out, A, everyone)
-            self.add(self.P_non, B, everyone)
+            self.add(self.P_out, A, one_tree)
+            self.add(self.P_non, B, one_tree)
             self.theta = self.theta - rate * (step + model.theta_l2 * self.theta)
             A_parts.append(A.trees)
             B_parts.append(B.trees)
@@ -434,11 +430,15 @@ class _Fit:
             if not len(active):
                 break
             r = model._residual(self.y, fixed + self.P_task)
-            chunks = [c for c in np.array_split(active, min(n_threads, len(active))) if len(c)]
-            draws = [self._draw_tasks(chunk) for chunk in chunks]
-            grown = list(pool.map(lambda drawn, r=r: self.tree(r, drawn), draws))
+            rows, features = self.draw([(int(self.roots[t]), int(self.roots[t + 1])) for t in active])
+            chunks = np.array_split(active, min(n_threads, len(active)))
+            ends = np.cumsum([0, *(len(chunk) for chunk in chunks)])
+            own_rows = [rows[a:b] for a, b in pairwise(ends)]
+            grown = list(pool.map(lambda mine, r=r, features=features: self.tree(r, mine, features), own_rows))
             for chunk, found in zip(chunks, grown):
-                self._add_tasks(chunk, found)
+                tree_of_task = np.full(self.T, -1)
+                tree_of_task[chunk] = np.arange(len(chunk))
+                self.add(self.P_task, found, tree_of_task)
                 parts.append(found.trees)
                 owners.append(chunk)
             if stops and self.valid is not None:
@@ -463,23 +463,6 @@ class _Fit:
             forest, owner = forest.take(keep), owner[keep]
         trees[TASK] = forest
         return owner
-
-    def _draw_tasks(self, chunk: Ints) -> tuple[Ints, Ints, Ints | None]:
-        if len(chunk) == chunk[-1] - chunk[0] + 1:
-            return self.draw(self.roots[chunk[0] : chunk[-1] + 2])
-        parts = [self.draw(self.roots[t : t + 2]) for t in chunk]  # some tasks in between have stopped
-        starts = np.cumsum([0, *(len(rows) for rows, _, _ in parts)])
-        return np.concatenate([rows for rows, _, _ in parts]), starts, parts[0][2]
-
-    def _add_tasks(self, chunk: Ints, grown: Grown) -> None:
-        grown.add_leaves(self.P_task, self.nu)
-        if self.model.subsample < 1:
-            left_out = np.ones(len(self.task), dtype=bool)
-            left_out[grown.rows] = False
-            tree_of = np.full(self.T, -1)
-            tree_of[chunk] = np.arange(len(chunk))
-            rows = np.flatnonzero(left_out & (tree_of[self.task] >= 0))
-            grown.add_binned(self.P_task, self.nu, self.grower.bins, rows, tree_of[self.task[rows]])
 
     def _note(self, block: str, done: int, total: int, F: Floats | None, stop: _Stopper | None) -> None:
         if not self.model.progress:

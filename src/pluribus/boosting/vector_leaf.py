@@ -27,6 +27,8 @@ from dataclasses import replace
 from typing import Any, ClassVar
 
 import numpy as np
+from sklearn.utils.metaestimators import available_if
+from sklearn.utils.validation import check_is_fitted
 
 from pluribus.boosting.cells import WIDE, Cells
 from pluribus.boosting.columns import signs
@@ -117,7 +119,7 @@ class _VectorLeaf(KindBooster):
         Y[place, cells.task] = y
         if cells.weight is not None:
             W = np.zeros((N, T))
-            W[place, cells.task] = cells.weight * (len(cells.weight) / cells.weight.sum())
+            W[place, cells.task] = cells.weight
         binner = Binner.fit(used, self.columns_.categorical, self.max_bins, rng)
         signs_ = self._signs()
         grower = Grower(
@@ -447,9 +449,14 @@ class MultiTaskBoosting(_VectorLeaf):
             raise BadInput(f"does not say what kind task {task!r} is", where="tasks", remedy="name every task of the labels")
         return objective(kinds[task], y, f"task {task!r}")
 
-    def predict_proba(self, X: Any, task: Any = None) -> Any:
+    def _has_classes(self) -> bool:
+        kinds = self._kinds()
+        return bool(({kinds} if isinstance(kinds, str) else set(kinds.values())) & {"binary", "multiclass"})
+
+    def _predict_proba(self, X: Any, task: Any = None) -> Any:
         """Class probabilities of the binary and multiclass tasks: a dict over them (wide labels), or [n, classes]."""
-        if task is None and self.form_ == WIDE:
+        check_is_fitted(self, "tasks_")
+        if task is None and self.form_ == WIDE and not isinstance(X, Mapping):
             table, _, _ = self._read_table(X, None)
             return {
                 name: o.proba(raw)
@@ -457,3 +464,5 @@ class MultiTaskBoosting(_VectorLeaf):
                 if o.classes is not None
             }
         return self._answer(X, task, lambda raw, t: self._by_task(raw, t, lambda o, F: o.proba(F)))
+
+    predict_proba = available_if(_has_classes)(_predict_proba)

@@ -1,0 +1,221 @@
+"""Speed and memory of the boosters, side by side with a plain implementation of R-MTGB and with LightGBM.
+
+Default: the reference run (20,000 rows, 5 tasks, 8 features, 50 + 50 + 50 stumps) against `plain_rmtgb`, cost over rows
+(10^4, 10^5), prediction rates, and the pooled LightGBM at 10^5 rows. FULL=1 adds 10^6 rows x 20 features x 10 tasks.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from datetime import date
+from typing import Any
+
+import numpy as np
+
+from benchmarks.ratio import RESULTS, Ratio, machine, ratio, table
+
+
+def plain_rmtgb(
+    X: Any, y: Any, task: Any, rounds: tuple[int, int, int], *, nu: float = 0.1, theta: Any, n_classes: int = 0, **tree: Any
+) -> Callable[[Any, Any], Any]:
+    """R-MTGB word for word with scikit-learn's trees; tasks are 0 .. T - 1; returns predict(X, task) -> scores [n, K]."""
+    from sklearn.tree import DecisionTreeRegressor
+
+    K, T = max(n_classes, 1), int(task.max()) + 1
+    theta = np.array(theta, dtype=float)
+    parts: dict[str, list[Any]] = {"shared": [], "out": [], "non": [], "task": []}
+    P = {name: np.zeros((len(X), K)) for name in parts}
+
+    def residual(F: Any) -> Any:
+        if n_classes == 0:
+            return y[:, None] - F
+        p = np.exp(F - F.max(axis=1, keepdims=True))
+        return np.eye(K)[y] - p / p.sum(axis=1, keepdims=True)
+
+    def fit(rows: Any, target: Any) -> Any:
+        return DecisionTreeRegressor(random_state=0, **tree).fit(X[rows], target[rows])
+
+    def read(model: Any, X: Any) -> Any:
+        return model.predict(X).reshape(len(X), K)
+
+    everyone = np.arange(len(X))
+    for _ in range(rounds[0]):
+        parts["shared"].append(fit(everyone, residual(P["shared"])))
+        P["shared"] += nu * read(parts["shared"][-1], X)
+    for _ in range(rounds[1]):
+        s = 1 / (1 + np.exp(-theta))
+        w = s[task][:, None]
+        r = residual(P["shared"] + (1 - w) * P["non"] + w * P["out"])
+        A, B = fit(everyone, w * r), fit(everyone, (1 - w) * r)
+        old = P["out"] - P["non"]
+        P["out"] += nu * read(A, X)
+        P["non"] += nu * read(B, X)
+        parts["out"].append(A)
+        parts["non"].append(B)
+        for t in range(T):
+            own = task == t
+            theta[t] -= nu * -(r[own] * old[own]).sum() * s[t] * (1 - s[t])
+    s = 1 / (1 + np.exp(-theta))
+    w = s[task][:, None]
+    for _ in range(rounds[2]):
+        r = residual(P["shared"] + (1 - w) * P["non"] + w * P["out"] + P["task"])
+        trees = [fit(np.flatnonzero(task == t), r) for t in range(T)]
+        for t, own in enumerate(trees):
+            P["task"][task == t] += nu * read(own, X[task == t])
+        parts["task"].append(trees)
+
+    def predict(X: Any, task: Any) -> Any:
+        w = s[task][:, None]
+        F = np.zeros((len(X), K))
+        for name, factor in (("shared", 1.0), ("non", 1 - w), ("out", w)):
+            for model in parts[name]:
+                F += factor * nu * read(model, X)
+        for trees in parts["task"]:
+            for t, own in enumerate(trees):
+                rows = np.flatnonzero(task == t)
+                if len(rows):
+                    F[rows] += nu * read(own, X[rows])
+        return F
+
+    predict.theta = theta  # type: ignore[attr-defined]
+    return predict
+
+
+def reference_data(seed: int = 0, n: int = 20_000) -> tuple[Any, Any, Any]:
+    """20,000 rows, 5 tasks, 8 features; four tasks share a smooth function for the most part, the fifth has another."""
+    rng = np.random.default_rng(seed)
+    X, task = rng.uniform(-1, 1, (n, 8)), rng.integers(0, 5, n)
+    common, other = np.sin(3 * X[:, 0]) + X[:, 1] * X[:, 2], np.cos(3 * X[:, 3]) - X[:, 4]
+    own = np.sin(2 * X[:, 5] + task)
+    return X, task, 0.9 * np.where(task == 4, other, common) + 0.1 * own + 0.1 * rng.standard_normal(n)
+
+
+def large_data(n: int, seed: int = 0) -> tuple[Any, Any, Any]:
+    """n rows, 20 features, 10 tasks."""
+    rng = np.random.default_rng(seed)
+    X, task = rng.standard_normal((n, 20)), rng.integers(0, 10, n)
+    y = np.sin(2 * X[:, 0]) + X[:, 1] * X[:, 2] + 0.5 * np.where(task > 7, -1, 1) * X[:, 3] + 0.3 * rng.standard_normal(n)
+    return X, task, y
+
+
+def reference_run() -> tuple[Ratio, str]:
+    from pluribus.boosting import RMTGBRegressor
+
+    X, task, y = reference_data()
+    X_test, task_test, y_test = reference_data(1)
+    theta = 0.1 * np.random.RandomState(0).standard_normal(5)
+    fits: dict[str, Any] = {}
+
+    def ours() -> None:
+        model = RMTGBRegressor(50, 50, 50, max_leaf_nodes=2, theta_init=theta)
+        fits["ours"] = model.fit(X, y, task=task)
+
+    def theirs() -> None:
+        fits["plain"] = plain_rmtgb(X, y, task, (50, 50, 50), theta=theta, max_leaf_nodes=2)
+
+    found = ratio("R-MTGB, reference run, against scikit-learn's trees", ours, theirs, target="<= 0.10", pairs=3)
+    a = np.sqrt(np.mean((fits["ours"].predict(X_test, task_test) - y_test) ** 2))
+    b = np.sqrt(np.mean((fits["plain"](X_test, task_test)[:, 0] - y_test) ** 2))
+    apart = 100 * abs(a / b - 1)
+    line = f"Test RMSE of the reference run: {a:.5f} (ours) and {b:.5f} (plain), {apart:.2f} % apart; target <= 1 %."
+    print(line, flush=True)
+    return found, line
+
+
+def pooled_pair(n: int, pairs: int) -> list[Ratio]:
+    """R-MTGB 100 + 100 + 100 rounds of depth 6 against LightGBM pooled with 300 trees of as many leaves; and prediction."""
+    import lightgbm
+
+    from pluribus.boosting import RMTGBRegressor
+
+    X, task, y = large_data(n)
+    fits: dict[str, Any] = {}
+
+    def ours() -> None:
+        fits["ours"] = RMTGBRegressor(100, 100, 100, max_depth=6, max_leaf_nodes=None, min_samples_leaf=20).fit(X, y, task=task)
+
+    def theirs() -> None:
+        settings = {"num_leaves": 64, "max_depth": 6, "num_threads": 1, "verbose": -1, "seed": 0, "min_data_in_leaf": 20}
+        fits["lightgbm"] = lightgbm.train(settings, lightgbm.Dataset(X, y), 300)
+
+    fit = ratio(f"fit, {n:,} rows x 20 x 10 tasks, depth 6, 100+100+100, against LightGBM pooled x 300", ours, theirs,
+                target="<= 3.5", pairs=pairs)  # fmt: skip
+    few = min(n, 50_000)
+
+    def predict() -> None:
+        fits["pooled"].predict(X[:few])
+
+    def predict_lightgbm() -> None:
+        fits["lightgbm"].predict(X[:few], num_threads=1)
+
+    # as many trees for both: a pooled booster of 300 trees of ours
+    fits["pooled"] = RMTGBRegressor(300, 0, 0, max_depth=6, max_leaf_nodes=None, min_samples_leaf=20).fit(X[:few], y[:few])
+    prediction = ratio(f"predict, {few:,} rows, 300 trees of depth 6, against LightGBM", predict, predict_lightgbm,
+                       target="<= 3", pairs=max(pairs, 3))  # fmt: skip
+    return [fit, prediction]
+
+
+def cost(n: int) -> dict[str, float]:
+    """CPU seconds and the peak memory of one fit beyond what X and the process had before, in a process of its own."""
+    code = f"""
+import json, resource, time
+import numpy as np
+from benchmarks.boosting_speed import large_data
+from pluribus.boosting import RMTGBRegressor
+X, task, y = large_data({n})
+settings = dict(max_depth=6, max_leaf_nodes=None, min_samples_leaf=20)
+RMTGBRegressor(2, 2, 2, **settings).fit(X[:500], y[:500], task=task[:500])
+peak = lambda: resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+scratch = np.empty(0)
+before = int(open('/proc/self/statm').read().split()[1]) * resource.getpagesize()
+open('/proc/self/clear_refs', 'w').write('5')
+start = time.process_time()
+RMTGBRegressor(100, 100, 100, **settings).fit(X, y, task=task)
+spent = time.process_time() - start
+high = [line for line in open('/proc/self/status') if line.startswith('VmHWM')][0]
+print(json.dumps(dict(seconds=spent, bytes=int(high.split()[1]) * 1024 - before)))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    found: dict[str, float] = json.loads(done.stdout.splitlines()[-1])
+    return found
+
+
+def run(full: bool) -> None:
+    start = time.perf_counter()
+    first, rmse = reference_run()
+    ratios = [first, *pooled_pair(100_000, 3)]
+    if full:
+        ratios += pooled_pair(1_000_000, 2)
+    rows = ["| rows | CPU s | µs a row | peak beyond X, MB | binned matrix + scores, MB | ratio |", "|---|---|---|---|---|---|"]
+    for n in (10_000, 100_000, 1_000_000) if full else (10_000, 100_000):
+        spent = cost(n)
+        base = n * 20 + 4 * n * 8  # bytes of the binned matrix and the four parts of the score
+        seconds, high = spent["seconds"], spent["bytes"]
+        rows.append(
+            f"| {n:,} | {seconds:.2f} | {1e6 * seconds / n:.1f} | {high / 1e6:.1f} | {base / 1e6:.1f} | {high / base:.2f} |"
+        )
+        print(rows[-1], flush=True)
+    command = "make bench ONLY=boosting_speed" + (" FULL=1" if full else "")
+    page = f"""# Speed of the boosters
+
+CPU seconds, medians over interleaved pairs; one thread on both sides. Written by `{command}` on {date.today()}
+({machine()}), {time.perf_counter() - start:.0f} s in all. The machine was shared while this ran.
+
+{table(ratios)}
+
+{rmse}
+
+R-MTGB of 100 + 100 + 100 rounds grows 100 + 2 x 100 trees on all rows and 10 x 100 on a task's rows each (as many row
+visits as 400 pooled trees); LightGBM grows 300.
+
+## Cost over rows (20 features, 10 tasks, depth 6, 100 + 100 + 100 rounds)
+
+Memory: peak of the fit beyond X, y, task and the loaded process, in a process of its own; target <= 3 x (binned matrix + scores).
+
+{chr(10).join(rows)}
+"""
+    (RESULTS / "boosting_speed.md").write_text(page, encoding="utf-8")
