@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.preprocessing import StandardScaler
 
 from pluribus.data import FittedColumns, Table
-from pluribus.data.columns import FIRST, MAX_BINS, MIN_COUNT, QUANTILES
+from pluribus.data.columns import FIRST, MAX_BINS, MIN_COUNT, QUANTILES, _sorted
 from pluribus.errors import BadInput
 from pluribus.tasks import Task
 
@@ -148,6 +148,19 @@ def test_rows_are_encoded_one_by_one(seed: int) -> None:
     part = columns.encode(data.iloc[picked])
     assert np.array_equal(part[0], numeric[picked], equal_nan=True)
     assert np.array_equal(part[1], categorical[picked])
+
+
+def test_a_tables_kept_codes_are_those_of_its_frame() -> None:
+    table = Table(frame(), ["y"], split="random")
+    columns = FittedColumns.fit(table, np.arange(120))
+    for ours, theirs in zip(columns.encode_table(table), columns.encode(frame())):
+        assert np.array_equal(ours, theirs, equal_nan=ours.dtype == np.float32)
+
+
+@given(st.lists(st.one_of(st.integers(-50, 50), st.integers(-(2**60), 2**60), st.floats(-100, 100)), max_size=60))
+def test_counting_sorts_as_comparing_does(values: list[float]) -> None:
+    array = np.array(values, float)
+    assert np.array_equal(_sorted(array), np.sort(array))
 
 
 def test_baselines_are_the_training_quantiles() -> None:

@@ -46,6 +46,7 @@ FILE = "columns.safetensors"
 
 _EPOCH = np.datetime64("1970-01-01T00:00:00", "us")
 _DAY = 86_400_000_000  # microseconds
+_MAX_SPAN = 500_000  # days
 
 
 @dataclass(frozen=True)
@@ -136,20 +137,19 @@ class FittedColumns:
     @classmethod
     def fit(cls, table: Table, rows: NDArray[np.int64] | None = None) -> FittedColumns:
         """Fit on these rows of the table (the training part; default all)."""
-        frame = table.frame if rows is None else table.frame.iloc[rows]
+        picked: Any = slice(None) if rows is None else rows
         time = table.time if table.time in table.inputs and table.split.startswith("time") else None
         inputs, numbers, categories = [], {}, {}
         for name in table.inputs:
-            kind = _type_of(frame[name], name)
-            column = _features(frame[name], kind, name, name == time, table.source)
+            kind = _type_of(table.frame[name])
+            column = _of_table(table, name, kind, name == time)
             for feature, values in column.numeric.items():
-                numbers[feature] = _fit_number(values)
+                numbers[feature] = _fit_number(values[picked])
             for feature, (codes, words) in column.categorical.items():
-                categories[feature] = _fit_category(codes, words, fixed=kind != "category")
+                categories[feature] = _fit_category(codes[picked], words, fixed=kind != "category")
             inputs.append(Input(name, kind, tuple(column.numeric), tuple(column.categorical)))
         if table.task_column is not None:
-            codes = table.task_index if rows is None else table.task_index[rows]
-            categories[table.task_column] = _fit_category(codes, list(table.names), fixed=True)
+            categories[table.task_column] = _fit_category(table.task_index[picked], list(table.names), fixed=True)
         doubled = [name for name in categories if name in numbers]
         if doubled:
             raise BadInput(f"two features are called {doubled[0]!r}", where=table.source, remedy="rename the column")
@@ -171,22 +171,31 @@ class FittedColumns:
             shown = ", ".join(repr(name) for name in lacking[:8]) + (", …" if len(lacking) > 8 else "")
             what = f"lacks {len(lacking)} input column{'s' * (len(lacking) > 1)}: {shown}"
             raise BadInput(what, where="table", remedy="add what the model was fitted on")
-        numeric = np.empty((len(frame), len(self.numbers)), np.float32)
-        categorical = np.empty((len(frame), len(self.categories)), np.int32)
-        place = {name: i for i, name in enumerate(self.numbers)}
-        column_of = {name: i for i, name in enumerate(self.categories)}
-        for spec in self.inputs:
-            found = _features(frame[spec.name], spec.type, spec.name, spec.name == self.time, "table", spec.numeric)
+        found = (
+            _features(frame[i.name], i.type, i.name, i.name == self.time, "table", i.numeric) for i in self.inputs
+        )  # fmt: skip
+        return self._encode(len(frame), found, None if self.task_column is None else self._task_index(frame))
+
+    def encode_table(self, table: Table) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        """`encode` of the table that was fitted on, whose words and dates need no second look."""
+        found = (_of_table(table, i.name, i.type, i.name == self.time) for i in self.inputs)
+        return self._encode(table.n_rows, found, table.task_index if table.long else None)
+
+    def _encode(
+        self, n_rows: int, columns: Iterable[_Features], task_index: NDArray[np.int64] | None
+    ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
+        numeric = np.empty((n_rows, len(self.numbers)), np.float32)
+        categorical = np.empty((n_rows, len(self.categories)), np.int32)
+        place = {name: i for names in (self.numbers, self.categories) for i, name in enumerate(names)}
+        for spec, found in zip(self.inputs, columns):
             for feature in spec.numeric:
                 number = self.numbers[feature]
                 numeric[:, place[feature]] = (found.numeric[feature] - number.centre) / number.scale
             for feature in spec.categorical:
-                codes, words = found.categorical[feature]
-                categorical[:, column_of[feature]] = self._codes(feature)(codes, words)
+                categorical[:, place[feature]] = self._codes(feature, *found.categorical[feature])
         if self.task_column is not None:
-            codes = self._task_index(frame)
-            known = self._codes(self.task_column)
-            categorical[:, column_of[self.task_column]] = known(codes, list(self.task_names))
+            assert task_index is not None
+            categorical[:, place[self.task_column]] = self._codes(self.task_column, task_index, self.task_names)
         return numeric, categorical
 
     def _task_index(self, frame: pd.DataFrame) -> NDArray[np.int64]:
@@ -199,14 +208,10 @@ class FittedColumns:
             name: {word: code for code, word in enumerate(c.categories, FIRST)} for name, c in self.categories.items()
         }
 
-    def _codes(self, feature: str) -> Any:
+    def _codes(self, feature: str, codes: NDArray[np.int64], words: Sequence[str]) -> NDArray[np.int32]:
         known = self._code_of[feature]
-
-        def translate(codes: NDArray[np.int64], words: Sequence[str]) -> NDArray[np.int32]:
-            table = np.array([*(known.get(word, UNSEEN) for word in words), MISSING], np.int32)
-            return table[codes]  # a missing value's code is −1: the last place
-
-        return translate
+        table = np.array([*(known.get(word, UNSEEN) for word in words), MISSING], np.int32)
+        return table[codes]  # a missing value's code is −1: the last place
 
     def prepare(self, frame: pd.DataFrame, tasks: Iterable[Task]) -> Prepared:
         """A table to predict: encoded, without labels, without parts, every row its own unit."""
@@ -324,7 +329,17 @@ class _Features:
     categorical: dict[str, tuple[NDArray[np.int64], list[str]]] = field(default_factory=dict)
 
 
-def _type_of(series: pd.Series, name: str) -> str:
+def _of_table(table: Table, name: str, kind: str, recurring: bool) -> _Features:
+    """The features of a table's column; words and dates, which cost something, are kept with the table."""
+    if kind == "number":
+        return _features(table.frame[name], kind, name, recurring, table.source)
+    if name not in table.encoded:
+        table.encoded[name] = _features(table.frame[name], kind, name, recurring, table.source)
+    found: _Features = table.encoded[name]
+    return found
+
+
+def _type_of(series: pd.Series) -> str:
     import pandas as pd
 
     dtype = series.dtype
@@ -394,7 +409,7 @@ def _as_words(series: pd.Series, boolean: bool, where: str) -> tuple[NDArray[np.
     if series.dtype == np.dtype(bool):
         return series.to_numpy(np.int64), ["False", "True"]
     codes, distinct = pd.factorize(series)
-    words = [_plain(word) for word in distinct]
+    words = [_plain(word) for word in np.asarray(distinct, object)]
     if boolean:
         same = {"0": "False", "1": "True", "false": "False", "true": "True"}
         words = [same.get(word.lower(), word) for word in words]
@@ -421,8 +436,12 @@ def _datetime_features(
     missing = np.isnat(stamps)
     micros = (np.where(missing, _EPOCH, stamps) - _EPOCH).astype(np.int64)
     days, rest = np.divmod(micros, _DAY)
-    # Calendar features are functions of the day: computed once for each distinct day, then spread.
-    distinct, codes = np.unique(days, return_inverse=True)
+    # Calendar features are functions of the day: computed once for each day, then spread.
+    first, last = (int(days.min()), int(days.max())) if len(days) else (0, 0)
+    if last - first < _MAX_SPAN:
+        distinct, codes = np.arange(first, last + 1), days - first
+    else:
+        distinct, codes = np.unique(days, return_inverse=True)
     dates = distinct.astype("datetime64[D]")
     months = dates.astype("datetime64[M]")
     yearday = (dates - dates.astype("datetime64[Y]")).astype(np.float64)
@@ -452,7 +471,7 @@ def _wall_clock(series: pd.Series) -> NDArray[np.datetime64]:
 
 
 def _fit_number(values: NDArray[np.float64]) -> Number:
-    present = np.sort(values[~np.isnan(values)])
+    present = _sorted(values[~np.isnan(values)])
     missing = 1 - len(present) / max(len(values), 1)
     if not len(present):
         nothing = np.full(len(QUANTILES), np.nan)
@@ -469,6 +488,16 @@ def _fit_number(values: NDArray[np.float64]) -> Number:
     if len(edges) == 1:
         edges = np.array([edges[0], edges[0] + 1], np.float32)
     return Number(centre, scale, edges, quantiles, float(missing))
+
+
+def _sorted(values: NDArray[np.float64]) -> NDArray[np.float64]:
+    """The values in ascending order; whole numbers of a small range are counted instead of compared."""
+    if len(values):
+        low, high = values.min(), values.max()
+        if high - low < len(values) and abs(low) < 2**52 and (values == np.floor(values)).all():
+            counts = np.bincount((values - low).astype(np.int64))
+            return np.repeat(np.arange(len(counts)) + low, counts)
+    return np.sort(values)
 
 
 def _quantiles_of_sorted(values: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -142,6 +142,14 @@ def _not_utf8(path: Path) -> BadInput:
     return BadInput("is not UTF-8 text", where=str(path), remedy=remedy)
 
 
+def _has_quotes(path: Path) -> bool:
+    try:
+        with _open(path) as handle:
+            return any(b'"' in block for block in iter(lambda: handle.read(BLOCK_BYTES), b""))
+    except (OSError, EOFError) as error:
+        raise BadInput(f"cannot be unpacked ({error})", where=str(path), remedy="export it again") from error
+
+
 def _delimiter(header: str) -> str:
     bare = re.sub(r'"[^"]*"', "", header)
     return "," if "," in bare else max(DELIMITERS, key=bare.count)
@@ -156,13 +164,14 @@ def _read_csv(path: Path, text: Sequence[str]) -> pa.Table:
     delimiter = _delimiter(header)
     names = [name for row in csv.reader([header], delimiter=delimiter) for name in row]
     _check_names(names, where)
+    quoted = _has_quotes(path)  # without quotes no value holds a newline, and blocks are cut faster
     chosen: dict[str, Any] = {name: pa.string() for name in text if name in names}
     for _ in range(3 * len(names) + 1):  # every column can be widened at most three times
         try:
             table = arrow.read_csv(
                 where,
                 read_options=arrow.ReadOptions(block_size=BLOCK_BYTES),
-                parse_options=arrow.ParseOptions(delimiter=delimiter, newlines_in_values=True),
+                parse_options=arrow.ParseOptions(delimiter=delimiter, newlines_in_values=quoted),
                 convert_options=arrow.ConvertOptions(column_types=chosen, strings_can_be_null=True),
             )
         except pa.ArrowInvalid as error:

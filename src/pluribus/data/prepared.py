@@ -221,10 +221,9 @@ class _CellsByRow:
         weight = None if self.weight is None else torch.from_numpy(self.weight[at])
         sizes = np.bincount(task, minlength=len(self.names)).tolist()
         weights = [None] * len(sizes) if weight is None else torch.split(weight, sizes)
+        each = zip(torch.split(values, sizes), torch.split(places, sizes), weights)
         return {
-            name: Labels(value, place, None, each)
-            for name, size, value, place, each in zip(self.names, sizes, torch.split(values, sizes), torch.split(places, sizes), weights)
-            if size
+            name: Labels(value, place, None, own) for name, size, (value, place, own) in zip(self.names, sizes, each) if size
         }
 
 
@@ -236,8 +235,11 @@ def prepare(table: Table, split: Split, columns: FittedColumns | None = None) ->
     """Encode a split table. `columns` default to those fitted on the training part."""
     from pluribus.data.columns import FittedColumns
 
-    columns = columns or FittedColumns.fit(table, split.parts["train"])
-    numeric, categorical = columns.encode(table.frame)
+    if columns is None:
+        columns = FittedColumns.fit(table, split.parts["train"])
+        numeric, categorical = columns.encode_table(table)
+    else:
+        numeric, categorical = columns.encode(table.frame)
     return Prepared(
         tasks=table.tasks,
         columns=columns,

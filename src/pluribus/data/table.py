@@ -80,6 +80,7 @@ class Table:
     tasks: tuple of `Task` with kinds and classes filled in.
     inputs: names of the input columns, in the frame's order.
     notes: one line for each thing that was inferred.
+    encoded: words and dates of input columns as codes, kept by `FittedColumns` so that they are looked up once.
 
     Raises
     ------
@@ -110,6 +111,7 @@ class Table:
         self.ignore = tuple(ignore)
         self.not_applicable, self.delayed = dict(not_applicable or {}), dict(delayed or {})
         self.notes: list[str] = []
+        self.encoded: dict[str, Any] = {}
         self.time, self.split_column, kind_of_split = self._parse_split(split, time)
         self._targets = self._named(tasks)
         self.inputs = self._check_roles()
