@@ -186,7 +186,7 @@ def gram(view: View) -> Tensor:
 
 def norms(view: View) -> Tensor:
     """‖τ_t‖ [T] of a tensor, in float64."""
-    return total(view, lambda tau, span: tau.double().square_().sum(1)).sqrt_()
+    return total(view, lambda tau, span: tau.double().square().sum(1)).sqrt_()
 
 
 # Combinations that several methods share -------------------------------------------------------------------------------------

@@ -66,7 +66,7 @@ class Competition(Stage):
             at = 0
             for view in views:
                 for span, tau in view.chunks():
-                    yield at + span.start, self.beta(tau, bounds).clamp_(min=0)
+                    yield at + span.start, self.beta(tau, bounds).clamp_(min=0).abs_()  # no negative zero
                 at += span.numel
 
         keep = keep_count(self.ratio, count)

@@ -48,7 +48,8 @@ def builder(name: str) -> Callable[..., Any]:
 
 def is_static(name: str) -> bool:
     """Whether a merger is a function of the weights alone, so that it can run from folder to folder."""
-    return name != "greedy_soup" and "experts" not in inspect.signature(builder(name)).parameters
+    hints = getattr(builder(name), "__annotations__", {})
+    return hints.get("return") in (Method, "Method")
 
 
 def names_of(experts: Any) -> dict[str, Any]:
@@ -231,6 +232,8 @@ def merge(
         if out is not None:
             raise BadInput(f"{method} learns from data and gives tensors", where="out", remedy="save what it returns")
         made = builder(method)
+        if not {"base", "experts"} <= set(inspect.signature(made).parameters):
+            raise BadInput(f"{method} does not merge weights", where="method", remedy=f"use {catalog.get('merger', method).target}")
         common = {"weights": weights, "heads": heads or None, "keep": keep or None, "seed": seed or None, "progress": progress}
         taken = inspect.signature(made).parameters
         return made(base, names_of(experts), **{k: v for k, v in common.items() if v is not None and k in taken}, **settings)

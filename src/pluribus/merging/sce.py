@@ -47,7 +47,7 @@ class SelectCalculateErase(Stage):
                     yield span.start, variance(tau)
 
             cut = top(chunks, 1, [keep_count(self.density, varied)], count)[0][0]
-        energy = total(view, lambda tau, span: self.select(tau, cut, span.start).double().square_().sum(1))
+        energy = total(view, lambda tau, span: self.select(tau, cut, span.start).double().square().sum(1))
         sum_ = float(energy.sum())
         return cut, [float(e) / sum_ if sum_ > 0 else 1 / len(energy) for e in energy]
 

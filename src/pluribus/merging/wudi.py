@@ -19,7 +19,7 @@ from torch import Tensor
 
 from pluribus.errors import BadInput
 from pluribus.merging.algebra import Method, Span, one_of
-from pluribus.merging.matrices import MatrixStage
+from pluribus.merging.matrices import MatrixStage, svd
 
 
 def objective(m: Tensor, tau: Tensor) -> Tensor:
@@ -39,24 +39,30 @@ class Wudi(MatrixStage):
         return self.closed_form(tau) if self.solver == "closed_form" else self.adam(tau)
 
     def closed_form(self, tau: Tensor) -> Tensor:
+        # with the rows of all τ_t / √n_t stacked as S = U Σ V:  Σ C_t / n_t = Sᵀ S, whose pseudo-inverse is Vᵀ Σ⁻² V
         wide = tau.double()
         size = wide.square().sum((1, 2))
         wide, size = wide[size > 0], size[size > 0]
-        grams = wide.transpose(1, 2) @ wide / size[:, None, None]
-        left = (wide @ grams).sum(0)
-        inverse: Tensor = torch.linalg.pinv(grams.sum(0), hermitian=True, rtol=1e-10)
-        return (left @ inverse).to(tau.dtype)
+        left = (wide @ wide.transpose(1, 2) @ wide / size[:, None, None]).sum(0)
+        _, s, v = svd((wide / size.sqrt()[:, None, None]).flatten(0, 1))
+        s, v = s[s > 1e-7 * s[0]], v[s > 1e-7 * s[0]]
+        return (((left @ v.T) / s.square()) @ v).to(tau.dtype)
 
     def adam(self, tau: Tensor) -> Tensor:
-        # ∇ = Σ 2 (M − τ_t) C_t / n_t: the T products with C_t are one product with their sum, and a constant
         size = tau.square().sum((1, 2))
-        grams = tau.transpose(1, 2) @ tau / size.masked_fill(size == 0, 1)[:, None, None]
-        constant, whole = (tau @ grams).sum(0), grams.sum(0)
+        scaled = tau / size.masked_fill(size == 0, 1)[:, None, None]
         m = torch.nn.Parameter(tau.sum(0))
         optimiser = torch.optim.Adam([m], lr=self.lr)
-        for _ in range(self.steps):
-            m.grad = 2 * (m.detach() @ whole - constant)
-            optimiser.step()
+        if 2 * tau.shape[0] * tau.shape[1] < tau.shape[2]:  # wide: through the small products (M − τ_t) τ_tᵀ
+            for _ in range(self.steps):
+                m.grad = 2 * (((m.detach() - tau) @ tau.transpose(1, 2)) @ scaled).sum(0)
+                optimiser.step()
+        else:  # ∇ = Σ 2 (M − τ_t) C_t / n_t: the products with the C_t are one product with their sum, and a constant
+            whole = (tau.transpose(1, 2) @ scaled).sum(0)
+            constant = (tau @ tau.transpose(1, 2) @ scaled).sum(0)
+            for _ in range(self.steps):
+                m.grad = 2 * (m.detach() @ whole - constant)
+                optimiser.step()
         return m.detach()
 
 
