@@ -95,9 +95,9 @@ def run(full: bool) -> None:
         f"{machine()}, {time.strftime('%Y-%m-%d')}. `python -m benchmarks --only balancing_solvers` writes this page.",
         "Nash-MTL of TorchJD is left out: it takes the T × P matrix and solves convex programmes (seconds at T = 40).",
         "",
-        "| method | " + " | ".join(f"T = {size}" for size in SIZES) + " | target at 40 | " + " | ".join(f"TorchJD, {size}" for size in SIZES) + " |",
+        " | ".join(["| method", *(f"T = {n}" for n in SIZES), "target at 40", *(f"TorchJD, {n}" for n in SIZES)]) + " |",
         "|---|" + "---|" * (2 * len(SIZES) + 1),
-    ]  # fmt: skip
+    ]
     for name, row in ours.items():
         mine = [f"{row[size][0]:.2f} ({row[size][1]:.2f})" for size in SIZES]
         peer = [f"{theirs[name][size][0]:.2f}" if name in theirs else "–" for size in SIZES]

@@ -28,7 +28,7 @@ def test_equation(size, seed, spread, alpha):
     gram = j @ j.T
     w = alpha_fair(gram, alpha)
     assert (w > 0).all()
-    assert residual(gram, w, alpha) < (1e-8 if spread < 6 else 1e-3)
+    assert residual(gram, w, alpha) < 1e-9
 
 
 @given(st.sampled_from([2, 3, 10, 40]), st.integers(0, 10**6), st.sampled_from([1.0, 2.0]))

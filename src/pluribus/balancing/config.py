@@ -35,5 +35,6 @@ class ConFIG(Balancer):
         b = pseudo_inverse(cosines) @ torch.where(norm > 0, p, 0.0)  # v in units of the rows' lengths
         along = cosines @ b
         length = (b * along).sum()
-        scale = torch.where(length > 1e-14 * b.square().sum(), (norm * along).sum() / length.clamp_min(torch.finfo(norm.dtype).tiny), 0.0)
+        ratio = (norm * along).sum() / length.clamp_min(torch.finfo(norm.dtype).tiny)
+        scale = torch.where(length > 1e-14 * b.square().sum(), ratio, 0.0)
         return (scale * inverse * b).to(signal.dtype)

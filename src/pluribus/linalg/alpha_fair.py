@@ -3,7 +3,8 @@
 Source: Nash bargaining (α = 1; Navon et al. 2022) and its α-fair form (Ban and Ji 2024). With p = 1/α the solution is the
 only minimiser of ½ wᵀ G w − Σ π_t w_t^{1−p}/(1−p) (log at p = 1), a strictly convex function. In z = D w it reads
 C z = k z^{−p}, k = π D^{p−1}. The Newton step is −(C + diag(p k z^{−p−1}))⁻¹ (C z − k z^{−p}); of six step lengths from 1 to
-1/32 the one is taken whose slope along the step is nearest to 0, and no entry falls below a hundredth of itself.
+1/32 the longest is taken after which the function does not rise as steeply as half its fall before; entries that fall do so
+by a factor exp(Δ/z), so that they stay positive however small the solution is.
 """
 
 from __future__ import annotations
@@ -19,8 +20,7 @@ def alpha_fair(gram: Tensor, alpha: float = 1.0, preference: Tensor | None = Non
 
     A row of norm zero, or of preference zero, gets weight 0 and no say. Where some w ≥ 0 has Jᵀ w = 0 the minimum lies at
     infinity; a ridge (1e-12 in float64, 4·T·eps in float32) on the cosines keeps it finite.
-    Residual: |G w − π w^{−p}| ≤ 1e-8 of |G| w for rows whose lengths differ by a factor of up to 1e6
-    (1e-3 in the worst case up to 1e12).
+    Residual: |G w − π w^{−p}| ≤ 1e-9 of |G| w, for rows whose lengths differ by a factor of up to 1e12 too.
     """
     p = 1 / alpha
     norm, inverse, cosines = cosine(gram)
@@ -32,18 +32,31 @@ def alpha_fair(gram: Tensor, alpha: float = 1.0, preference: Tensor | None = Non
     z = k.pow(1 / (1 + p))  # exact for orthogonal rows …
     bend = (z * (cosines @ z.unsqueeze(-1)).squeeze(-1)).sum(-1, keepdim=True)
     z = z * (k * z.pow(1 - p)).sum(-1, keepdim=True).div(bend.clamp_min(1e-30)).pow(1 / (1 + p))  # … and the best multiple
-    shorter = 0.5 ** torch.arange(6, dtype=z.dtype, device=z.device).unsqueeze(-1)  # step lengths to try, [6, 1]
+    stop = 1e-6 if gram.dtype == torch.float64 else 1e-4  # quadratic by then: the step just taken left about its square
     for _ in range(100 if gram.device.type == "cpu" else 30):
         push = k * z.pow(-p)
         hessian = cosines + torch.diag_embed(p * push / z)
         slope = push - (cosines @ z.unsqueeze(-1)).squeeze(-1)
         factor, _ = torch.linalg.cholesky_ex(hessian)
         change = torch.nan_to_num(torch.cholesky_solve(slope.unsqueeze(-1), factor).squeeze(-1))
-        rho = (change / z).abs().amax(-1, keepdim=True)
-        tried = torch.maximum(z.unsqueeze(-2) + shorter * change.unsqueeze(-2), 0.01 * z.unsqueeze(-2))  # [..., 6, T]
-        ahead = ((tried @ cosines - k.unsqueeze(-2) * tried.pow(-p)) * change.unsqueeze(-2)).sum(-1, keepdim=True)
-        best = ahead.abs().argmin(-2, keepdim=True)  # where the slope along the step is nearest to 0
-        z = tried.gather(-2, best.expand(*best.shape[:-1], z.shape[-1])).squeeze(-2)
-        if settled(rho > 1e-5):  # quadratic from here: the step just taken left about ρ²
-            break
+        relative = change / z
+        if settled(relative.abs() > 0.2):  # near the solution the whole step is right, and no length need be tried
+            z = z + change
+            if settled(relative.abs() > stop):
+                break
+        else:
+            z = _damped(z, change, cosines, k, p, push, slope)
     return torch.where(voice, z * inverse, 0.0).to(gram.dtype)
+
+
+def _damped(z: Tensor, change: Tensor, cosines: Tensor, k: Tensor, p: float, push: Tensor, slope: Tensor) -> Tensor:
+    """z after the longest of six steps that does not overshoot."""
+    shorter = 0.5 ** torch.arange(6, dtype=z.dtype, device=z.device).unsqueeze(-1)  # [6, 1]
+    relative = shorter * (change / z).unsqueeze(-2)  # [..., 6, T]
+    tried = z.unsqueeze(-2) * torch.where(relative < 0, relative.clamp_min(-8).exp(), 1 + relative)
+    ahead = ((tried @ cosines - k.unsqueeze(-2) * tried.pow(-p)) * change.unsqueeze(-2)).sum(-1, keepdim=True)
+    now = (slope * change).sum(-1)[..., None, None]  # minus the slope along the step at its start
+    rounding = 1e-10 * (push * change.abs()).sum(-1)[..., None, None]
+    fine = (ahead <= 0.5 * now + rounding) | (shorter == shorter[-1])
+    best = fine.to(z.dtype).argmax(-2, keepdim=True)
+    return tried.gather(-2, best.expand(*best.shape[:-1], z.shape[-1])).squeeze(-2)
