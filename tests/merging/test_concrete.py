@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from pluribus.errors import BadInput
-from pluribus.merging import concrete as module
 from pluribus.merging.coefficients import TaskVectors, entropy_objective, forward_with
-from pluribus.merging.concrete import concrete, final_mask, learn_mask, relaxed, rescaled
+from pluribus.merging.concrete import _uniform, concrete, final_mask, learn_mask, relaxed, rescaled
 
 
 @pytest.fixture
@@ -70,7 +69,7 @@ def test_first_step_follows_autograd(bed) -> None:  # type: ignore[no-untyped-de
     found, _ = learn_mask(vectors, model, entropy_objective(forward_with()), x, adapt=False, steps=1, lr=1e-2, seed=3)
     generator = torch.Generator().manual_seed(3)
     logits = {n: torch.zeros_like(t).requires_grad_() for n, t in base.items()}
-    masks = {n: rescaled(relaxed(v, module._uniform(v.shape, generator))) for n, v in logits.items()}
+    masks = {n: rescaled(relaxed(v, _uniform(v.shape, generator))) for n, v in logits.items()}
     merged = {n: base[n] + 0.3 * masks[n] * sum(experts[t][n] - base[n] for t in "ab") for n in base}
     sum(entropy(functional_call(model, merged, (x[t][0],))) for t in "ab").backward()
     for n, v in logits.items():

@@ -27,7 +27,6 @@ import torch
 from torch import Tensor, nn
 
 from pluribus.errors import BadInput
-from pluribus.merging import doge
 from pluribus.merging.algebra import fraction, keep_count
 from pluribus.merging.coefficients import (
     Batches,
@@ -41,6 +40,8 @@ from pluribus.merging.coefficients import (
     layer_of,
     objective_of,
 )
+from pluribus.merging.doge import SKIP, correction
+from pluribus.merging.doge import coefficients as doge_coefficients
 from pluribus.merging.matrices import matrix_shape
 from pluribus.merging.select import Cut, top
 
@@ -96,7 +97,7 @@ class DogeCorrected(TaskVectors):
         subspace: int = 6,
         correction_steps: int = 400,
         correction_lr: float = 1e-4,
-        skip: Sequence[str] = doge.SKIP,
+        skip: Sequence[str] = SKIP,
         **settings: Any,
     ) -> None:
         super().__init__(base, experts, **settings)
@@ -110,9 +111,9 @@ class DogeCorrected(TaskVectors):
         self.delta: dict[str, Tensor] = {}
         for name in mine:
             tau = super().compute(name, 0, self.numel(name), self.dtype).view(-1, *(matrix_shape(self.shape(name)) or ()))
-            lam = doge.coefficients(tau, eta)
+            lam = doge_coefficients(tau, eta)
             self.start[:, self.names.index(name), 0] = lam
-            found = doge.correction(tau, lam, subspace=subspace, steps=correction_steps, lr=correction_lr)
+            found = correction(tau, lam, subspace=subspace, steps=correction_steps, lr=correction_lr)
             self.delta[name] = found.reshape(-1)
 
     def compute(self, name: str, start: int, stop: int, dtype: torch.dtype) -> Tensor:
