@@ -56,6 +56,7 @@ def test_output_file(thesis: str, tmp_path: Path, capsys: pytest.CaptureFixture[
         (["--reference", "single", "--delta", "relaimpr"], "relaimpr compares AUCs"),
         (["--reference", "single", "--delta", "delta_m"], "'delta_m' is not one of"),
         (["--reference", "single", "--format", "csv", "--paper"], "CSV has no place"),
+        (["--reference", "single", "--json", "--paper"], "--json prints figures only"),
         ([], "Missing option '--reference'"),
     ],
 )

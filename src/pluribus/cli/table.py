@@ -29,9 +29,12 @@ def command(
     """
     import json
 
+    from pluribus.errors import BadInput
     from pluribus.evaluation.ledger import table
     from pluribus.files import atomic_file
 
+    if as_json and (paper or format_ != "md"):
+        raise BadInput("--json prints figures only", remedy="leave out --paper and --format")
     made = table(runs, reference=reference, delta=delta)
     text = json.dumps(made.to_dict(), indent=1, ensure_ascii=False) if as_json else made.render(format_, paper=paper)
     if output:
