@@ -302,7 +302,7 @@ task, {World().units} units of unequal size with effects of their own. Both side
 
 What each seed makes of each unit counts in both variance terms, so that where seeds differ by row noise only, the rule is
 stricter than its level. The line with one seed a side resamples units alone: it tells two seeds of one method apart, and it
-may, since it speaks of these two files only; this is why one seed never speaks of the method. Its share grows with the rows.
+may, since it speaks of these two files only; this is why one seed never speaks of the method.
 
 ## A/A on the flights of 2013
 
