@@ -103,6 +103,14 @@ def test_a_subset_of_tasks_and_rows(case: _Case) -> None:
     np.testing.assert_allclose(some[case.names[1]], everything[case.names[1]][rows], rtol=1e-5, atol=1e-6)
 
 
+def test_no_rows(case: _Case) -> None:
+    """An empty table is answered, in the right shape."""
+    for task in case.data.tasks:
+        value = case.fitted.scores(case.data, np.arange(0), [task.name])[task.name]
+        assert value.shape[0] == 0
+        assert value.ndim == (2 if task.classes and task.kind != "binary" else 1)
+
+
 def test_save_and_load(case: _Case, tmp_path: Path) -> None:
     """The folder holds everything: same bits, same record, same costs but for the clock."""
     case.fitted.save(tmp_path / "model")

@@ -24,7 +24,7 @@ import torch
 from numpy.typing import NDArray
 
 from pluribus.data.prepared import Cells, Prepared
-from pluribus.errors import BadInput
+from pluribus.errors import BadInput, unknown
 from pluribus.evaluation import metrics
 from pluribus.modeling import Budget, Candidate, Costs, Fitted, IntRange, LogUniform, SearchSpace, Uniform
 from pluribus.modeling.candidate import Array
@@ -39,9 +39,7 @@ OBJECTIVES = {
     "binary": "binary", "multiclass": "multiclass", "ordinal": "multiclass", "regression": "regression", "count": "poisson",
 }  # fmt: skip
 LOSSES = {"regression": "rmse", "count": "poisson_deviance"}  # what stops a task whose main metric is not defined; else logloss
-OURS = ("objective", "metric", "num_class", "seed", "data", "valid", "categorical_feature", "device", "device_type")
-ROUNDS = ("num_iterations", "n_estimators", "num_boost_round", "num_trees", "num_rounds", "max_iter", "n_iter")
-PATIENCE = ("early_stopping_round", "early_stopping_rounds", "early_stopping", "n_iter_no_change")
+OURS = ("objective", "metric", "num_class", "seed", "data", "valid", "categorical_feature", "task", "num_threads")
 
 
 class _LightGBM(Candidate):
@@ -70,18 +68,21 @@ class _LightGBM(Candidate):
         where = f"candidate {self.name!r}, params"
         if not isinstance(given, Mapping):
             raise BadInput("must be a mapping of LightGBM parameters", where=where)
-        for key in given:
-            if key in OURS:
-                raise BadInput(f"{key!r} follows from the task and cannot be set", where=where, remedy="remove it")
-        own = dict(given)
-        for names, setting in ((ROUNDS, "rounds"), (PATIENCE, "patience")):
-            for alias in names:
-                if alias in own:
-                    self.settings[setting] = own.pop(alias)
+        self.own: dict[str, Any] = {}
+        if given:
+            aliases = _aliases()
+            for key, value in given.items():
+                if key not in aliases:
+                    raise unknown("LightGBM parameter", str(key), aliases, where=where)
+                if aliases[key] in OURS:
+                    raise BadInput(f"{key!r} follows from the task and the study", where=where, remedy="remove it")
+                self.own[aliases[key]] = value
+        for theirs, setting in (("num_iterations", "rounds"), ("early_stopping_round", "patience")):
+            if theirs in self.own:
+                self.settings[setting] = self.own.pop(theirs)
         for setting in ("rounds", "patience"):
             if not (isinstance(self.settings[setting], int) and self.settings[setting] >= 1):
                 raise BadInput(f"{setting} must be a whole number of at least 1", where=f"candidate {self.name!r}")
-        self.own = own
 
     def unfit(self, data: Prepared) -> str | None:
         other = [task.name for task in data.tasks if task.kind not in OBJECTIVES]
@@ -95,7 +96,7 @@ class _LightGBM(Candidate):
     def _params(self, task: Task, seed: int, threads: int) -> dict[str, Any]:
         names = ("learning_rate", "num_leaves", "min_data_in_leaf", "feature_fraction", "lambda_l2")
         params: dict[str, Any] = {name: self.settings[name] for name in names}
-        params |= {"verbosity": -1, "deterministic": True, "force_row_wise": True, "max_cat_to_onehot": 8} | self.own
+        params |= {"verbosity": -1, "deterministic": True, "force_row_wise": True} | self.own
         params |= {"objective": OBJECTIVES[task.kind], "metric": "None", "seed": seed % 2**31, "num_threads": threads}
         if _outputs(task) > 1:
             params["num_class"] = _outputs(task)
@@ -260,13 +261,15 @@ class Trees(Fitted):
 
     def scores(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str]) -> dict[str, Array]:
         matrix = features(data, rows)
+        outputs = {task.name: _outputs(task) for task in self.tasks}
         found = {}
         for name in tasks:
             booster = self.boosters.get(name)
             if booster is None:
                 booster = self.boosters[""]
                 matrix[:, -1] = self._code(name)
-            found[name] = np.asarray(booster.predict(matrix, num_threads=torch.get_num_threads()), dtype=np.float64)
+            value = np.asarray(booster.predict(matrix, num_threads=torch.get_num_threads()), dtype=np.float64)
+            found[name] = value.reshape(len(rows), outputs[name]) if outputs[name] > 1 else value
         return found
 
     def _code(self, task: str) -> int:
@@ -346,6 +349,13 @@ def _joined(cells: Sequence[Cells]) -> Cells:
     if any(c.weight is not None for c in cells):
         weight = np.concatenate([np.ones(len(c)) if c.weight is None else c.weight for c in cells])
     return Cells(np.concatenate([c.rows for c in cells]), np.concatenate([c.values for c in cells]), weight)
+
+
+def _aliases() -> dict[str, str]:
+    """Every name of a LightGBM parameter → its first name."""
+    from lightgbm.basic import _ConfigAliases
+
+    return {alias: name for name, names in _ConfigAliases._get_all_param_aliases().items() for alias in (name, *names)}
 
 
 def _outputs(task: Task) -> int:

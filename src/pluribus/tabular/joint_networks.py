@@ -68,7 +68,7 @@ class JointNetwork(Candidate):
 class _SharedBottom(JointNetwork):
     sharing = "shared_bottom"
     sharing_settings = ("tower",)
-    defaults: ClassVar[Mapping[str, Any]] = {**DEFAULTS, "tower": 64}
+    defaults: ClassVar[Mapping[str, Any]] = {**DEFAULTS, "tower": 128}
     space = SearchSpace({**SPACE.ranges, "tower": Choice((0, 32, 64, 128))})
 
 

@@ -45,7 +45,7 @@ class TabularMLP(Encoder):
 
     def __init__(
         self, edges: Sequence[ArrayLike], cardinalities: Sequence[int], *, width: int = 128, depth: int = 2,
-        dropout: float = 0.1, embedding: NumericEmbedding = "piecewise_linear", bins: int = 16, sigma: float = 0.1,
+        dropout: float = 0.2, embedding: NumericEmbedding = "piecewise_linear", bins: int = 8, sigma: float = 0.1,
         category_size: int = 8, copies: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()

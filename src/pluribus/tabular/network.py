@@ -63,11 +63,11 @@ class Network(Fitted):
         step = max(64, ROWS // max(1, side_by_side))
         found: dict[str, list[Tensor]] = {name: [] for name in tasks}
         places = torch.from_numpy(np.asarray(rows, dtype=np.int64))
-        for start in range(0, len(places), step):
+        for start in range(0, max(1, len(places)), step):  # no rows: one empty batch, for the shapes
             batch = data.batch(places[start : start + step], tasks=())
             for name, value in self.model.predict(batch.inputs, wanted, batch.context).items():
                 found[name].append(value)
-        return {name: torch.cat(values).double().numpy() for name, values in found.items() if values}
+        return {name: torch.cat(values).double().numpy() for name, values in found.items()}
 
     def costs(self) -> Costs:
         """FLOPs are counted on one forward pass for all tasks; rows per second are timed here, on one thread."""

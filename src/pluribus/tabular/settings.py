@@ -21,15 +21,15 @@ from pluribus.modeling import Choice, LogUniform, SearchSpace, Uniform
 DEFAULTS: dict[str, Any] = {
     "width": "auto",  # hidden units; auto: see `width_of`
     "depth": 2,  # residual blocks
-    "dropout": 0.1,
+    "dropout": 0.2,
     "embedding": "piecewise_linear",
-    "bins": 16,  # of the piecewise-linear encoding
+    "bins": 8,  # of the piecewise-linear encoding
     "category_size": 8,
     "lr": 2e-3,
     "weight_decay": 1e-2,
     "batch_size": "auto",  # auto: see `batch_of`
     "epochs": 40,
-    "patience": 4,
+    "patience": 5,
 }
 
 SPACE = SearchSpace({
@@ -37,6 +37,7 @@ SPACE = SearchSpace({
     "depth": Choice((1, 2, 3)),
     "dropout": Uniform(0.0, 0.4),
     "embedding": Choice(("plain", "piecewise_linear", "plr_lite")),
+    "bins": Choice((8, 16, 32)),
     "lr": LogUniform(3e-4, 5e-3),
     "weight_decay": LogUniform(1e-4, 1e-1),
 })  # fmt: skip
@@ -53,10 +54,10 @@ def encoder_settings(settings: Mapping[str, Any], data: Prepared) -> dict[str, A
 
 
 def width_of(data: Prepared) -> int:
-    """Hidden units that the rows can feed: the power of two nearest to the root of the median number of labels a task
+    """Hidden units that the rows can feed: the power of two at or below the root of the median number of labels a task
     has in the training part, between 32 and 256."""
     counts = [len(data.labelled(task.name, "train")) for task in data.tasks]
-    return int(min(256, max(32, 2 ** round(math.log2(max(1.0, float(np.median(counts)))) / 2))))
+    return int(min(256, max(32, 2 ** int(math.log2(max(1.0, float(np.median(counts)))) / 2))))
 
 
 def batch_of(settings: Mapping[str, Any], rows: int) -> int:
