@@ -86,11 +86,11 @@ def test_dynamic_weight_average_leaves_absent_tasks():
     for value in (1.0, 0.5):
         balancer.weights(torch.tensor([value, 1.0]), tasks=["a", "b"])
         balancer.epoch_end()
-    before = balancer.state_dict()["last"]
+    before = balancer.state_dict()["newest"]
     balancer.weights(torch.tensor([1.0]), tasks=["b"])
     balancer.epoch_end()
     balancer.epoch_end()  # an epoch without any step changes nothing
-    after = balancer.state_dict()["last"]
+    after = balancer.state_dict()["newest"]
     assert before["values"][before["names"].index("a")] == after["values"][after["names"].index("a")]
 
 

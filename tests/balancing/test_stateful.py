@@ -166,16 +166,16 @@ def test_graddrop_leak():
 
 
 def test_graddrop_on_features():
-    """The purity is one a feature, from the batch's sum of sign(Z)·g; samples whose signed gradient agrees with it pass."""
+    """One decision a task and feature, from the batch's sum of sign(Z)·g; all the task's samples of that feature follow it."""
     source = torch.Generator().manual_seed(0)
     g, z = torch.randn(3, 16, 7, generator=source), torch.randn(16, 7, generator=source)
     d = GradDrop(seed=5).on_features(g, z)
-    signed = g * z.sign()
-    votes = signed.sum(1)
+    votes = (g * z.sign()).sum(1)
     p = 0.5 * (1 + votes.sum(0) / votes.abs().sum(0))
     u = torch.rand(1, 7, generator=torch.Generator().manual_seed(5))[0]
-    keep = ((signed > 0) & (p > u)) | ((signed < 0) & (p < u))
-    torch.testing.assert_close(d, (keep * g).sum(0))
+    keep = ((votes > 0) & (p > u)) | ((votes < 0) & (p < u))
+    torch.testing.assert_close(d, (keep.unsqueeze(1) * g).sum(0))
+    torch.testing.assert_close(GradDrop().on_features(g[:1], z), g[0])  # one task agrees with itself
 
 
 def test_ema_smooths_weights():

@@ -25,19 +25,19 @@ class DynamicWeightAverage(Balancer):
 
     temperature: float = 2.0
     needs: ClassVar[frozenset[str]] = frozenset({"losses"})
-    mutable: ClassVar[tuple[str, ...]] = ("total", "steps", "last", "before")
+    mutable: ClassVar[tuple[str, ...]] = ("total", "steps", "newest", "older")
 
     def validate(self) -> None:
         check_positive(self, temperature=self.temperature)
 
     def reset(self) -> None:
         self.total, self.steps = PerTask(), PerTask()  # of the running epoch
-        self.last, self.before = PerTask(), PerTask()  # L̄(e−1), L̄(e−2); 0 where there is none yet
+        self.newest, self.older = PerTask(), PerTask()  # L̄(e−1), L̄(e−2); 0 where there is none yet
 
     def compute(self, signal: Tensor, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
         self.total.put(tasks, self.total.rows(tasks, signal) + signal)
         self.steps.put(tasks, self.steps.rows(tasks, signal) + 1)
-        last, before = self.last.rows(tasks, signal), self.before.rows(tasks, signal)
+        last, before = self.newest.rows(tasks, signal), self.older.rows(tasks, signal)
         r = torch.where((last != 0) & (before != 0), last / before, 1.0)
         return len(tasks) * (r / self.temperature).softmax(0)
 
@@ -47,8 +47,8 @@ class DynamicWeightAverage(Balancer):
             return
         tasks = tuple(self.total.names)
         total, steps = self.total.values, self.steps.rows(tasks, self.total.values)
-        last, before = self.last.rows(tasks, total), self.before.rows(tasks, total)
+        last, before = self.newest.rows(tasks, total), self.older.rows(tasks, total)
         seen = steps > 0
-        self.before.put(tasks, torch.where(seen, last, before))
-        self.last.put(tasks, torch.where(seen, total / steps.clamp_min(1), last))
+        self.older.put(tasks, torch.where(seen, last, before))
+        self.newest.put(tasks, torch.where(seen, total / steps.clamp_min(1), last))
         self.total, self.steps = PerTask(), PerTask()

@@ -2,11 +2,11 @@
 
 Source: Chen et al. (2020), Just Pick a Sign, Alg. 1: purity p = ½(1 + Σ_t g_t/Σ_t|g_t|) per entry, U ~ U(0,1); keep positive
 entries of every task where p > U, negative ones where p < U; a task's leak λ_t lets a share through: (λ_t + (1−λ_t) M_t) g_t.
-On shared features the purity is taken from Σ_batch sign(Z)·g_t, the masks act sample by sample.
+On shared features both purity and masks come from Σ_batch sign(Z)·g_t: one decision a task and feature, for all its samples.
 E[d]_j = p_j Σ_t max(g_tj, 0) + (1 − p_j) Σ_t min(g_tj, 0).
 
 Where public codes differ: TorchJD works on the Jacobian, as `direction` does (the features form is `on_features`). All-zero
-columns have purity ½ here (0/0 there).
+columns have purity ½ here (0/0 there). The authors' code also rescales the result to the length of Σ g_t, which the paper does not: not done.
 """
 
 from __future__ import annotations
@@ -57,16 +57,15 @@ class GradDrop(Balancer):
                 f"gradients have shape {tuple(gradients.shape)}, features {tuple(features.shape)}", where="GradDrop",
                 remedy="pass one gradient of the shape of the features a task",
             )  # fmt: skip
-        pulls = gradients.detach() * features.detach().sign()
-        return self._drop(gradients.detach(), pulls.sum(1, keepdim=True), names, pulls)
+        votes = (gradients.detach() * features.detach().sign()).sum(1, keepdim=True)
+        return self._drop(gradients.detach(), votes, names)
 
-    def _drop(self, g: Tensor, votes: Tensor, names: tuple[str, ...], signed: Tensor | None = None) -> Tensor:
-        """Mask g [T, …] by the purity of `votes` (broadcastable to g), reading signs from `signed` (default g)."""
-        signed = g if signed is None else signed
+    def _drop(self, g: Tensor, votes: Tensor, names: tuple[str, ...]) -> Tensor:
+        """Mask g [T, …] by the signs of `votes` (broadcastable to g) and their purity."""
         size = votes.abs().sum(0)
         purity = 0.5 * (1 + torch.where(size > 0, votes.sum(0) / size, 0.0))
         u = torch.rand(purity.shape, generator=self.generator, dtype=purity.dtype).to(g.device, non_blocking=True)
-        keep = torch.where(signed > 0, purity > u, (signed < 0) & (purity < u)).to(g.dtype)
+        keep = torch.where(votes > 0, purity > u, (votes < 0) & (purity < u)).to(g.dtype)
         if any(self.leak.get(name, 0.0) for name in names):
             leak = constant(tuple(float(self.leak.get(name, 0.0)) for name in names), g.dtype, g.device)
             leak = leak.reshape(-1, *[1] * (g.ndim - 1))
