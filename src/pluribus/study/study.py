@@ -419,12 +419,11 @@ class Study:
         path = self.folder / "study.yaml"
         if path.is_file():
             held = read_yaml(path)
-            if not isinstance(held, dict) or held.get("configuration") != mine:
-                raise BadInput(
-                    "holds a run with other settings or data", where=str(self.folder), remedy="choose another --name"
-                )
-            return
-        if self.folder.exists() and any(self.folder.iterdir()):
+            if isinstance(held, dict) and held.get("configuration") == mine:
+                return
+            if (self.folder / "work").exists():  # a mere plan may be planned anew
+                raise BadInput("holds a run with other settings or data", where=str(self.folder), remedy="choose another --name")
+        elif self.folder.exists() and any(self.folder.iterdir()):
             raise BadInput("exists and is not a run", where=str(self.folder), remedy="choose another --name")
         resolved = {
             **self.spec.model_dump(),
