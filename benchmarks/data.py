@@ -120,8 +120,8 @@ What is compared:
 - *A DataLoader that fetches whole batches* (a `BatchSampler` as the sampler, `batch_size=None`) is what a careful user writes; it
   spares the row-by-row collating that costs the plain one its time.
 - *Reading*: ours ends with float32 and int32 arrays, having found holes and kinds, checked infinities and free text, and fitted
-  the columns (means, quantiles, categories); `pandas.read_csv` ends with the raw frame. `pandas` runs with its defaults, as we do:
-  pyarrow reads with several threads, which the wall clock shows and the CPU clock does not forgive.
+  the columns (means, quantiles, categories); `pandas.read_csv` ends with the raw frame. Both run with their
+  defaults: pyarrow reads with several threads, which the wall clock shows and the CPU clock does not forgive.
 """,
         "utf-8",
     )

@@ -85,6 +85,7 @@ def test_holes_have_kinds() -> None:
         diverted=[0, 1, 0, 0] * 30, late=[0, 0, 0, 1] * 30,
     )  # fmt: skip
     data.loc[0, ["buy", "spend"]] = 0
+    data.loc[4, "spend"] = 9.5
     tasks = ["click", Task("buy", "binary", after="click"), Task("spend", "regression")]
     table = Table(data, tasks, not_applicable={"spend": "diverted"}, delayed={"spend": "late"})
     assert table.holes["click"] == {"labelled": 120, "missing": 0, "not_applicable": 0, "delayed": 0}
@@ -92,6 +93,10 @@ def test_holes_have_kinds() -> None:
     assert table.holes["spend"] == {"labelled": 30, "missing": 30, "not_applicable": 30, "delayed": 30}
     assert table.cells["spend"].rows.tolist() == list(range(0, N, 4)), "a value where the cell is no cell is no label"
     assert not {"diverted", "late"} & set(table.inputs), "what says why a label is absent is not known beforehand"
+    chain = [Task("buy", "binary", after="click"), "click", Task("spend", "regression", after="buy")]
+    below = Table(data, chain, ignore=["diverted", "late"])
+    assert below.holes["spend"]["not_applicable"] == 61, "where the parent does not apply, or is 0, the child does not apply"
+    assert list(below.cells) == ["buy", "click", "spend"]
     by_task = Table(frame(y=[1.5, 2.5, 3.5, np.nan] * 30), [Task("y", absent="delayed")])
     assert by_task.holes["y"]["delayed"] == 30
 
@@ -176,6 +181,10 @@ ODD = {
     "double names": (lambda: Table(pd.concat([frame(), frame()[["x"]]], axis=1), ["bought"]), "several columns called 'x'"),
     "no input": (lambda: Table(frame()[["bought", "x"]], ["bought"], ignore=["x"]), "no input column left"),
     "unknown parent": (lambda: Table(frame(), [Task("bought", "binary", after="clicked")]), "unknown parent task 'clicked'"),
+    "parent that is a number": (
+        lambda: Table(frame(), [Task("bought", "binary", after="amount"), "amount:regression"]),
+        "comes after 'amount', which is regression",
+    ),
     "unknown task of a hole": (
         lambda: Table(frame(h=0), ["bought"], not_applicable={"boght": "h"}), "unknown task 'boght'.*did you mean 'bought'",
     ),

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 
 from pluribus.data.prepared import Prepared
 from pluribus.data.splitting import PARTS, Split
-from pluribus.data.table import MISSING, NOT_APPLICABLE, Table, _plain
+from pluribus.data.table import LABELLED, NOT_APPLICABLE, Table, _plain
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -30,6 +30,9 @@ PREDICTABLE = 0.6
 
 _BINS = 256
 _MAX_ROWS = 50_000
+_COPY_ROWS = 20_000
+_LEAST = 20
+_MAX_PATTERNS = 24
 _MAX_CELLS = 1e8  # of all pairs of an input and a target together: some seconds
 
 
@@ -80,35 +83,46 @@ def duplicates(table: Table, split: Split) -> list[Finding]:
 
 
 def copies(table: Table) -> list[Finding]:
-    """Inputs that repeat a target, cell by cell, whatever the type."""
+    """Inputs that repeat a target, cell by cell, whatever the type; looked for in at most 20,000 rows."""
     import pandas as pd
 
+    if table.long:
+        return []
+    rows = np.arange(0, table.n_rows, -(-table.n_rows // _COPY_ROWS))
+    sample = table.frame.iloc[rows]
+    inputs = [name for name in table.inputs if not pd.api.types.is_datetime64_any_dtype(sample[name].dtype)]
+    numbers = [name for name in inputs if _is_number(sample[name])]
+    matrix = sample[numbers].to_numpy(np.float64, na_value=np.nan)
+    words = {name: _texts(sample[name]) for name in inputs if name not in numbers}
     found = []
-    for task in table.tasks if not table.long else ():
-        cells = table.cells[task.name]
-        target = table.frame[task.name]
-        for name in table.inputs:
-            column = table.frame[name]
-            if pd.api.types.is_datetime64_any_dtype(column.dtype):
-                continue
-            # A first look at a few cells spares the long one for nearly every pair.
-            for rows in (cells.rows[:500], cells.rows[:: max(1, len(cells) // _MAX_ROWS)]):
-                same = _share_equal(target.iloc[rows], column.iloc[rows])
-                if same < (0.9 if len(rows) < len(cells) else COPIES):
-                    break
-            if same >= COPIES:
-                text = f"input {name!r} is a copy of target {task.name!r} ({same:.1%} of its cells are equal): --ignore {name}"
-                found.append(Finding("copy", (name, task.name), text))
+    for task in table.tasks:
+        labelled = table.hole_codes[task.name][rows] == LABELLED
+        if labelled.sum() < _LEAST:
+            continue
+        target = sample[task.name][labelled]
+        same: dict[str, float] = {}
+        if _is_number(target):
+            equal = matrix[labelled] == target.to_numpy(np.float64)[:, None]
+            same = dict(zip(numbers, equal.mean(0).tolist()))
+        if words:
+            text = _texts(target)
+            same |= {name: float((column[labelled] == text).mean()) for name, column in words.items()}
+        for name in inputs:
+            if same.get(name, 0) >= COPIES:
+                share = f"{same[name]:.1%} of its cells are equal"
+                line = f"input {name!r} is a copy of target {task.name!r} ({share}): --ignore {name}"
+                found.append(Finding("copy", (name, task.name), line))
     return found
 
 
-def _share_equal(a: pd.Series, b: pd.Series) -> float:
+def _is_number(series: pd.Series) -> bool:
     import pandas as pd
 
-    if all(pd.api.types.is_numeric_dtype(s.dtype) or pd.api.types.is_bool_dtype(s.dtype) for s in (a, b)):
-        x, y = (s.to_numpy(np.float64, na_value=np.nan) for s in (a, b))
-        return float((x == y).mean())
-    return float((a.map(_plain).to_numpy() == b.map(_plain).to_numpy()).mean())
+    return bool(pd.api.types.is_numeric_dtype(series.dtype) or pd.api.types.is_bool_dtype(series.dtype))
+
+
+def _texts(series: pd.Series) -> NDArray[np.object_]:
+    return np.array([_plain(value) for value in series.to_numpy(object)], object)
 
 
 def determining(data: Prepared) -> list[Finding]:
@@ -252,11 +266,12 @@ def labelled_at_random(table: Table, data: Prepared, *, seed: int = 0, max_rows:
     """Task → AUC with which the inputs predict, cross-fitted over two halves, whether a cell is labelled (0.5: by chance).
 
     Cells that are not applicable are left out; tasks without at least 50 labels and 50 holes among the training rows are too. The
-    predictor is a small LightGBM on at most `max_rows` training rows.
+    predictor is a small LightGBM on at most `max_rows` training rows. Tasks with the same holes are asked once; of more than 24
+    patterns of holes, 24 evenly among the tasks are asked.
     """
     import lightgbm
 
-    found = {}
+    found: dict[str, float] = {}
     features = np.concatenate((data.numeric, data.categorical.astype(np.float32)), 1)
     if table.long:  # the task column itself says which rows are a task's
         return {}
@@ -264,9 +279,16 @@ def labelled_at_random(table: Table, data: Prepared, *, seed: int = 0, max_rows:
         "objective": "binary", "num_leaves": 15, "learning_rate": 0.1, "min_data_in_leaf": 20, "verbosity": -1, "num_threads": 1,
         "deterministic": True, "force_row_wise": True, "seed": seed,
     }  # fmt: skip
+    alike: dict[bytes, list[str]] = {}
     for name, code in table.hole_codes.items():
+        pattern = np.where(code == NOT_APPLICABLE, 2, code == LABELLED).astype(np.int8)
+        alike.setdefault(hashlib.sha256(pattern.tobytes()).digest(), []).append(name)
+    patterns = list(alike.values())
+    asked = np.unique(np.linspace(0, len(patterns) - 1, min(len(patterns), _MAX_PATTERNS)).astype(np.int64))
+    for names in (patterns[i] for i in asked.tolist()):
+        code = table.hole_codes[names[0]]
         rows = data.parts["train"][code[data.parts["train"]] != NOT_APPLICABLE]
-        labelled = (code[rows] < MISSING).astype(np.float64)
+        labelled = (code[rows] == LABELLED).astype(np.float64)
         if min(labelled.sum(), (1 - labelled).sum()) < 50:
             continue
         rng = np.random.default_rng(seed)  # the same draw for tasks with the same holes
@@ -280,7 +302,7 @@ def labelled_at_random(table: Table, data: Prepared, *, seed: int = 0, max_rows:
         for fit in (half, ~half):
             booster = lightgbm.train(settings, lightgbm.Dataset(x[fit], y[fit]), num_boost_round=50)
             score[~fit] = np.asarray(booster.predict(x[~fit], num_threads=1), np.float64)
-        found[name] = float(np.mean([_auc(y[part], score[part]) for part in (half, ~half)]))
+        found |= dict.fromkeys(names, float(np.mean([_auc(y[part], score[part]) for part in (half, ~half)])))
     return found
 
 

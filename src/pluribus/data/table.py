@@ -121,7 +121,7 @@ class Table:
         self.split = f"{kind_of_split}:{self.time if kind_of_split == 'time' else self.split_column}".removesuffix(":None")
         self._check_values()
         self.tasks = self._resolve()
-        check_graph(self.tasks)
+        self._check_parents()
         for field, columns in (("not_applicable", self.not_applicable), ("delayed", self.delayed)):
             for name in columns:
                 if name not in self.names:
@@ -163,14 +163,16 @@ class Table:
         values: dict[str, NDArray[np.float64]] = {}
         for task in self.tasks:
             values[task.name] = encode_target(self._column_of(task), task, self._at(self._target_of(task)))
-        cells, codes = {}, {}
-        for position, task in enumerate(self.tasks):
+        cells: dict[str, Cells] = {}
+        codes: dict[str, NDArray[np.int8]] = {}
+        by_name = {task.name: (position, task) for position, task in enumerate(self.tasks)}
+        for position, task in (by_name[name] for name in check_graph(self.tasks)):  # parents first
             value = values[task.name]
             code = np.where(np.isnan(value), np.int8(HOLES.index(task.absent)), np.int8(LABELLED))
             if task.name in self.delayed:
                 code[self._flags(self.delayed[task.name])] = DELAYED
             for parent in task.after:
-                code[values[parent] == 0] = NOT_APPLICABLE
+                code[(values[parent] == 0) | (codes[parent] == NOT_APPLICABLE)] = NOT_APPLICABLE
             if task.name in self.not_applicable:
                 code[self._flags(self.not_applicable[task.name])] = NOT_APPLICABLE
             if self.long:
@@ -178,7 +180,7 @@ class Table:
             rows = np.flatnonzero(code == LABELLED)
             cells[task.name] = Cells(rows, value[rows], None if weight is None else weight[rows])
             codes[task.name] = code
-        return cells, codes
+        return {name: cells[name] for name in self.names}, {name: codes[name] for name in self.names}
 
     @property
     def cells(self) -> dict[str, Cells]:
@@ -403,6 +405,16 @@ class Table:
             what = f"names {len(names)} tasks in {len(self.frame)} rows"
             raise BadInput(what, where=self._at(self.task_column), remedy="check the name of the task column")
         return tuple(tasks[0].with_(name=str(name)) for name in names)
+
+    def _check_parents(self) -> None:
+        check_graph(self.tasks)
+        kinds = {task.name: task.kind for task in self.tasks}
+        for task in self.tasks:
+            for parent in task.after:
+                if kinds[parent] != "binary":
+                    what = f"comes after {parent!r}, which is {kinds[parent]}"
+                    remedy = "only a binary task can say whether another applies"
+                    raise BadInput(what, where=f"{self.source}, task {task.name!r}", remedy=remedy)
 
     def _flags(self, column: str) -> NDArray[np.bool_]:
         series = self.frame[column]
