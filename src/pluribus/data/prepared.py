@@ -128,13 +128,14 @@ class Prepared:
     def save(self, folder: str | Path) -> None:
         """Write the arrays as `.npy` files and the rest as `prepared.json`; the folder appears only once it is whole."""
         arrays: dict[str, NDArray[Any]] = {"numeric": self.numeric, "categorical": self.categorical, "units": self.units}
-        cells = []
-        for position, task in enumerate(self.tasks):
-            found = self.cells[task.name]
-            arrays |= {f"rows_{position}": found.rows, f"values_{position}": found.values}
-            if found.weight is not None:
-                arrays[f"weight_{position}"] = found.weight
-            cells.append({"task": task.to_dict(), "weight": found.weight is not None})
+        found = [self.cells[task.name] for task in self.tasks]  # one file for all tasks: there may be hundreds
+        weights = [cells.weight for cells in found if cells.weight is not None]
+        arrays["rows"] = np.concatenate([np.empty(0, np.int64), *(cells.rows for cells in found)])
+        arrays["values"] = np.concatenate([np.empty(0), *(cells.values for cells in found)])
+        arrays["weight"] = np.concatenate([np.empty(0), *weights])
+        cells = [
+            {"task": task.to_dict(), "size": len(own), "weight": own.weight is not None} for task, own in zip(self.tasks, found)
+        ]
         arrays |= {f"part_{name}": rows for name, rows in self.parts.items()}
         arrays |= {f"context_{name}": value for name, value in self.context.items()}
         with atomic_folder(folder) as aside:
@@ -162,15 +163,21 @@ class Prepared:
                 raise BadInput(f"cannot be read ({error})", where=str(path), remedy="prepare the table again") from error
 
         tasks = tuple(Task.from_dict(entry["task"]) for entry in manifest["cells"])
+        rows, values, weight = array("rows"), array("values"), array("weight")
+        cells, at, weighed = {}, 0, 0
+        for task, entry in zip(tasks, manifest["cells"]):
+            size = entry["size"]
+            own = weight[weighed : weighed + size] if entry["weight"] else None
+            cells[task.name] = Cells(rows[at : at + size], values[at : at + size], own)
+            at, weighed = at + size, weighed + size * entry["weight"]
+        if not at == len(rows) == len(values) or weighed != len(weight):
+            raise BadInput("holds another number of cells than its manifest", where=str(folder), remedy="prepare it again")
         return cls(
             tasks=tasks,
             columns=FittedColumns.read(folder, manifest["columns"]),
             numeric=array("numeric"),
             categorical=array("categorical"),
-            cells={
-                task.name: Cells(array(f"rows_{i}"), array(f"values_{i}"), array(f"weight_{i}") if entry["weight"] else None)
-                for i, (task, entry) in enumerate(zip(tasks, manifest["cells"]))
-            },
+            cells=cells,
             parts={name: array(f"part_{name}") for name in manifest["parts"]},
             units=array("units"),
             context={name: array(f"context_{name}") for name in manifest["context"]},
