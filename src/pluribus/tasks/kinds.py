@@ -76,10 +76,21 @@ def _regression_loss(outputs: Tensor, values: Tensor) -> Tensor:
     return (outputs[:, 0] - values.to(outputs.dtype)).square()
 
 
+LARGEST_LOG_MEAN = 30.0
+
+
+def _mean_of_counts(outputs: Tensor) -> Tensor:
+    """exp(z); beyond `LARGEST_LOG_MEAN` it goes on along its tangent, so that neither value nor gradient overflows."""
+    log_mean = outputs[:, 0]
+    bounded = log_mean.clamp_max(LARGEST_LOG_MEAN)
+    mean: Tensor = bounded.exp() * (1 + (log_mean - bounded))
+    return mean
+
+
 def _count_loss(outputs: Tensor, values: Tensor) -> Tensor:
     """Poisson negative log-likelihood up to a constant in the values; non-negative form (half the unit deviance)."""
     log_mean, values = outputs[:, 0], values.to(outputs.dtype)
-    deviance: Tensor = log_mean.exp() - values * log_mean + torch.special.xlogy(values, values) - values
+    deviance: Tensor = _mean_of_counts(outputs) - values * log_mean + torch.special.xlogy(values, values) - values
     return deviance
 
 
@@ -167,7 +178,7 @@ COUNT = register(
         "count",
         _one,
         _count_loss,
-        lambda z: z[:, 0].exp(),
+        _mean_of_counts,
         lambda values, _: values.double().mean().clamp_min(1e-4).log().float()[None],
         ("poisson_deviance", "rmse"),
     )
