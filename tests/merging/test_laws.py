@@ -29,7 +29,8 @@ VARIANTS: list[tuple[str, dict[str, Any]]] = [
     ("model_stock", {"by_rows": True}), ("sce", {"density": 0.4}), ("pcb", {"scope": "per_tensor"}), ("emr", {"task": "b"}),
     ("tall_masks", {"task": "b"}), ("consensus", {"source": "ties"}), ("wudi", {"solver": "adam", "steps": 40}),
     ("knots", {"combine": "mean"}),
-    ("doge", {"steps": 30}), ("doge", {"optimiser": "sgd", "steps": 20}), ("karcher", {"space": "task_vectors"}), ("fisher", {}), ("regmean", {}),
+    ("doge", {"steps": 30}), ("doge", {"optimiser": "sgd", "steps": 20}),
+    ("karcher", {"space": "task_vectors"}), ("fisher", {}), ("regmean", {}),
 ]  # fmt: skip
 IDS = [f"{name}-{'-'.join(map(str, s.values()))}" if s else name for name, s in VARIANTS]
 

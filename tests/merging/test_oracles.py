@@ -468,7 +468,8 @@ def test_doge_of_one_task_solves_its_rows() -> None:
 def test_doge_puts_its_parts_together() -> None:
     """θ0 + Σ λ_t (τ_t + Δ) ⊙ mask_t with the mask over all matrices; vectors and embeddings stay the base's."""
     g = torch.Generator().manual_seed(0)
-    base = {n: torch.randn(s, generator=g).double() for n, s in {"a": (8, 6), "b": (5, 7), "bias": (8,), "embed.w": (9, 4)}.items()}
+    shapes = {"a": (8, 6), "b": (5, 7), "bias": (8,), "embed.w": (9, 4)}
+    base = {n: torch.randn(s, generator=g).double() for n, s in shapes.items()}
     experts = {t: {n: v + torch.randn(v.shape, generator=g).double() for n, v in base.items()} for t in "xy"}
     found = merge(base, experts, "doge", steps=25, lr=1e-2)
     assert torch.equal(found["bias"], base["bias"])

@@ -22,6 +22,8 @@ COMMANDS: dict[str, str] = {
     "compare": "Judge prediction files against others: better, as good, worse or undecided, task by task.",
     "table": "Compare the methods of one or several runs: means, a named Δm, ranks, paired tests.",
     "schema": "Print what a study file may hold, as a JSON Schema.",
+    "merge": "Merge fine-tuned models of one base into one; doctor looks first, search tunes.",
+    "export": "Write one task of a model folder in another format (hf).",
     "catalog": "List every method: its road, its paper, and what verifies it.",
 }
 

@@ -14,12 +14,13 @@ from torch import Tensor, nn
 
 from pluribus import catalog
 from pluribus.errors import BadInput, unknown
-from pluribus.merging.algebra import Method
+from pluribus.merging.algebra import Method, WeightedSum
 from pluribus.merging.checkpoints import Plan, compare, config, words
 from pluribus.merging.greedy_soup import greedy_soup
 from pluribus.merging.source import Source, open_source
 from pluribus.merging.stream import CHUNK, Engine
 
+ADAPTERS = ("lora_cat", "lora_svd", "lora_linear")  # LoRA folders in, a LoRA folder out
 DEFAULT = "tsv_m"  # the best of the methods that need no data and no choice
 
 
@@ -212,7 +213,8 @@ def merge(
     """Merge `experts` of one `base` by `method`.
 
     base, experts: folders, safetensors files, state dicts or modules; experts by task or a list. No base: `average` and its kin.
-    method: a name of the catalog's family "merger"; settings: its own parameters.
+    method: a name of the catalog's family "merger"; settings: its own parameters. "lora_cat", "lora_svd" (rank=…) and
+        "lora_linear" combine PEFT LoRA folders into one (`out` is then an adapter folder).
     weights: one a task, as a list or {task: weight}; the default is 1 each.
     heads: name patterns of tensors that stay each task's own. keep: name patterns that stay the base's.
     seed: for methods that draw. dtype: of the result (default: the base's).
@@ -226,6 +228,8 @@ def merge(
     returns. Raises `BadInput` before any data is read where names, shapes, settings or disk space do not fit, and `NonFinite`
     that names expert and tensor.
     """
+    if method in ADAPTERS:
+        return _adapters(experts, method, weights, out, overwrite, settings)
     if method == "greedy_soup":
         return _soup(base, experts, settings, heads=heads, keep=keep, out=out, dtype=dtype, overwrite=overwrite, hashes=hashes)
     if not is_static(method):
@@ -233,12 +237,14 @@ def merge(
             raise BadInput(f"{method} learns from data and gives tensors", where="out", remedy="save what it returns")
         made = builder(method)
         if not {"base", "experts"} <= set(inspect.signature(made).parameters):
-            raise BadInput(f"{method} does not merge weights", where="method", remedy=f"use {catalog.get('merger', method).target}")
+            raise BadInput(
+                f"{method} does not merge weights", where="method", remedy=f"use {catalog.get('merger', method).target}"
+            )
         common = {"weights": weights, "heads": heads or None, "keep": keep or None, "seed": seed or None, "progress": progress}
         taken = inspect.signature(made).parameters
         return made(base, names_of(experts), **{k: v for k, v in common.items() if v is not None and k in taken}, **settings)
     plan, recipe_, each = prepare(base, experts, method, weights=weights, heads=heads, keep=keep, settings=settings)
-    dtypes = _dtypes(plan, dtype)
+    dtypes = dtypes_of(plan, dtype)
     if out is not None:
         from pluribus.merging.folder import write
 
@@ -257,9 +263,7 @@ def merge(
             progress(done, total)
 
         engine.progress = count
-    found = {
-        n: torch.empty(plan.base.shape(n), dtype=dtypes.get(n, plan.base.dtype(n))) for n in plan.merged
-    }
+    found = {n: torch.empty(plan.base.shape(n), dtype=dtypes.get(n, plan.base.dtype(n))) for n in plan.merged}
     flat = {n: t.view(-1) for n, t in found.items()}
 
     def sink(name: str, part: Tensor, start: int) -> None:
@@ -284,7 +288,7 @@ def _bytes(plan: Plan) -> int:
     )
 
 
-def _dtypes(plan: Plan, dtype: torch.dtype | str | None) -> dict[str, torch.dtype]:
+def dtypes_of(plan: Plan, dtype: torch.dtype | str | None) -> dict[str, torch.dtype]:
     if dtype is None:
         return {}
     if isinstance(dtype, str):
@@ -293,6 +297,28 @@ def _dtypes(plan: Plan, dtype: torch.dtype | str | None) -> dict[str, torch.dtyp
             raise unknown("dtype", dtype, options, where="dtype")
         dtype = options[dtype]
     return dict.fromkeys(plan.merged, dtype)
+
+
+def _adapters(experts: Any, method: str, weights: Any, out: str | Path | None, overwrite: bool, settings: dict[str, Any]) -> Any:
+    """LoRA folders into one LoRA folder."""
+    from pluribus.merging.lora import combine, read_adapter, write_adapter
+
+    given = names_of(experts)
+    if out is None:
+        raise BadInput(f"{method} writes an adapter folder", where="out", remedy="name it")
+    for setting in settings:
+        if setting != "rank" or method != "lora_svd":
+            raise unknown(f"setting of {method}", setting, ["rank"] if method == "lora_svd" else [], where="settings")
+    each = weights_of(weights, tuple(given), Method(WeightedSum()), method)
+    for path in given.values():
+        if not isinstance(path, (str, Path)) or not (Path(path) / "adapter_config.json").is_file():
+            raise BadInput("is not a PEFT adapter folder", where=str(path), remedy="use another method for full checkpoints")
+    factors = combine(list(given.values()), weights=each, how=method.removeprefix("lora_"), rank=settings.get("rank"))
+    bases = {str(read_adapter(path)[0].get("base_model_name_or_path") or "") for path in given.values()}
+    if len(bases) > 1:
+        raise BadInput(f"the adapters name several bases ({', '.join(sorted(bases))})", where="experts", remedy="merge in full")
+    write_adapter(out, factors, base=bases.pop(), overwrite=overwrite)
+    return Path(out)
 
 
 def _soup(base: Any, experts: Any, settings: dict[str, Any], **rest: Any) -> Any:
@@ -310,5 +336,3 @@ def _soup(base: Any, experts: Any, settings: dict[str, Any], **rest: Any) -> Any
 
     soup, _ = greedy_soup(average, list(given), settings.get("score"))  # type: ignore[arg-type]
     return merge(base, {task: given[task] for task in soup}, "average", **rest)
-
-

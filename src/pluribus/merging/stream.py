@@ -128,7 +128,7 @@ class Engine:
             if stage.need == "all":
                 seen.append(self._survey(stage, method))
             elif stage.need == "statistic":
-                seen.append(stage.observe(_Pass(self, name, method, depth, list(seen))))
+                seen.append(stage.observe(TensorPass(self, name, method, depth, list(seen))))
             else:
                 seen.append(None)
         return seen
@@ -139,7 +139,7 @@ class Engine:
             if key not in self._surveyed:
                 depth = next(i for i, s in enumerate(method.stages) if s is stage)
                 views = [
-                    _Pass(self, name, method, depth, self._seen(name, method, method.stages[:depth]))
+                    TensorPass(self, name, method, depth, self._seen(name, method, method.stages[:depth]))
                     for name in sorted(self.names)  # ties over all tensors must not depend on the inputs' shards
                     if not is_statistic(name)
                 ]
@@ -245,11 +245,14 @@ class Engine:
         return self.base.dtype(name).itemsize + sum(e.dtype(name).itemsize for e in self.experts)
 
 
-class _Pass:
+class TensorPass:
     """A tensor after the first `depth` stages, read anew at each pass."""
 
-    def __init__(self, engine: Engine, name: str, method: Method, depth: int, seen: list[Any]) -> None:
-        self.engine, self.name, self.method, self.depth, self.seen = engine, name, method, depth, seen
+    def __init__(
+        self, engine: Engine, name: str, method: Method | None = None, depth: int = 0, seen: Sequence[Any] = ()
+    ) -> None:
+        self.engine, self.name, self.depth, self.seen = engine, name, depth, seen
+        self.method = method or engine.method
         self.shape = tuple(engine.base.shape(name))
 
     def chunks(self) -> Iterator[tuple[Span, Tensor]]:

@@ -1,0 +1,50 @@
+"""`pluribus export`: one task of a model folder as files that others read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import click
+
+from pluribus.errors import BadInput, unknown
+
+
+def _merge_hf(model: str, task: str | None, output: str, force: bool) -> str:
+    from pluribus.merging.folder import export_task
+
+    if task is None:
+        raise BadInput("a merge holds several tasks and none is named", where=model, remedy="add --task TASK")
+    return f"{export_task(model, task, output, overwrite=force)}: task {task} as a Hugging Face folder"
+
+
+# (kind in pluribus.json, format) → what writes it: (model, task, output, force) → the line to print
+EXPORTS: dict[tuple[str, str], Callable[[str, str | None, str, bool], str]] = {
+    ("merge", "hf"): _merge_hf,
+}
+
+
+@click.command("export", epilog="Example:  pluribus export merged --task cars -o cars-hf --format hf")
+@click.argument("model", type=click.Path())
+@click.option("--task", help="The task to export.")
+@click.option("-o", "--output", required=True, type=click.Path(), metavar="DIR", help="The folder to write.")
+@click.option("--format", "kind", type=click.Choice(["hf", "onnx"]), default="hf", show_default=True)
+@click.option("--force", is_flag=True, help="Replace DIR if it exists.")
+def command(model: str, task: str | None, output: str, kind: str, force: bool) -> None:
+    """Write one task of the model folder MODEL as an ordinary folder of another format."""
+    from pathlib import Path
+
+    from pluribus.files import read_json
+
+    path = Path(model) / "pluribus.json"
+    if not path.is_file():
+        raise BadInput("holds no pluribus.json", where=model, remedy="give a folder that Pluribus wrote")
+    about = read_json(path, what="model description")
+    held = str(about.get("kind")) if isinstance(about, dict) else ""
+    if (held, kind) not in EXPORTS:
+        formats = [f for k, f in EXPORTS if k == held]
+        if not formats:
+            raise unknown("kind of model", held, sorted({k for k, _ in EXPORTS}), where=str(path))
+        raise BadInput(
+            f"a {held!r} model cannot be exported as {kind}", where=model, remedy=f"use --format {' or '.join(formats)}"
+        )
+    click.echo(EXPORTS[held, kind](model, task, output, force))
