@@ -274,6 +274,17 @@ def test_float16_gradients_do_not_vanish() -> None:
         torch.testing.assert_close(half, full, rtol=0.1, atol=1e-12)
 
 
+def test_float16_gradients_do_not_overflow() -> None:
+    """The passes' own loss scale must give way where a loss has large gradients; nor may a large Gram vanish."""
+    z = torch.randn(4, 3, dtype=torch.float16, requires_grad=True)
+    balancer = Inverse()
+    y = z * 1
+    combine({"a": 300 * y.float().sum(), "b": 1e-5 * y.float().sum()}, balancer, features=y)
+    gram = balancer.last.gram.sqrt()
+    assert gram[0, 0].item() == pytest.approx(300 * 12**0.5, rel=1e-3)
+    assert gram[1, 1].item() == pytest.approx(1e-5 * 12**0.5, rel=1e-2)
+
+
 # -- bad input ---------------------------------------------------------------------------------------------------------
 
 

@@ -220,9 +220,8 @@ def _known(heard: Heard, z: tuple[Tensor, ...], w: Tensor, extra: Tensor | None)
     total = vector.sum()
     if w.device.type == "cpu" and bool((w == 1).all()):
         return _plus(total, extra)
-    seed = engine.seed_of(z)
-    c = gradients(((w - 1).to(vector.dtype) * vector).sum(), z, seed=total.new_tensor(seed))
-    return join(_plus(total, extra), {f: real(g) / seed for f, g in zip(z, c) if g is not None})
+    c = engine.from_heads(((w - 1).to(vector.dtype) * vector).sum(), z, engine.seeds_of(z))
+    return join(_plus(total, extra), {f: real(g) for f, g in zip(z, c) if g is not None})
 
 
 def _measured(

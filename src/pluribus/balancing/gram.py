@@ -29,9 +29,21 @@ from pluribus.errors import BadInput
 Found = dict[Tensor, tuple[list[Use], int]]  # shared leaf → its uses, and the tasks that reach it (bits)
 
 
-def seed_of(z: Sequence[Tensor]) -> float:
-    """The scale that the passes through the heads start from: float16 would lose gradients of a mean loss."""
-    return 1024.0 if any(f.dtype == torch.float16 for f in z) else 1.0
+def seeds_of(z: Sequence[Tensor]) -> tuple[float, ...]:
+    """The scales that passes through the heads start from, the next one tried where the result overflows.
+
+    float16 would lose the gradients of a mean loss without a scale; other types need none.
+    """
+    return (1024.0, 1.0) if any(f.dtype == torch.float16 for f in z) else (1.0,)
+
+
+def from_heads(loss: Tensor, inputs: Sequence[Tensor], seeds: tuple[float, ...]) -> list[Tensor | None]:
+    """∂loss/∂inputs in float32 at least (parameters' own type if no scale was needed), None where it does not reach."""
+    for seed in seeds:
+        found = gradients(loss, inputs, seed=None if len(seeds) == 1 else torch.full_like(loss, seed))
+        if seed == seeds[-1] or all(bool(g.isfinite().all()) for g in found if g is not None):
+            break
+    return [g if g is None or len(seeds) == 1 else real(g) / seed for g in found]
 
 
 @dataclass(eq=False)
@@ -58,14 +70,14 @@ def through_heads(tasks: Sequence[str], losses: Sequence[Tensor], z: Sequence[Te
     """g_t = ∂ℓ_t/∂z of each task, and the heads' gradients on the way."""
     if not losses:
         return Passes([], {}, [0 for _ in z])
-    seed = seed_of(z)
-    below = [[] if seed != 1 else leaves([loss], above=z) for loss in losses]
+    seeds = seeds_of(z)
+    below = [[] if len(seeds) > 1 else leaves([loss], above=z) for loss in losses]
     heads: dict[Tensor, Tensor] | None = {}
-    if seed != 1 or any(sharded(own) for own in below):
+    if len(seeds) > 1 or any(sharded(own) for own in below):
         below, heads = [[] for _ in losses], None
-    kept: list[tuple[Tensor | None, ...]] = []
+    kept: list[list[Tensor | None]] = []
     for task, loss, own in zip(tasks, losses, below):
-        found = gradients(loss, [*z, *own], seed=None if seed == 1 else torch.full_like(loss, seed))
+        found = from_heads(loss, [*z, *own], seeds)
         if all(g is None for g in found[: len(z)]):
             raise BadInput(
                 f"the loss of task {task!r} does not depend on them", where="features",
@@ -77,27 +89,31 @@ def through_heads(tasks: Sequence[str], losses: Sequence[Tensor], z: Sequence[Te
                 heads[leaf] = heads[leaf] + g if leaf in heads else g
     rows = []
     for k, f in enumerate(z):
-        block = torch.stack([torch.zeros_like(f) if found[k] is None else found[k] for found in kept])  # type: ignore[misc]
-        rows.append(real(block) if seed == 1 else real(block) / seed)
+        block = torch.stack([torch.zeros_like(f, requires_grad=False) if found[k] is None else found[k] for found in kept])  # type: ignore[misc]
+        rows.append(real(block))
     reach = [sum(1 << t for t, found in enumerate(kept) if found[k] is not None) for k in range(len(z))]
     return Passes(rows, heads, reach)
 
 
 def pull(outputs: Sequence[Tensor], rows: Sequence[Tensor], inputs: Sequence[Any]) -> list[Tensor]:
     """The rows [T, *output] as rows [T, *input]: T vector–Jacobian products, batched; one by one where that is refused."""
+    T, size = rows[0].shape[0], None
+    if any(out.dtype == torch.float16 for out in outputs):  # each task's rows to size 1, and back: small ones would vanish
+        size = torch.stack([real(row).flatten(1).abs().amax(1) for row in rows]).amax(0).clamp_min(1e-30)
+        rows = [real(row) / size.view(T, *[1] * (row.ndim - 1)) for row in rows]
     seeds = [row.to(out.dtype) for row, out in zip(rows, outputs)]
     try:
         found = torch.autograd.grad(outputs, inputs, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True)
     except RuntimeError as error:
-        if rows[0].shape[0] > 1:
+        if T > 1:
             once(f"tasks are differentiated one by one, since a batched pass is refused: {str(error).splitlines()[0][:120]}")
         each = [
             torch.autograd.grad(outputs, inputs, [seed[t] for seed in seeds], retain_graph=True, allow_unused=True)
-            for t in range(rows[0].shape[0])
+            for t in range(T)
         ]
         found = tuple(None if column[0] is None else torch.stack(column) for column in zip(*each))  # type: ignore[misc]
-    T = rows[0].shape[0]
-    return [inputs[i].new_zeros(T, *inputs[i].shape) if g is None else g for i, g in enumerate(found)]
+    pulled = [inputs[i].new_zeros(T, *inputs[i].shape) if g is None else g for i, g in enumerate(found)]
+    return pulled if size is None else [real(g) * size.view(T, *[1] * (g.ndim - 1)) for g in pulled]
 
 
 @dataclass(eq=False)
