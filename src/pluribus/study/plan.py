@@ -1,6 +1,9 @@
 """What a study will train, and how the budget is shared out: equal core-seconds for every road.
 
 The T specialists of one kind together count as one road. A tenth of the budget is kept for encoding, predicting and judging.
+Specialists that their share cut short are trained again with up to T times of it, from what the other roads left over: a
+second row of the results that is never claimed.
+
 A road first screens k configurations (its defaults among them) on a subsample with one seed, where a quarter of its share
 pays for at least two of them; then its best configuration is trained with every seed on all training rows.
 """
@@ -29,7 +32,8 @@ SCREENING_SHARE = 0.3
 class Trial:
     """One training: a pure function of these fields and the prepared data.
 
-    phase: "screen" (subsample, one seed) or "final". seconds: core-seconds it may spend.
+    phase: "screen" (subsample, one seed), "final", or "longer" (specialists that the budget cut short, given up to T times
+    their share from what the roads left over). seconds: core-seconds it may spend.
     """
 
     phase: str
@@ -65,6 +69,10 @@ class Road:
             Trial("screen", self.candidate, settings, seed, self.screening_seconds, i)
             for i, settings in enumerate(self.configurations)
         ]
+
+    def longer(self, chosen: int, seeds: Sequence[int], seconds: float) -> list[Trial]:
+        """The finals again, with more seconds each."""
+        return [Trial("longer", self.candidate, self.configurations[chosen], seed, seconds, chosen) for seed in seeds]
 
     def finals(self, chosen: int, seeds: Sequence[int]) -> list[Trial]:
         return [

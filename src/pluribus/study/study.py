@@ -37,7 +37,7 @@ from pluribus.study import selection
 from pluribus.study import spec as specs
 from pluribus.study.champion import Champion, read_champion
 from pluribus.study.committee import Committee
-from pluribus.study.plan import Plan, Road, Trial, plan
+from pluribus.study.plan import RESERVE, Plan, Road, Trial, plan
 from pluribus.study.pool import run_all
 from pluribus.study.progress import Reporter
 from pluribus.study.selection import CHAMPION, Choice, Finalist
@@ -212,21 +212,22 @@ class Study:
         if not (prepared / "prepared.json").is_file():
             self.learnable.save(prepared)
         with report.running(planned):
-            finalists, failed = self._train(planned, report)
+            finalists, failed, spent = self._train(planned, report)
+            longer, notes = self._train_longer(planned, finalists, spent, report)
         choice = self._choose(finalists)
         report.note(f"chosen on validation: {choice.recommended} ({choice.reason})")
         with atomic_file(self.folder / "choice.json") as aside:
             aside.write_text(json.dumps(choice.to_dict(), indent=1), "utf-8")
         openings = self._open_test()
         report.note(f"the test split is opened for the {_ordinal(openings)} time")
-        verdict, test = self._judge(finalists, choice)
+        verdict, test = self._judge(finalists, longer, choice)
         model = self._deploy(finalists, choice, verdict)
         from pluribus.study.summary import write_results, write_summary
 
-        write_results(self.folder, self, finalists, test)
+        write_results(self.folder, self, [*finalists, *longer], test)
         write_summary(
-            self.folder, self, planned, finalists, failed, choice, verdict, test, model, findings, openings,
-            seconds=time.monotonic() - began,
+            self.folder, self, planned, [*finalists, *longer], failed, choice, verdict, test, model, findings, openings,
+            notes=notes, seconds=time.monotonic() - began,
         )  # fmt: skip
         from pluribus.study.report import write_report
 
@@ -236,8 +237,9 @@ class Study:
 
     # -- training -------------------------------------------------------------------------------------------------
 
-    def _train(self, planned: Plan, report: Reporter) -> tuple[list[Finalist], dict[str, str]]:
-        """All trials, screening first; a road whose finals all failed is left out, with the reason."""
+    def _train(self, planned: Plan, report: Reporter) -> tuple[list[Finalist], dict[str, str], float]:
+        """All trials, screening first; a road whose finals all failed is left out, with the reason. Also the core-seconds
+        that were spent."""
         trials = self.folder / "work" / "trials"
         trials.mkdir(parents=True, exist_ok=True)
         screened: dict[str, list[dict[str, Any]]] = {}
@@ -253,6 +255,8 @@ class Study:
         for trial, result in self._results(finals, report):
             results_of.setdefault(trial.candidate, []).append((trial, result))
         found, failed = [], {}
+        spent = sum(r["seconds"] for results in screened.values() for r in results)
+        spent += sum(r["seconds"] for pairs in results_of.values() for _, r in pairs)
         for road in planned.roads:
             each = sorted(results_of.get(road.candidate, []), key=lambda pair: pair[0].seed)
             good = [(trial, result) for trial, result in each if result["status"] == "done"]
@@ -260,7 +264,35 @@ class Study:
                 found.append(self._finalist(road, good, trials))
             if len(good) < len(each):
                 failed[road.candidate] = next(r["error"] for _, r in each if r["status"] != "done")
-        return found, failed
+        return found, failed, spent
+
+    def _train_longer(
+        self, planned: Plan, finalists: Sequence[Finalist], spent: float, report: Reporter
+    ) -> tuple[list[Finalist], list[str]]:
+        """The second row of the specialists: up to T times their share, where one share cut them short and seconds are left."""
+        short = [f for f in finalists if f.per_task and f.undertrained]
+        notes = [
+            f"{f.label}: every early stop was reached within one share, so that {len(self.table.tasks)} times the share is the "
+            "same models"
+            for f in finalists
+            if f.per_task and not f.undertrained
+        ]
+        found = []
+        left = (1 - RESERVE) * self.spec.core_seconds - spent
+        for f in short:
+            road = next(road for road in planned.roads if road.candidate == f.candidate)
+            seconds = min(len(self.table.tasks) * road.final_seconds, left / (len(short) * len(f.seeds)))
+            if seconds < 1.5 * road.final_seconds:
+                notes.append(f"{f.label}: cut short by the budget, and too little of it is left for a longer second row")
+                continue
+            chosen = road.configurations.index(f.settings)
+            pairs = list(self._results(road.longer(chosen, planned.seeds, seconds), report))
+            good = sorted(((t, r) for t, r in pairs if r["status"] == "done"), key=lambda pair: pair[0].seed)
+            if good:
+                times = seconds / road.final_seconds
+                again = self._finalist(road, good, self.folder / "work" / "trials")
+                found.append(replace(again, candidate=f"{f.candidate}_longer", label=f"{f.label}, {times:.1f} times the share"))
+        return found, notes
 
     def _results(self, todo: Sequence[Trial], report: Reporter) -> Iterator[tuple[Trial, dict[str, Any]]]:
         """Results of trials in the order in which they finish; those of an earlier run come first."""
@@ -326,12 +358,12 @@ class Study:
         return counts[key]
 
     def _judge(
-        self, finalists: Sequence[Finalist], choice: Choice
+        self, finalists: Sequence[Finalist], longer: Sequence[Finalist], choice: Choice
     ) -> tuple[Verdict | None, dict[str, list[Predictions]]]:
         """Test predictions of every finalist (only winner against reference is claimed), and the verdict."""
         trials = self.folder / "work" / "trials"
         test = {f.candidate: [cell_scores(load(trials / t / "model"), self.data, "test", calibrated=True) for t in f.trials]
-                for f in finalists}  # fmt: skip
+                for f in (*finalists, *longer)}  # fmt: skip
         if self.champion is not None:
             test[CHAMPION] = [
                 {name: self.champion.at(name, self.data.labelled(name, "test").rows) for name in self.champion.values}

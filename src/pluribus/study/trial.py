@@ -47,7 +47,7 @@ def run_trial(prepared: str, trials: str, trial: Trial, screening_seed: int) -> 
                 "undertrained": fitted.record.get("undertrained", []),
                 "seconds": fitted.record.get("seconds", time.monotonic() - began),
             }  # fmt: skip
-            if trial.phase == "final":
+            if trial.phase != "screen":
                 fitted.save(aside / "model")
                 result["costs"] = fitted.costs().to_dict()
         except (BadInput, ArithmeticError, MemoryError) as error:
