@@ -63,7 +63,8 @@ def test_starts_at_the_best_constant() -> None:
     heads.start({"default": _labels([0, 0, 0, 1]), "loss": _labels([7.0, 7.0, 7.0])})
     with torch.no_grad():
         heads.weight.zero_()
-    outputs = heads({"default": Features(torch.randn(2, 4)), "loss": Features(torch.randn(2, 4))}, {"default": None, "loss": None})
+    names = ("default", "loss")
+    outputs = heads({name: Features(torch.randn(2, 4)) for name in names}, dict.fromkeys(names))
     linked = heads.link(outputs)
     torch.testing.assert_close(linked["default"], torch.full((2,), 0.25))
     torch.testing.assert_close(linked["loss"], torch.full((2,), 7.0))

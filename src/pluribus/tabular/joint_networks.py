@@ -38,8 +38,8 @@ class JointNetwork(Candidate):
         return "one task alone has nothing to share" if len(data.tasks) < 2 else None
 
     def estimate(self, data: Prepared) -> float:
-        """15 epochs of 6 FLOPs per weight and row, at 10 GFLOP/s."""
-        return 15 * 6 * weights_of(self.settings, data) * len(data.parts["train"]) / 1e10 + 0.5
+        """15 epochs of 6 FLOPs per weight and row, at 15 GFLOP/s."""
+        return 15 * 6 * weights_of(self.settings, data) * len(data.parts["train"]) / 1.5e10 + 0.5
 
     def fit(self, data: Prepared, budget: Budget, seed: int) -> Network:
         check(self.settings, f"candidate {self.name!r}")

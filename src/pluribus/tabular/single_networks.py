@@ -55,9 +55,9 @@ class SingleNetworks(Candidate):
         return sum(self._cost(data, task) for task in data.tasks)
 
     def _cost(self, data: Prepared, task: Task) -> float:
-        """Rough core-seconds of one task: 15 epochs of 6 FLOPs per weight and label, at 10 GFLOP/s."""
+        """Rough core-seconds of one task: 15 epochs of 6 FLOPs per weight and label, at 25 GFLOP/s."""
         steps = max(len(data.labelled(task.name, "train")), 16 * MIN_STEPS)
-        return 15 * 6 * weights_of(self.settings, data) * steps / 1e10 + 0.05
+        return 15 * 6 * weights_of(self.settings, data) * steps / 2.5e10 + 0.05
 
     def fit(self, data: Prepared, budget: Budget, seed: int) -> Network:
         check(self.settings, f"candidate {self.name!r}")
