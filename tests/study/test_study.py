@@ -118,7 +118,7 @@ def test_swapped_predictions_swap_the_words(finished: Any) -> None:
     behind = judge(data.tasks, truth, rows, poor, {"r": good}, **kwargs).comparisons[0]
     assert {row.word for row in ahead.tasks} <= {"better", "undecided"}
     for a, b in zip(ahead.tasks, behind.tasks):
-        assert (a.word, b.word) in {("better", "worse"), ("undecided", "undecided")}
+        assert (a.word, b.word) in {("better", "worse"), ("undecided", "undecided")}, (a, b)
         assert a.gain.file.value == pytest.approx(-b.gain.file.value)
     assert "better" in {row.word for row in ahead.tasks}
     assert ahead.headline != behind.headline

@@ -1,15 +1,34 @@
-"""The report: one HTML file, drawn from `report.json`."""
+"""The report: one HTML file, drawn from `report.json` of a run and from nothing else.
+
+`words` says figures in words, `figures` builds the pictures (plain plotly JSON), `tables` the markup, `verdict`, `evidence` and
+`protocol` the three parts of the page, `page` puts them together with the style, the script and plotly, all inlined.
+"""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from pluribus.errors import BadInput
 from pluribus.files import atomic_file, read_json
 
 
 def write_report(folder: Path) -> Path:
-    """Draw `report.html` from `report.json` and return its path."""
+    """Draw `report.html` from `report.json` and return its path.
+
+    Raises
+    ------
+    BadInput: there is no `report.json`, or it is not one that this version can draw.
+    """
+    from pluribus.study.report.page import page
+
+    folder = Path(folder)
+    if not (folder / "report.json").is_file():
+        raise BadInput("holds no report.json", where=str(folder), remedy="run `pluribus study` first")
     summary = read_json(folder / "report.json")
+    try:
+        html = page(summary)
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f"is not a study's summary ({error!r})", where=str(folder / "report.json")) from error
     with atomic_file(folder / "report.html") as aside:
-        aside.write_text(f"<!doctype html><title>{summary['name']}</title><p>{summary['headline']}", "utf-8")
+        aside.write_text(html, "utf-8")
     return folder / "report.html"
