@@ -127,6 +127,19 @@ def test_probabilities_of_wide_labels_are_a_dict_with_each_tasks_classes() -> No
     assert p["size"].shape == (len(X), 3)
 
 
+def test_probabilities_by_row_of_tasks_with_different_classes() -> None:
+    """[n, most classes], 0 beyond a task's own: the same numbers as task by task."""
+    X, Y = make_wide()
+    labels = {"sign": Y[:, 0] > 0, "size": np.digitize(Y[:, 1], [-1, 1])}
+    model = MultiTaskBoosting({"sign": "binary", "size": "multiclass"}, 5, **SMALL).fit(X, labels)
+    whole = model.predict_proba(X)
+    ids = np.where(np.arange(len(X)) % 2 == 0, "sign", "size")
+    by_row = model.predict_proba(X, ids)
+    np.testing.assert_array_equal(by_row[::2, :2], whole["sign"][::2])
+    assert (by_row[::2, 2] == 0).all()
+    np.testing.assert_array_equal(by_row[1::2], whole["size"][1::2])
+
+
 def test_missing_inputs_are_allowed_and_go_where_the_gain_is_largest() -> None:
     rng = np.random.default_rng(0)
     x = rng.standard_normal(400)

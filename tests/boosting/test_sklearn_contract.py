@@ -4,10 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
 from sklearn.utils.estimator_checks import parametrize_with_checks
-
-pytest.importorskip("numba")
 
 from pluribus import boosting
 

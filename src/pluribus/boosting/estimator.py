@@ -83,7 +83,7 @@ class TaskBooster(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no
     unknown_task: str
     early_stopping: bool
     validation_fraction: float
-    progress: bool | Callable[[dict[str, Any]], None]
+    progress: bool | Callable[[dict[str, Any]], Any]
     n_jobs: int | None
     tasks_: tuple[Any, ...]
     columns_: Columns
@@ -206,13 +206,14 @@ class TaskBooster(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no
         cells = replace(cells, names=self.tasks_, task=index[cells.task])
         return Valid(table[cells.row], cells.task, self._encode(cells, False), cells.weight)
 
-    def _report(self, block: str, done: int, total: int, **values: float) -> None:
-        """Tell `progress` of a finished round."""
+    def _report(self, block: str, done: int, total: int, **values: Any) -> bool:
+        """Tell `progress` of a finished round; True if it answers False: stop here."""
         if callable(self.progress):
-            self.progress({"block": block, "round": done, "rounds": total, **values})
-        elif self.progress and (done == total or done % max(total // 10, 1) == 0):
-            loss = "".join(f", {name} {value:.6g}" for name, value in values.items())
+            return self.progress({"block": block, "round": done, "rounds": total, **values}) is False
+        if self.progress and (done == total or done % max(total // 10, 1) == 0):
+            loss = "".join(f", {name} {value:.6g}" for name, value in values.items() if isinstance(value, float))
             print(f"{block}: {done}/{total}{loss}", file=sys.stderr)
+        return False
 
     # predicting -------------------------------------------------------------------------------------------------------
     def predict(self, X: Any, task: Any = None) -> Any:

@@ -68,9 +68,15 @@ class KindBooster(TaskBooster):
             return of(self.objectives_[0], raw)
         parts = {int(t): of(self.objectives_[t], raw[task == t][:, : self.objectives_[t].outputs]) for t in np.unique(task)}
         numeric = all(p.dtype.kind in "fiub" for p in parts.values())
-        found = np.empty(len(task), dtype=np.result_type(*(p.dtype for p in parts.values())) if numeric else object)
-        for t, part in parts.items():
-            found[task == t] = part
+        kind = np.result_type(*(p.dtype for p in parts.values())) if numeric else object
+        if next(iter(parts.values())).ndim == 1:
+            found = np.empty(len(task), dtype=kind)
+            for t, part in parts.items():
+                found[task == t] = part
+            return found
+        found = np.zeros((len(task), max(p.shape[1] for p in parts.values())), dtype=kind)
+        for t, part in parts.items():  # probabilities: 0 beyond a task's own classes
+            found[task == t, : part.shape[1]] = part
         return found
 
 

@@ -93,7 +93,7 @@ class _RMBCLE(_LightGBM):
         categorical_features: Any = "from_dtype",
         unknown_task: str = "majority",
         validation_fraction: float = 0.25,
-        progress: bool | Callable[[dict[str, Any]], None] = False,
+        progress: bool | Callable[[dict[str, Any]], Any] = False,
         n_jobs: int | None = None,
         random_state: Any = None,
     ) -> None:

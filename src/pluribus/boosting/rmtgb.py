@@ -20,6 +20,8 @@ Where the public code (GAA-UAM/R-MTGB) departs from this, or we from it:
 - theta is drawn from the global generator there, from `random_state` here;
 - the row sum in d_t makes s_t jump to 0 or 1 with thousands of rows; `theta_step="mean"`, `theta_lr` and `theta_l2` (an L2
   term of the kind that the first abstract speaks of and the code lacks) are offered, the sum is the default;
+- every part starts at 0, as there; `start="constant"` starts F_sh at the best constant of all rows instead, which spares
+  the first rounds where labels lie far from 0;
 - an unseen task gets F_sh and the majority's mix (the median s), and no F_t: our rule, the paper is silent.
 """
 
@@ -82,9 +84,12 @@ class _RMTGB(TaskBooster):
     _ranges: ClassVar[dict[str, Range]] = RANGES | {
         "n_shared": COUNT, "n_outlier": COUNT, "n_task": COUNT, "theta_lr": Range(0, none=True), "theta_l2": NON_NEGATIVE,
     }  # fmt: skip
-    _choices: ClassVar[dict[str, tuple[Any, ...]]] = TaskBooster._choices | {"theta_step": ("sum", "mean")}
+    _choices: ClassVar[dict[str, tuple[Any, ...]]] = TaskBooster._choices | {
+        "theta_step": ("sum", "mean"), "start": ("zero", "constant"),
+    }  # fmt: skip
 
     trees_: dict[str, Trees]
+    start_: Floats
     task_of_tree_: Ints
     theta_: Floats
 
@@ -104,6 +109,7 @@ class _RMTGB(TaskBooster):
         colsample: float = 1.0,
         max_bins: int = 255,
         cat_smooth: float = 10.0,
+        start: str = "zero",
         theta_init: Any = None,
         theta_lr: float | None = None,
         theta_l2: float = 0.0,
@@ -114,7 +120,7 @@ class _RMTGB(TaskBooster):
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
-        progress: bool | Callable[[dict[str, Any]], None] = False,
+        progress: bool | Callable[[dict[str, Any]], Any] = False,
         n_jobs: int | None = None,
         random_state: Any = None,
     ) -> None:
@@ -131,6 +137,7 @@ class _RMTGB(TaskBooster):
         self.colsample = colsample
         self.max_bins = max_bins
         self.cat_smooth = cat_smooth
+        self.start = start
         self.theta_init = theta_init
         self.theta_lr = theta_lr
         self.theta_l2 = theta_l2
@@ -154,6 +161,10 @@ class _RMTGB(TaskBooster):
         """The loss of each row, [n]."""
         raise NotImplementedError
 
+    def _constant(self, y: Any, w: Floats | None) -> Floats:
+        """The best constant score, [K]."""
+        raise NotImplementedError
+
     def _outputs(self) -> int:
         raise NotImplementedError
 
@@ -174,6 +185,7 @@ class _RMTGB(TaskBooster):
             bins, binner, self.max_depth, self.max_leaf_nodes, self.min_samples_leaf, 0.0, self.l2_regularization,
             self.min_split_gain, self.cat_smooth, self._signs(),
         )  # fmt: skip
+        self.start_ = np.zeros(K) if self.start == "zero" else self._constant(y, w)
         fit = _Fit(self, grower, task, y, w, T, K, valid, rng, self._theta_start(T, rng))
         self.trees_ = dict.fromkeys(BLOCKS, Trees.empty(K))
         with ThreadPoolExecutor(max(threads(self.n_jobs), 1)) as pool:
@@ -184,7 +196,6 @@ class _RMTGB(TaskBooster):
         self.n_iter_shared_ = len(self.trees_[SHARED])
         self.n_iter_outlier_ = len(self.trees_[OUTLIER])
         self.n_iter_task_ = np.bincount(self.task_of_tree_, minlength=T)
-        self.train_loss_ = fit.history
 
     def _theta_start(self, T: int, rng: np.random.RandomState) -> Floats:
         theta: Floats = 0.1 * rng.standard_normal(T)
@@ -223,7 +234,7 @@ class _RMTGB(TaskBooster):
             out = np.zeros((len(table), self._outputs()))
             self.trees_[block].add_to(out, table, self.learning_rate)
             parts.append(out)
-        return parts[0], parts[1], parts[2]
+        return self.start_ + parts[0], parts[1], parts[2]
 
     def _own(self, table: Floats, rows: Ints | None, t: int) -> Floats:
         out = np.zeros((len(table) if rows is None else len(rows), self._outputs()))
@@ -283,7 +294,7 @@ class _RMTGB(TaskBooster):
             self.trees_[block].check(len(self.columns_.categories), self._outputs())
 
     def _start(self, t: int) -> Floats:
-        return np.zeros(self._outputs())
+        return self.start_
 
 
 class _Fit:
@@ -298,10 +309,11 @@ class _Fit:
         n = len(task)
         self.roots = np.searchsorted(task, np.arange(T + 1))
         self.P_sh, self.P_out, self.P_non, self.P_task = (np.zeros((n, K)) for _ in range(4))
+        self.P_sh += model.start_
         m = 0 if valid is None else len(valid.y)
         self.V_sh, self.V_out, self.V_non, self.V_task = (np.zeros((m, K)) for _ in range(4))
+        self.V_sh += model.start_
         self.H = np.empty((n, 0)) if w is None else w[:, None]
-        self.history: list[tuple[str, float]] = []
         self.nu = model.learning_rate
         self.patience = model.n_iter_no_change
 
@@ -367,8 +379,7 @@ class _Fit:
                 stop.step(float(self.valid_losses(self.V_sh).mean()))
                 if stop.best == stop.round:
                     best = self.V_sh.copy(), self.P_sh.copy()
-            self._note(SHARED, m + 1, model.n_shared, self.P_sh, stop)
-            if stop is not None and stop.stopped:
+            if self._note(SHARED, m + 1, model.n_shared, self.P_sh) or (stop is not None and stop.stopped):
                 break
         if stop is not None:
             parts, (self.V_sh, self.P_sh) = parts[: stop.best], best
@@ -401,8 +412,7 @@ class _Fit:
                 stop.step(float(self.valid_losses(self.V()).mean()))
                 if stop.best == stop.round:
                     best = self._state()
-            self._note(OUTLIER, m + 1, model.n_outlier, None, stop)
-            if stop is not None and stop.stopped:
+            if self._note(OUTLIER, m + 1, model.n_outlier) or (stop is not None and stop.stopped):
                 break
         if stop is not None:
             A_parts, B_parts = A_parts[: stop.best], B_parts[: stop.best]
@@ -454,7 +464,8 @@ class _Fit:
                     if t in stops:
                         stops[int(t)].step(float(losses[self.valid.task == t].mean()))
                 active = np.array([t for t in active if t not in stops or not stops[int(t)].stopped], dtype=np.int64)
-            self._note(TASK, m + 1, model.n_task, None, None)
+            if self._note(TASK, m + 1, model.n_task):
+                break
         forest = Trees.join(parts, self.K)
         owner = np.concatenate(owners) if owners else np.empty(0, dtype=np.int64)
         if stops:
@@ -464,14 +475,18 @@ class _Fit:
         trees[TASK] = forest
         return owner
 
-    def _note(self, block: str, done: int, total: int, F: Floats | None, stop: _Stopper | None) -> None:
+    def _note(self, block: str, done: int, total: int, F: Floats | None = None) -> bool:
+        """Tell `progress` the losses after a round; True if it asks to stop."""
         if not self.model.progress:
-            return
-        values = {"train": self.loss(self.F() if F is None else F)}
-        if stop is not None:
-            values["valid"] = stop.loss
-        self.history.append((block, values["train"]))
-        self.model._report(block, done, total, **values)
+            return False
+        values: dict[str, Any] = {"train": self.loss(self.F() if F is None else F)}
+        if self.valid is not None:
+            losses = self.valid_losses(self.V())
+            values["valid"] = float(losses.mean())
+            count = np.bincount(self.valid.task, minlength=self.T)
+            mean = np.bincount(self.valid.task, weights=losses, minlength=self.T) / np.maximum(count, 1)
+            values["by_task"] = {name: mean[t] for t, name in enumerate(self.model.tasks_) if count[t]}
+        return self.model._report(block, done, total, **values)
 
 
 class RMTGBRegressor(_RMTGB, TaskRegressor):
@@ -494,6 +509,9 @@ class RMTGBRegressor(_RMTGB, TaskRegressor):
 
     def _outputs(self) -> int:
         return 1
+
+    def _constant(self, y: Any, w: Floats | None) -> Floats:
+        return np.array([np.average(y, weights=w)])
 
     def _signs(self) -> Any:
         return signs(self.monotone_constraints, self.columns_)[:, None]
@@ -531,6 +549,12 @@ class RMTGBClassifier(_RMTGB, TaskClassifier):
 
     def _outputs(self) -> int:
         return len(self.classes_)
+
+    def _constant(self, y: Any, w: Floats | None) -> Floats:
+        share = np.bincount(y, weights=w, minlength=len(self.classes_))
+        prior = np.log(share / share.sum())
+        centred: Floats = prior - prior.mean()  # as the residuals are
+        return centred
 
     def _signs(self) -> Any:
         sign = signs(self.monotone_constraints, self.columns_)
@@ -587,13 +611,14 @@ class _MTGB:
         colsample: float = 1.0,
         max_bins: int = 255,
         cat_smooth: float = 10.0,
+        start: str = "zero",
         monotone_constraints: Any = None,
         categorical_features: Any = "from_dtype",
         unknown_task: str = "majority",
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
-        progress: bool | Callable[[dict[str, Any]], None] = False,
+        progress: bool | Callable[[dict[str, Any]], Any] = False,
         n_jobs: int | None = None,
         random_state: Any = None,
     ) -> None:
@@ -609,6 +634,7 @@ class _MTGB:
         self.colsample = colsample
         self.max_bins = max_bins
         self.cat_smooth = cat_smooth
+        self.start = start
         self.monotone_constraints = monotone_constraints
         self.categorical_features = categorical_features
         self.unknown_task = unknown_task

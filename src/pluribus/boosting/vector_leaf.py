@@ -78,7 +78,7 @@ class _VectorLeaf(KindBooster):
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
-        progress: bool | Callable[[dict[str, Any]], None] = False,
+        progress: bool | Callable[[dict[str, Any]], Any] = False,
         n_jobs: int | None = None,
         random_state: Any = None,
     ) -> None:
@@ -172,17 +172,16 @@ class _VectorLeaf(KindBooster):
                 rest = np.setdiff1d(everyone, rows)
                 grown.add_binned(F, self.learning_rate, grower.bins, rest, np.zeros(len(rest), dtype=np.int64))
             parts.append(grown.trees)
-            values = {}
+            values: dict[str, Any] = {}
             if V is not None and valid is not None:
                 grown.trees.add_to(V, valid.table, self.learning_rate)
                 losses = self._valid_losses(valid, V)
                 better = active & (losses < best_loss)
                 best[better], best_loss[better] = m + 1, losses[better]
                 active &= np.isinf(best_loss) | (m + 1 - best < self.n_iter_no_change)
-                values["valid"] = float(np.mean(best_loss[np.isfinite(best_loss)]))
-            if self.progress:
-                self._report("trees", m + 1, self.n_estimators, **values)
-            if not active.any():
+                values["valid"] = float(np.mean(losses[np.isfinite(losses)]))
+                values["by_task"] = dict(zip(self.tasks_, losses.tolist()))
+            if (self.progress and self._report("trees", m + 1, self.n_estimators, **values)) or not active.any():
                 break
         self.trees_ = Trees.join(parts, K)
         self.n_iter_task_ = np.full(T, len(parts))
@@ -416,7 +415,7 @@ class MultiTaskBoosting(_VectorLeaf):
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
-        progress: bool | Callable[[dict[str, Any]], None] = False,
+        progress: bool | Callable[[dict[str, Any]], Any] = False,
         n_jobs: int | None = None,
         random_state: Any = None,
     ) -> None:

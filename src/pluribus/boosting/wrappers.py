@@ -57,7 +57,7 @@ class _LightGBM(KindBooster):
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
-        progress: bool | Callable[[dict[str, Any]], None] = False,
+        progress: bool | Callable[[dict[str, Any]], Any] = False,
         n_jobs: int | None = None,
         random_state: Any = None,
     ) -> None:
@@ -278,7 +278,7 @@ class _PooledId(_Pooled):
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
-        progress: bool | Callable[[dict[str, Any]], None] = False,
+        progress: bool | Callable[[dict[str, Any]], Any] = False,
         n_jobs: int | None = None,
         random_state: Any = None,
     ) -> None:
@@ -318,7 +318,7 @@ class _PooledOffset(_Pooled):
         early_stopping: bool = False,
         validation_fraction: float = 0.1,
         n_iter_no_change: int = 10,
-        progress: bool | Callable[[dict[str, Any]], None] = False,
+        progress: bool | Callable[[dict[str, Any]], Any] = False,
         n_jobs: int | None = None,
         random_state: Any = None,
     ) -> None:

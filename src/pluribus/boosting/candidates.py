@@ -1,0 +1,259 @@
+"""Vector-leaf boosting and R-MTGB as candidates of a study.
+
+What is decided here: the table goes in as LightGBM's baselines read it (numbers, then category codes, NaN where missing);
+ordinal tasks are multiclass; rounds end by each task's own loss on its validation cells; a fit out of budget keeps what it has.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pluribus.boosting.baselines import _joined, features
+from pluribus.boosting.rmtgb import RMTGBClassifier, RMTGBRegressor
+from pluribus.boosting.storage import load
+from pluribus.boosting.tree import Trees
+from pluribus.boosting.vector_leaf import MultiTaskBoosting
+from pluribus.data.columns import FittedColumns
+from pluribus.data.prepared import Cells, Prepared
+from pluribus.errors import BadInput
+from pluribus.modeling import Budget, Candidate, Choice, Costs, Fitted, IntRange, LogUniform, SearchSpace, Uniform
+from pluribus.modeling.candidate import Array
+from pluribus.tasks import Task
+
+KINDS = {
+    "binary": "binary", "multiclass": "multiclass", "ordinal": "multiclass", "regression": "regression", "count": "count",
+}  # fmt: skip
+FOLDER = "booster"
+
+
+class Boosted(Fitted):
+    """One of this package's boosters; `scale` is what a regression label was divided by and `centre` what was taken off it."""
+
+    artefact = "booster"
+
+    def __init__(
+        self, tasks: Sequence[Task], columns: FittedColumns, model: Any, centre: float = 0.0, scale: float = 1.0
+    ) -> None:
+        super().__init__(tasks, columns)
+        self.model, self.centre, self.scale = model, centre, scale
+
+    def scores(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str]) -> dict[str, Array]:
+        kinds = {task.name: task for task in self.tasks}
+        table = features(data, rows).astype(np.float64)
+        found: dict[str, Array] = {}
+        for name in tasks:
+            if len(rows) == 0:
+                width = len(kinds[name].classes)
+                found[name] = np.empty((0, width) if width > 2 or (width and kinds[name].kind != "binary") else 0)
+            elif kinds[name].classes:
+                found[name] = self._probabilities(table, kinds[name])
+            else:
+                found[name] = self.centre + self.scale * np.asarray(self.model.predict(table, task=[name] * len(table)))
+        return found
+
+    def _probabilities(self, table: Array, task: Task) -> Array:
+        """P(positive) [n] of a binary task, else P(class) [n, C]: classes that training lacks have probability 0."""
+        p = self.model.predict_proba(table, task=[task.name] * len(table))
+        spread = np.zeros((len(table), len(task.classes)))
+        if hasattr(self.model, "objectives_"):
+            seen = self.model.objectives_[self.model.tasks_.index(task.name)].classes
+        else:
+            seen = self.model.classes_
+        spread[:, np.asarray(seen).astype(np.int64)] = p[:, : len(seen)]
+        return spread[:, 1] if task.kind == "binary" else spread
+
+    def _forests(self) -> list[Trees]:
+        trees = self.model.trees_
+        return list(trees.values()) if isinstance(trees, dict) else [trees]
+
+    def costs(self) -> Costs:
+        """A comparison a level; rows per second are timed here, on one thread, for all tasks."""
+        depth, parameters, size = 0.0, 0, 0
+        for forest in self._forests():
+            leaf = forest.feature < 0
+            leaves = np.add.reduceat(leaf, forest.first[:-1]) if len(forest) else np.zeros(0)
+            depth += float(np.log2(np.maximum(leaves, 1)).sum())
+            parameters += int(2 * (~leaf).sum() + leaf.sum() * forest.value.shape[1])
+            size += sum(getattr(forest, f.name).nbytes for f in fields(forest))
+        rows = np.zeros((256, len(self.columns.names)))
+        begin = time.perf_counter()
+        for task in self.tasks:
+            self.model.predict(rows, task=[task.name] * len(rows))
+        seconds = time.perf_counter() - begin
+        return Costs(parameters, max(depth, 1.0), size, float(self.record.get("seconds", 0.0)), len(rows) / seconds)
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        self.model.save(folder / FOLDER)
+        return {"centre": self.centre, "scale": self.scale}
+
+    @classmethod
+    def read(cls, folder: Path, manifest: dict[str, Any], tasks: tuple[Task, ...], columns: FittedColumns) -> Boosted:
+        model = load(folder / FOLDER)
+        if set(model.tasks_) != {task.name for task in tasks} or model.n_features_in_ != len(columns.names):
+            raise BadInput(
+                "the booster is not that of these tasks and columns", where=str(folder / FOLDER), remedy="restore the folder",
+            )  # fmt: skip
+        return cls(tasks, columns, model, float(manifest["centre"]), float(manifest["scale"]))
+
+
+class _Boosting(Candidate):
+    road = "boost"
+
+    def unfit(self, data: Prepared) -> str | None:
+        other = [task.name for task in data.tasks if task.kind not in KINDS]
+        return f"the booster has no loss for task {other[0]!r}" if other else None
+
+    def estimate(self, data: Prepared) -> float:
+        """300 rounds at 6 ns per row, column and output, and a second to load the compiled code."""
+        columns = len(data.columns.names)
+        outputs = sum(max(1, len(t.classes) if t.kind != "binary" else 1) for t in data.tasks)
+        return 1.0 + 6e-9 * 300 * columns * len(data.parts["train"]) * (1 + outputs)
+
+    def _settings(self, data: Prepared, budget: Budget, seed: int) -> dict[str, Any]:
+        numeric, columns = data.numeric.shape[1], len(data.columns.names)
+        own = {key: value for key, value in self.settings.items() if key not in ("rounds", "patience", "shared", "outlier")}
+        return {
+            **own, "n_iter_no_change": self.settings["patience"], "early_stopping": True, "random_state": seed % 2**31,
+            "n_jobs": budget.threads, "categorical_features": list(range(numeric, columns)), "unknown_task": "error",
+        }  # fmt: skip
+
+    def _run(
+        self, data: Prepared, budget: Budget, seed: int, model: Any, train: tuple[Any, ...], valid: tuple[Any, ...], weight: Any,
+        centre: float = 0.0, scale: float = 1.0,
+    ) -> Boosted:  # fmt: skip
+        """Fit until every task has stopped or the budget is spent. train, valid: (X, y) or (X, y, task)."""
+        began = time.monotonic()
+        names = [task.name for task in data.tasks]
+        curves: dict[str, list[float]] = {name: [] for name in names}
+        late = False
+
+        def watch(round_: dict[str, Any]) -> bool:
+            nonlocal late
+            for name, value in round_.get("by_task", {}).items():
+                if np.isfinite(value):
+                    curves[name].append(float(value))
+            late = late or time.monotonic() - began > budget.wall
+            return not late
+
+        model.set_params(progress=watch)
+        has_valid = len(valid[1]) > 0
+        if not has_valid:
+            model.set_params(early_stopping=False)
+        task = train[2] if len(train) == 3 else None
+        model.fit(train[0], train[1], task=task, sample_weight=weight, eval_set=valid if has_valid else None)
+        model.set_params(progress=False)
+        fitted = Boosted(data.tasks, data.columns, model, centre, scale)
+        fitted.record = {
+            "settings": dict(self.settings), "seed": seed, "curves": curves, "undertrained": names if late else [],
+            "seconds": (time.monotonic() - began) * budget.threads,
+        }  # fmt: skip
+        return fitted
+
+
+class VectorLeafCandidate(_Boosting):
+    """All tasks in one ensemble: shared structures, a leaf value a task, missing labels masked."""
+
+    name = "vector_leaf"
+    label = "vector-leaf boosting"
+    defaults = {  # noqa: RUF012
+        "learning_rate": 0.05, "max_leaf_nodes": 31, "min_samples_leaf": 20, "colsample": 0.9, "l2_regularization": 0.0,
+        "split_by": "sum_of_gains", "rounds": 1000, "patience": 50,
+    }  # fmt: skip
+    space = SearchSpace({
+        "max_leaf_nodes": IntRange(7, 127), "learning_rate": LogUniform(0.02, 0.2), "min_samples_leaf": IntRange(5, 100),
+        "colsample": Uniform(0.5, 1.0), "l2_regularization": LogUniform(1e-3, 10.0),
+    })  # fmt: skip
+
+    def fit(self, data: Prepared, budget: Budget, seed: int) -> Boosted:
+        table = features(data).astype(np.float64)
+        tasks = {task.name: KINDS[task.kind] for task in data.tasks}
+        model = MultiTaskBoosting(tasks, self.settings["rounds"], **self._settings(data, budget, seed))
+        parts = {part: [data.labelled(task.name, part) for task in data.tasks] for part in ("train", "valid")}
+        for task, cells in zip(data.tasks, parts["train"]):
+            if not len(cells):
+                raise BadInput("has no label in the training part", where=f"task {task.name!r}", remedy="drop the task")
+        train, rows = _wide(data, parts["train"])
+        weight = None
+        if any(cells.weight is not None for cells in parts["train"]):
+            ones = [Cells(c.rows, np.ones(len(c)) if c.weight is None else c.weight) for c in parts["train"]]
+            weight = {name: np.nan_to_num(column) for name, column in _wide(data, ones)[0].items()}
+        known = [_known(*pair) for pair in zip(data.tasks, parts["train"], parts["valid"])]
+        seen = [(t, c) for t, c in zip(data.tasks, known) if len(c)]
+        held, held_rows = _wide(data.only([t.name for t, _ in seen]), [c for _, c in seen]) if seen else ({}, rows[:0])
+        return self._run(data, budget, seed, model, (table[rows], train), (table[held_rows], held), weight)
+
+
+class RMTGBCandidate(_Boosting):
+    """R-MTGB on a long table: shared trees, outlier trees, and a task's own."""
+
+    name = "rmtgb"
+    label = "R-MTGB"
+    defaults = {  # noqa: RUF012
+        "learning_rate": 0.1, "max_leaf_nodes": 8, "min_samples_leaf": 5, "colsample": 1.0, "shared": 50, "outlier": 150,
+        "rounds": 300, "patience": 30,
+    }  # fmt: skip
+    space = SearchSpace({
+        "max_leaf_nodes": IntRange(2, 32), "learning_rate": LogUniform(0.03, 0.3), "min_samples_leaf": IntRange(2, 50),
+        "shared": Choice((0, 20, 50, 100)), "outlier": Choice((0, 50, 150)),
+    })  # fmt: skip
+
+    def unfit(self, data: Prepared) -> str | None:
+        if data.columns.task_column is None:
+            return "R-MTGB needs the long layout (--task-column): in a wide table the tasks' targets are not one quantity"
+        if len({(task.kind, task.classes) for task in data.tasks}) > 1:
+            return "the tasks are of different kinds"
+        if data.tasks[0].kind == "count":
+            return "R-MTGB has no loss for counts"
+        return super().unfit(data)
+
+    def fit(self, data: Prepared, budget: Budget, seed: int) -> Boosted:
+        reason = self.unfit(data)
+        if reason:
+            raise BadInput(reason, where=f"candidate {self.name!r}")
+        table = features(data)[:, : len(data.columns.names)].astype(np.float64)
+        task_column = data.columns.names.index(data.columns.task_column or "")
+        table[:, task_column] = 0.0  # R-MTGB knows the task; as a feature it would turn shared trees into the tasks' own
+        parts = []
+        fitted_on = [data.labelled(task.name, "train") for task in data.tasks]
+        held_out = [_known(task, _joined(fitted_on), data.labelled(task.name, "valid")) for task in data.tasks]
+        for cells in (fitted_on, held_out):
+            names = np.repeat(np.array([task.name for task in data.tasks], dtype=object), [len(c) for c in cells])
+            rows = np.concatenate([c.rows for c in cells])
+            parts.append((table[rows], np.concatenate([c.values for c in cells]), names))
+        weight = _joined(fitted_on).weight
+        classify = bool(data.tasks[0].classes)
+        centre, scale = (0.0, 1.0) if classify else (float(parts[0][1].mean()), float(parts[0][1].std()) or 1.0)
+        (X, y, task), (X_valid, y_valid, task_valid) = parts
+        if classify:
+            y, y_valid = y.astype(np.int64), y_valid.astype(np.int64)
+        else:
+            y, y_valid = (y - centre) / scale, (y_valid - centre) / scale
+        kind = RMTGBClassifier if classify else RMTGBRegressor
+        settings = self._settings(data, budget, seed)
+        model = kind(self.settings["shared"], self.settings["outlier"], self.settings["rounds"], start="constant", **settings)
+        return self._run(data, budget, seed, model, (X, y, task), (X_valid, y_valid, task_valid), weight, centre, scale)
+
+
+def _known(task: Task, train: Cells, valid: Cells) -> Cells:
+    """The validation cells without classes that training lacks: a booster has no score for them."""
+    if not task.classes:
+        return valid
+    return valid.within(valid.rows[np.isin(valid.values, train.values)])
+
+
+def _wide(data: Prepared, cells: Sequence[Cells]) -> tuple[dict[str, Array], NDArray[np.int64]]:
+    """The labelled rows and, for each task, its values there, NaN where it has none."""
+    rows = np.unique(np.concatenate([c.rows for c in cells]))
+    found = {}
+    for task, own in zip(data.tasks, cells):
+        column = np.full(len(rows), np.nan)
+        column[np.searchsorted(rows, own.rows)] = own.values
+        found[task.name] = column
+    return found, rows
