@@ -4,6 +4,7 @@ Samplers × assertions: non-conflict, permutation, scale of one loss, scale of a
 """
 
 import math
+import sys
 
 import pytest
 import torch
@@ -181,6 +182,20 @@ def test_cagrad_is_the_optimum_of_its_ball(size, seed, spread, c):
     scale = float(j.norm(dim=1).max() * g0.norm())
     assert float(bound - reached) <= 1e-6 * scale
     assert float(bound - reached) >= -1e-9 * scale
+
+
+@pytest.mark.parametrize("balancer", [CAGrad(), MGDA(), UPGrad(), DualProj(), NashMTL(), FairGrad()], ids=repr)
+def test_the_accelerators_way_gives_the_same_weights(balancer, monkeypatch):
+    """Where no iteration may ask the host whether it has arrived, and quadratic programmes go through the interior point."""
+    shapes = [(2, 0.0), (3, 1.0), (6, 0.5), (10, 0.0)]
+    grams = [(j := sample(size, size, seed, spread)) @ j.T for seed, (size, spread) in enumerate(shapes)]
+    looking = [fresh(balancer).weights(gram) for gram in grams]
+    for module in ("balancing.cagrad", "linalg.alpha_fair", "linalg.nonnegative_qp"):
+        monkeypatch.setattr(sys.modules[f"pluribus.{module}"], "settled", lambda open_: False)
+    solved_none = lambda matrix, linear, inside: (torch.zeros_like(linear), torch.arange(len(linear)))  # noqa: E731
+    monkeypatch.setattr(sys.modules["pluribus.linalg.nonnegative_qp"], "_pivoting", solved_none)
+    for gram, w in zip(grams, looking):
+        torch.testing.assert_close(fresh(balancer).weights(gram), w, rtol=1e-5, atol=1e-7)
 
 
 @settings(max_examples=40)

@@ -1,5 +1,7 @@
 """α-fair weights: the stated equation holds, at any length of the rows. If it fails, Nash-MTL and FairGrad are other methods."""
 
+import sys
+
 import pytest
 import torch
 from hypothesis import given
@@ -77,3 +79,15 @@ def test_single_precision_and_batches():
     w = alpha_fair(gram.float())
     assert w.dtype == torch.float32
     torch.testing.assert_close(w.double(), alpha_fair(gram), rtol=1e-3, atol=0)
+
+
+def test_going_on_after_the_solution_does_no_harm(monkeypatch):
+    """An accelerator is never asked whether it has arrived: the rounds that follow must stay where they are."""
+    j = rows(10, 60, 5, 1.0)
+    gram = j @ j.T
+    expected = [alpha_fair(gram, alpha) for alpha in (0.5, 1.0, 2.0)]
+    monkeypatch.setattr(sys.modules["pluribus.linalg.alpha_fair"], "settled", lambda open_: False)
+    for alpha, w in zip((0.5, 1.0, 2.0), expected):
+        torch.testing.assert_close(alpha_fair(gram, alpha), w, rtol=1e-9, atol=0)
+    assert torch.isfinite(alpha_fair(torch.zeros(3, 3))).all()
+    assert torch.isfinite(alpha_fair(torch.tensor([[1.0, -1.0], [-1.0, 1.0]]))).all()
