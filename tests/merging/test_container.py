@@ -187,6 +187,25 @@ def test_many_threads_keep_their_own_rows(bed: tuple[State, dict[str, State]]) -
     assert all(torch.equal(out, wanted[t]) for t, out in found)
 
 
+def test_a_served_container_learns_of_new_tasks(bed: tuple[State, dict[str, State]]) -> None:
+    """A task added after `serve` is served at the next forward; a second server on the same model does not interfere."""
+    base, experts = bed
+    container = MergeContainer({n: t for n, t in base.items() if not n.startswith("4.")})
+    container.add_expert("a", experts["a"], rank=3)
+    x, model = torch.randn(6, 6), net()
+    served = container.serve(model, example=x)
+    before = served(x, "a").outputs["a"]
+    container.add_expert("b", experts["b"], rank=3)
+    routed = served(x, ["a", "b"] * 3)
+    assert served.plan == "batched"
+    own = net(3)
+    own.load_state_dict(container.state("b"))
+    torch.testing.assert_close(routed.outputs["b"], own(x[1::2]).detach(), atol=1e-5, rtol=1e-5)
+    second = container.serve(model, example=x)
+    assert torch.equal(second(x, "a").outputs["a"], before)
+    assert torch.equal(served(x, "a").outputs["a"], before)
+
+
 def test_hostile_folders(bed: tuple[State, dict[str, State]], tmp_path: Path) -> None:
     """A container that is missing parts, foreign, of a later schema or points outside is refused in one line."""
     base, experts = bed

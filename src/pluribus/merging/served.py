@@ -45,19 +45,29 @@ class Routed:
 
 @dataclass(frozen=True)
 class _Route:
-    """Of one forward: rows in all, the rows of each task by id, and mixture weights [B, T] (None: by id)."""
+    """Of one forward: whose it is, rows in all, the rows of each task by id, and mixture weights [B, T] (None: by id)."""
 
+    owner: Served
     size: int
     groups: dict[str, Tensor]
     weights: Tensor | None
 
 
 _route: ContextVar[_Route | None] = ContextVar("route", default=None)
+
+
+def _current(owner: Served) -> _Route | None:
+    """The route of the forward that runs in this thread, if it is `owner`'s."""
+    route = _route.get()
+    return route if route is not None and route.owner is owner else None
+
+
 _Conv = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
 
 class Served(nn.Module):
-    """A container in a model. The model gets the shared weights and is put into evaluation mode.
+    """A container in a model. The model gets the shared weights and is put into evaluation mode; it is the container's from then
+    on. Tasks that are added to the container are served at the next forward.
 
     features: `(model, inputs) -> [B, d]`, what the router looks at; default: the model's own output.
     example: inputs on which the batched plan is checked against the grouped one; without it, or where they differ by more
@@ -79,12 +89,22 @@ class Served(nn.Module):
                 raise BadInput(f"the model has no tensor {name!r} of shape {tuple(tensor.shape)}", remedy="give its architecture")
             own[name].copy_(tensor)
         self.plan = "grouped"
+        self._example, self._tasks = example, container.tasks
+        self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._hooked: list[Any] = []
         self._free: list[str] = []
+        self._classes: dict[str, int] = {}
         self._swapping = threading.Lock()  # functional_call puts weights into the module while it runs
-        if example is not None and container.tasks and self._hook():
+        self._choose()
+
+    @torch.no_grad()
+    def _choose(self) -> None:
+        """Pick the plan for the tasks there are."""
+        self._tasks, self.plan = self.container.tasks, "grouped"
+        self._unhook()
+        if self._example is not None and self._tasks and self._hook():
             self.plan = "batched"
-            if not self._agrees(example):
+            if not self._agrees(self._example):
                 self._unhook()
                 self.plan = "grouped"
 
@@ -95,6 +115,8 @@ class Served(nn.Module):
         tasks: the task of all rows, or of each. weights: a mixture [B, T] in the order of `container.tasks` instead; a row's
         head is that of its largest weight. Neither: the router's softmax, from a first pass of the shared model.
         """
+        if self._tasks != self.container.tasks:
+            self._choose()
         size = _rows_of(inputs)
         known = self.container.tasks
         if tasks is None and weights is None:
@@ -114,7 +136,7 @@ class Served(nn.Module):
                 raise unknown("task", task, known, where="container")
             groups[task] = torch.tensor([i for i, n in enumerate(names) if n == task])
         if self.plan == "batched":
-            return self._batched(inputs, _Route(size, groups, weights))
+            return self._batched(inputs, _Route(self, size, groups, weights))
         return self._grouped(inputs, groups, weights)
 
     @torch.no_grad()
@@ -124,7 +146,7 @@ class Served(nn.Module):
         if router is None:
             raise BadInput("the container has no router", remedy="name each row's task, or train one")
         seen = self.features(self.model, inputs) if self.features else _logits(_call(self.model, inputs))
-        shares = router(seen.float()).softmax(-1)
+        shares = router(seen.float().cpu()).softmax(-1)
         found = torch.zeros(len(shares), len(self.container.tasks))
         found[:, [self.container.tasks.index(t) for t in router.tasks]] = shares
         return found
@@ -153,7 +175,10 @@ class Served(nn.Module):
 
     def _headed(self, task: str, out: Tensor) -> Tensor:
         head = self.container.heads[task]
-        return F.linear(out, head["weight"], head.get("bias")) if _is_detached(head) else out
+        if not _is_detached(head):
+            return out
+        head = {n: t.to(out.device) for n, t in head.items()}
+        return F.linear(out, head["weight"], head.get("bias"))
 
     # Batched
 
@@ -192,6 +217,7 @@ class Served(nn.Module):
 
     def _with(self, state: dict[str, Tensor], inputs: Any) -> Tensor:
         """The model's output with other weights."""
+        state = {n: t.to(self._device) for n, t in state.items()}
         with self._swapping:
             return _logits(functional_call(self.model, state, *_arguments(inputs)))
 
@@ -222,8 +248,10 @@ class Served(nn.Module):
             return False
         for part in container.parts.values():
             left |= {*part.factors, *part.whole}  # type: ignore[union-attr]
-        heads = {n for h in container.heads.values() if not _is_detached(h) for n in h}
-        self._classes: dict[str, int] = {}
+        inner = [set(h) for h in container.heads.values() if not _is_detached(h)]
+        heads = set().union(*inner)
+        if any(names != heads for names in inner):
+            return False
         for prefix, module in self.model.named_modules():
             dot = f"{prefix}." if prefix else ""
             mine = {n: dot + n for n, _ in module.named_parameters(recurse=False)}
@@ -234,7 +262,7 @@ class Served(nn.Module):
                 self._hooked.append(module.register_forward_hook(self._head_hook(mine)))
                 heads -= set(mine.values())
             elif left & set(mine.values()) and isinstance(module, (nn.Linear, nn.Embedding, nn.LayerNorm, nn.GroupNorm, *_Conv)):
-                site = _Site(module, mine, container)
+                site = _Site(module, mine, container, self)
                 self._hooked.append(module.register_forward_hook(site))
                 left -= set(mine.values())
             elif left & set(mine.values()):
@@ -253,14 +281,14 @@ class Served(nn.Module):
     def _unhook(self) -> None:
         for handle in self._hooked:
             handle.remove()
-        self._hooked = []
+        self._hooked, self._free = [], []
 
     def _head_hook(self, names: dict[str, str]) -> Callable[..., Tensor | None]:
-        heads = self.container.heads
-        self._classes = {t: len(h[names["weight"]]) for t, h in heads.items()}
+        heads = {t: {n: v.to(self._device) for n, v in h.items()} for t, h in self.container.heads.items()}
+        self._classes = {t: len(h[names["weight"]]) for t, h in heads.items() if not _is_detached(h)}
 
         def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
-            route = _route.get()
+            route = _current(self)
             if route is None:
                 return None
             x = args[0]
@@ -278,8 +306,8 @@ class Served(nn.Module):
 class _Site:
     """What the tasks add at one module: by task, factors of the weight, or its whole change, and the change of the bias."""
 
-    def __init__(self, module: nn.Module, names: dict[str, str], container: MergeContainer) -> None:
-        self.module = module
+    def __init__(self, module: nn.Module, names: dict[str, str], container: MergeContainer, owner: Served) -> None:
+        self.module, self.served = module, owner
         self.factors: dict[str, tuple[Tensor, Tensor]] = {}
         self.weight: dict[str, Tensor] = {}
         self.bias: dict[str, Tensor] = {}
@@ -289,11 +317,14 @@ class _Site:
             if weight in part.factors:  # type: ignore[union-attr]
                 u, v = part.factors[weight]  # type: ignore[union-attr]
                 # A table looks its rows up in U, [n, r], and goes on through V: the other way round.
+                u, v = u.to(owner._device), v.to(owner._device)
                 self.factors[task] = (v.T, u.T) if isinstance(module, nn.Embedding) else (u, v)
             if weight in part.whole:  # type: ignore[union-attr]
-                self.weight[task] = part.whole[weight] - container.shared[weight]  # type: ignore[union-attr]
+                change = part.whole[weight] - container.shared[weight]  # type: ignore[union-attr]
+                self.weight[task] = change.to(owner._device)
             if bias in part.whole:  # type: ignore[union-attr]
-                self.bias[task] = part.whole[bias] - container.shared[bias]  # type: ignore[union-attr]
+                change = part.whole[bias] - container.shared[bias]  # type: ignore[union-attr]
+                self.bias[task] = change.to(owner._device)
         if self.factors:
             self.u = torch.cat([u for u, _ in self.factors.values()], 1)
             self.v = torch.cat([v for _, v in self.factors.values()], 0)
@@ -301,7 +332,7 @@ class _Site:
             self.owner = torch.tensor(index, dtype=torch.long)
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
-        route = _route.get()
+        route = _current(self.served)
         if route is None:
             return None
         x = args[0]
