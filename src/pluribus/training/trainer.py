@@ -532,11 +532,13 @@ class _Running:
 
     def check(self) -> None:
         """Raise `NonFinite` with the task's name if anything has overflowed since the epoch began."""
+        watched = [*self.sums.values(), *([] if self.norms is None else [self.norms])]
+        if not watched or bool(torch.stack(watched).isfinite().all()):
+            return
         for name, value in self.sums.items():
             if not math.isfinite(value.item()):
                 raise NonFinite("its loss became NaN or infinite", where=f"task {name!r}", remedy="lower the learning rate")
-        if self.norms is not None and not math.isfinite(self.norms.item()):
-            raise NonFinite("the gradient became NaN or infinite", remedy="lower the learning rate or clip harder")
+        raise NonFinite("the gradient became NaN or infinite", remedy="lower the learning rate or clip harder")
 
     def means(self) -> tuple[dict[str, float], dict[str, float]]:
         losses = {name: value.item() / self.steps[name] for name, value in self.sums.items()}
