@@ -1,0 +1,106 @@
+"""The page: the parts in order, with style, script and plotly inlined. It loads nothing, and its policy forbids it to."""
+
+from __future__ import annotations
+
+import json
+from importlib.resources import files
+from typing import Any
+
+from pluribus.study.report import evidence, protocol, verdict
+from pluribus.study.report.tables import Html, Pictures, join, tag
+from pluribus.study.report.words import Row
+
+_POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
+_PLACES = {
+    "gains": "Gains",
+    "scores": "Joint against single",
+    "curves": "Curves",
+    "holes": "Labels",
+    "calibration": "Calibration",
+    "costs": "Costs",
+    "warnings": "Warnings",
+    "choosing": "Choice",
+    "settings": "Settings",
+    "reading": "The words",
+}
+
+
+def page(summary: Row) -> str:
+    """The whole report as text."""
+    pictures = Pictures()
+    body = join(
+        [
+            verdict.top(summary),
+            tag(
+                "nav",
+                tag("ul", *(tag("li", tag("a", name, href=f"#{key}")) for key, name in _PLACES.items())),
+                aria_label="On this page",
+            ),
+            evidence.gains(summary, pictures),
+            evidence.scores(summary, pictures),
+            evidence.curves(summary, pictures),
+            evidence.holes(summary, pictures),
+            evidence.calibration(summary, pictures),
+            evidence.costs(summary, pictures),
+            protocol.warnings(summary),
+            protocol.choosing(summary),
+            evidence.metrics(summary),
+            protocol.settings(summary),
+            protocol.reading(summary),
+        ]
+    )
+    head = [
+        '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
+        f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<meta name="color-scheme" content="light dark"><link rel="icon" href="data:,">',
+        tag("title", f"{summary['name']}: {summary['headline']}"),
+        f"<style>{_read('style.css')}</style>\n</head>",
+    ]
+    bar = tag("header", tag("p", tag("b", "Pluribus"), " study ", tag("b", summary["name"])), _toggle())
+    quiet = (
+        "<noscript><p>Without scripts the pictures stay empty; the tables below each of them say the same.</p></noscript>"
+    )
+    foot = tag(
+        "footer",
+        tag(
+            "p",
+            f"Drawn by Pluribus {summary['versions'].get('pluribus', '')} from report.json; nothing is loaded from anywhere.",
+        ),
+    )
+    return "\n".join(
+        [
+            *head,
+            "<body>",
+            tag("a", "Skip to the evidence", href="#gains", class_="skip"),
+            bar,
+            "<main>",
+            quiet,
+            body,
+            "</main>",
+            foot,
+            f'<script type="application/json" id="pictures">{_json(pictures.all)}</script>',
+            f"<script>{plotly()}</script>",
+            f"<script>{_read('page.js')}</script>",
+            "</body>\n</html>\n",
+        ]
+    )
+
+
+def plotly() -> str:
+    """plotly.js as the plotly package ships it; read without importing the package's Python."""
+    return files("plotly").joinpath("package_data", "plotly.min.js").read_text("utf-8")
+
+
+def _toggle() -> Html:
+    return tag("button", "Dark theme", type="button", id="theme")
+
+
+def _json(value: Any) -> str:
+    """JSON that no HTML parser can mistake for markup."""
+    found = json.dumps(value, ensure_ascii=False, separators=(",", ":"), allow_nan=False)
+    return found.replace("&", "\\u0026").replace("<", "\\u003c").replace(">", "\\u003e")
+
+
+def _read(name: str) -> str:
+    return files("pluribus.study.report").joinpath(name).read_text("utf-8")
