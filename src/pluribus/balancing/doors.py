@@ -27,7 +27,8 @@ from torch.autograd.function import once_differentiable
 from pluribus.balancing import gram as engine
 from pluribus.balancing import grouped
 from pluribus.balancing.balancer import Balancer
-from pluribus.balancing.graph import gradients, leaves
+from pluribus.balancing.graph import edge, gradients, leaves, walk
+from pluribus.balancing.heads import from_heads, seeds_of, through_heads
 from pluribus.balancing.layers import gram_of, real
 from pluribus.balancing.processes import Processes, sharded, union
 from pluribus.balancing.torchjd import as_balancer
@@ -220,7 +221,7 @@ def _known(heard: Heard, z: tuple[Tensor, ...], w: Tensor, extra: Tensor | None)
     total = vector.sum()
     if w.device.type == "cpu" and bool((w == 1).all()):
         return _plus(total, extra)
-    c = engine.from_heads(((w - 1).to(vector.dtype) * vector).sum(), z, engine.seeds_of(z))
+    c = from_heads(((w - 1).to(vector.dtype) * vector).sum(), z, seeds_of(z))
     return join(_plus(total, extra), {f: real(g) for f, g in zip(z, c) if g is not None})
 
 
@@ -228,7 +229,7 @@ def _measured(
     judge: Balancer, heard: Heard, z: tuple[Tensor, ...], extra: Tensor | None, source: str, last: Any
 ) -> Tensor:
     """L for a balancer that hears gradients: one pass a task through its head gives g_t, and the head's own gradient."""
-    passes = engine.through_heads(heard.tasks, heard.tensors, z)
+    passes = through_heads(heard.tasks, heard.tensors, z)
     if source == "last":
         parameters = engine.last_layer(z, last)
         _whole(parameters, "last")
@@ -246,7 +247,7 @@ def _measured(
         if hasattr(judge, "on_features"):  # defined on features with their batch dimension (GradDrop)
             at_z = [judge.on_features(row, f, tasks=heard.present) for row, f in zip(passes.rows, z)]
         else:
-            flat = torch.cat(passes.flat(), 1)
+            flat = torch.cat([block.flatten(1) for block in passes.rows], 1)
             d = judge.direction(flat, tasks=heard.present, losses=heard.values)
             at_z = [part.view_as(f) for part, f in zip(torch.split(d, [f.numel() for f in z]), z)]
     else:
@@ -258,7 +259,7 @@ def _measured(
         return _plus(torch.zeros((), device=heard.values.device, requires_grad=True), extra)
     vector = stack(heard.tensors)
     if passes.heads is None:  # the ordinary backward goes through the heads and finds Σ_t g_t at z: add what is missing
-        constants = {f: d - row.sum(0).view_as(f) for f, d, row in zip(z, at_z, passes.flat())}
+        constants = {f: d - row.sum(0).view_as(f) for f, d, row in zip(z, at_z, passes.rows)}
         return join(_plus(vector.sum(), extra), constants)
     return join(_plus(vector.detach().sum(), extra), {**dict(zip(z, at_z)), **passes.heads})
 
@@ -347,7 +348,7 @@ def backward(
         step.why = why
         propagate(loss, scale)
     else:
-        step = _exact(judge, heard, z, _shared(shared, z), names, cells, source, why, scale)
+        step = _exact(judge, heard, z, _shared(shared, z), names, cells, source, why, scale, shared is not None)
         if extra is not None:
             propagate(_scalar(extra), scale)
     judge.last = step
@@ -438,11 +439,18 @@ def _names_of(shared: nn.Module | Iterable[Tensor] | None) -> dict[Tensor, str]:
 
 
 def accumulate(gradients: Mapping[Tensor, Tensor], scale: float = 1.0) -> None:
-    """Add scale·gradient to each leaf's ``.grad``."""
+    """Add scale·gradient to each leaf's ``.grad``, taking fresh tensors over without a copy."""
+    taken: set[int] = set()
     with torch.no_grad():
         for leaf, g in gradients.items():
             g = g.to(leaf.dtype) if scale == 1 else (g * scale).to(leaf.dtype)
-            leaf.grad = g.clone() if leaf.grad is None else leaf.grad + g
+            if leaf.grad is not None:
+                leaf.grad += g
+            elif not g.is_contiguous() or g.data_ptr() in taken:  # autograd may hand one tensor to two leaves
+                leaf.grad = g.contiguous().clone()
+            else:
+                taken.add(g.data_ptr())
+                leaf.grad = g
 
 
 def _write_known(
@@ -469,7 +477,7 @@ def _top(heard: Heard, z: tuple[Tensor, ...]) -> tuple[engine.Top, dict[Tensor, 
     """Where the shared part ends, and the heads' plain gradients if they were found on the way."""
     if not z:
         return engine.Top.of_losses(heard.tasks, heard.tensors), None
-    passes = engine.through_heads(heard.tasks, heard.tensors, z)
+    passes = through_heads(heard.tasks, heard.tensors, z)
     return engine.Top(heard.tasks, list(z), passes.rows, passes.reach), passes.heads
 
 
@@ -482,7 +490,7 @@ def _heads_plain(heard: Heard, shared: Sequence[Tensor]) -> dict[Tensor, Tensor]
 
 def _exact(
     judge: Balancer, heard: Heard, z: tuple[Tensor, ...], shared: list[Tensor], names: dict[Tensor, str],
-    cells: Mapping[str, Tensor] | None, source: str, why: str, scale: float,
+    cells: Mapping[str, Tensor] | None, source: str, why: str, scale: float, shared_given: bool,
 ) -> Step:  # fmt: skip
     """Gradients over all shared parameters: grouped where that can be, otherwise by T passes."""
     team = heard.team
@@ -493,7 +501,7 @@ def _exact(
     measured: grouped.Grouped | engine.Full | None = None
     plain: dict[Tensor, Tensor] = {}
     if source == "grouped" and judge.signal != "jacobian":
-        measured, plain, reason = _try_grouped(judge, heard, z, shared, names, cells)
+        measured, plain, reason = _try_grouped(judge, heard, z, shared, names, cells, shared_given)
         if measured is None:
             engine.once(f"the grouped Gram falls back to T passes: {reason}")
             step.source, step.why = "full", reason
@@ -539,7 +547,7 @@ def _plain_rest(
 
 def _try_grouped(
     judge: Balancer, heard: Heard, z: tuple[Tensor, ...], shared: list[Tensor], names: dict[Tensor, str],
-    cells: Mapping[str, Tensor] | None,
+    cells: Mapping[str, Tensor] | None, shared_given: bool,
 ) -> tuple[grouped.Grouped | None, dict[Tensor, Tensor], str]:  # fmt: skip
     """The grouped measurement, or the reason of some process why there is none."""
     if cells is None:
@@ -553,9 +561,17 @@ def _try_grouped(
     try:
         known = z[0].shape[0] if z and z[0].ndim else None
         at = grouped.cells_of(cells, heard.tasks, heard.present, known)
-        found = engine.Top.of_losses(heard.tasks, heard.tensors).find(shared, names)
+        top = engine.Top.of_losses(heard.tasks, heard.tensors)
         own = set(shared)
-        heads = [leaf for leaf in leaves(heard.tensors) if leaf not in own]
+        if z:  # the shared part ends there: walk it once, and each head by itself
+            walks = [walk([loss], above=z) for loss in heard.tensors]
+            reach = [sum(1 << t for t, found in enumerate(walks) if edge(f) in found.ends) for f in z]
+            top = engine.Top(heard.tasks, list(z), [], reach)
+            met = dict.fromkeys(leaf for found in walks for leaf in found.leaves)
+            heads = [leaf for leaf in (*met, *(leaves(z) if shared_given else ())) if leaf not in own]
+        else:
+            heads = [leaf for leaf in leaves(heard.tensors) if leaf not in own]
+        found = top.find(shared, names)
         index = [heard.present.index(task) for task in heard.tasks]
         measured, plain = grouped.measure(heard.tensors, index, found, at, heads, memory)
     except grouped.NotGrouped as cause:

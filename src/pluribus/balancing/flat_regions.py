@@ -33,6 +33,7 @@ from pluribus.balancing import gram as engine
 from pluribus.balancing.balancer import Balancer, check_between
 from pluribus.balancing.doors import Problem, Step, stack
 from pluribus.balancing.graph import gradients, leaves
+from pluribus.balancing.heads import through_heads
 from pluribus.balancing.layers import gram_of, real
 from pluribus.balancing.state import generator
 from pluribus.errors import BadInput, unknown
@@ -190,7 +191,7 @@ def _top(problem: Problem) -> engine.Top:
     heard, z = problem.heard, problem.features
     if not z:
         return engine.Top.of_losses(heard.tasks, heard.tensors)
-    passes = engine.through_heads(heard.tasks, heard.tensors, z)
+    passes = through_heads(heard.tasks, heard.tensors, z)
     return engine.Top(heard.tasks, list(z), passes.rows, passes.reach)
 
 

@@ -21,78 +21,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pluribus.balancing.graph import Use, edge, gradients, leaf_of, leaves, uses
+from pluribus.balancing.graph import Use, edge, leaf_of, uses
 from pluribus.balancing.layers import Layer, gram_of, known_layers, real
-from pluribus.balancing.processes import Processes, sharded
+from pluribus.balancing.processes import Processes
 from pluribus.errors import BadInput
 
 Found = dict[Tensor, tuple[list[Use], int]]  # shared leaf → its uses, and the tasks that reach it (bits)
-
-
-def seeds_of(z: Sequence[Tensor]) -> tuple[float, ...]:
-    """The scales that passes through the heads start from, the next one tried where the result overflows.
-
-    float16 would lose the gradients of a mean loss without a scale; other types need none.
-    """
-    return (1024.0, 1.0) if any(f.dtype == torch.float16 for f in z) else (1.0,)
-
-
-def from_heads(loss: Tensor, inputs: Sequence[Tensor], seeds: tuple[float, ...]) -> list[Tensor | None]:
-    """∂loss/∂inputs in float32 at least (parameters' own type if no scale was needed), None where it does not reach."""
-    for seed in seeds:
-        found = gradients(loss, inputs, seed=None if len(seeds) == 1 else torch.full_like(loss, seed))
-        if seed == seeds[-1] or all(bool(g.isfinite().all()) for g in found if g is not None):
-            break
-    return [g if g is None or len(seeds) == 1 else real(g) / seed for g in found]
-
-
-@dataclass(eq=False)
-class Passes:
-    """What the passes through the heads gave. rows: a block [T, *shape] a feature tensor; heads: leaf → its gradient
-    Σ_t ∂ℓ_t/∂φ, or None where the heads are left to the ordinary backward."""
-
-    rows: list[Tensor]
-    heads: dict[Tensor, Tensor] | None
-    reach: list[int]  # which tasks reach each feature tensor, as bits
-
-    def flat(self) -> list[Tensor]:
-        return [block.flatten(1) for block in self.rows]
-
-    def gram(self) -> Tensor:
-        return gram_of(self.rows)
-
-    def mix(self, w: Tensor) -> list[Tensor]:
-        """Σ_t w_t g_t, one tensor a feature tensor."""
-        return [torch.tensordot(w.to(block.dtype), block, 1) for block in self.rows]
-
-
-def through_heads(tasks: Sequence[str], losses: Sequence[Tensor], z: Sequence[Tensor]) -> Passes:
-    """g_t = ∂ℓ_t/∂z of each task, and the heads' gradients on the way."""
-    if not losses:
-        return Passes([], {}, [0 for _ in z])
-    seeds = seeds_of(z)
-    below = [[] if len(seeds) > 1 else leaves([loss], above=z) for loss in losses]
-    heads: dict[Tensor, Tensor] | None = {}
-    if len(seeds) > 1 or any(sharded(own) for own in below):
-        below, heads = [[] for _ in losses], None
-    kept: list[list[Tensor | None]] = []
-    for task, loss, own in zip(tasks, losses, below):
-        found = from_heads(loss, [*z, *own], seeds)
-        if all(g is None for g in found[: len(z)]):
-            raise BadInput(
-                f"the loss of task {task!r} does not depend on them", where="features",
-                remedy="pass the tensor from which this loss was computed",
-            )  # fmt: skip
-        kept.append(found[: len(z)])
-        for leaf, g in zip(own, found[len(z) :]):
-            if heads is not None and g is not None:
-                heads[leaf] = heads[leaf] + g if leaf in heads else g
-    rows = []
-    for k, f in enumerate(z):
-        block = torch.stack([torch.zeros_like(f, requires_grad=False) if found[k] is None else found[k] for found in kept])  # type: ignore[misc]
-        rows.append(real(block))
-    reach = [sum(1 << t for t, found in enumerate(kept) if found[k] is not None) for k in range(len(z))]
-    return Passes(rows, heads, reach)
 
 
 def pull(outputs: Sequence[Tensor], rows: Sequence[Tensor], inputs: Sequence[Any]) -> list[Tensor]:

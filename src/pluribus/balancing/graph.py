@@ -24,23 +24,45 @@ def edge(tensor: Tensor) -> Edge:
 
 def leaves(tensors: Iterable[Tensor], *, above: Sequence[Tensor] = ()) -> list[Tensor]:
     """The leaf tensors that `tensors` reach on paths that do not pass through `above`, each once, in the order met."""
+    return walk(tensors, above=above).leaves
+
+
+@dataclass
+class Walk:
+    """What lies between some tensors and the tensors `above` which a walk stops.
+
+    leaves: met on the way. entries: (node, slot) where a node takes in a tensor of `above`. nodes: all that were met.
+    """
+
+    leaves: list[Tensor]
+    entries: list[Edge]
+    nodes: set[Any]
+
+    @property
+    def ends(self) -> set[Edge]:
+        """Which of the tensors `above` were met."""
+        return {node.next_functions[slot] for node, slot in self.entries}
+
+
+def walk(tensors: Iterable[Tensor], *, above: Sequence[Tensor] = ()) -> Walk:
+    """Walk down from `tensors`, not through `above`."""
     walls = {edge(tensor) for tensor in above}
-    stack = [edge(tensor) for tensor in tensors if tensor.requires_grad]
-    stack = [place for place in stack if place not in walls]
-    seen = {node for node, _ in stack}
-    found: list[Tensor] = []
+    stack = [edge(tensor)[0] for tensor in tensors if tensor.requires_grad and edge(tensor) not in walls]
+    found = Walk([], [], set(stack))
+    seen = found.nodes
     while stack:
-        node, _ = stack.pop()
+        node = stack.pop()
         variable = getattr(node, "variable", None)
         if variable is not None:
-            found.append(variable)
+            found.leaves.append(variable)
             continue
-        for place in node.next_functions:
+        for slot, place in enumerate(node.next_functions):
             below = place[0]
-            if below is None or below in seen or (walls and place in walls):
-                continue
-            seen.add(below)
-            stack.append(place)
+            if walls and place in walls:
+                found.entries.append((node, slot))
+            elif below is not None and below not in seen:
+                seen.add(below)
+                stack.append(below)
     return found
 
 

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pluribus.balancing.gram import Found
-from pluribus.balancing.layers import Cells, Layer, known_layers
+from pluribus.balancing.layers import Cells, Layer, by_task, known_layers
 from pluribus.balancing.processes import Processes
 from pluribus.errors import BadInput, unknown
 
@@ -71,9 +71,20 @@ class Grouped:
     @torch.no_grad()
     def gram(self, team: Processes) -> Tensor:
         """G [T, T] of the union batch (each rank's δ as they are)."""
-        total = self.layers[0].grouped(self.deltas[0], self.cells, self.across[0], team)
-        for layer, delta, across in zip(self.layers[1:], self.deltas[1:], self.across[1:]):
-            total = total + layer.grouped(delta, self.cells, across, team)
+        T, total = len(self.cells.rows), None
+        kernels: dict[tuple[int, bool], Tensor] = {}  # layers with the same places share one sum over them
+        for layer, delta, across in zip(self.layers, self.deltas, self.across):
+            K = layer.kernel(delta, T, team)
+            if K is None:
+                part = layer.grouped(delta, self.cells, across, team)
+                total = part if total is None else total + part
+            else:
+                at = (layer.places(delta).shape[0], across)
+                kernels[at] = kernels[at].add_(K) if at in kernels else K
+        for (n, across), K in kernels.items():
+            part = by_task(K, team.cat(self.cells.tasks(n, across)), T)
+            total = part if total is None else total + part
+        assert total is not None
         return total
 
     @torch.no_grad()

@@ -96,6 +96,10 @@ class Layer:
         n = self.places(delta).shape[0]
         return n > 0 and n % rows == 0
 
+    def kernel(self, delta: Tensor, T: int, team: Processes) -> Tensor | None:
+        """K [n, n] of the products of the places' gradients (of all processes), where that is the cheaper way."""
+        return None
+
     def grouped(self, delta: Tensor, cells: Cells, across: bool, team: Processes) -> Tensor:
         """This layer's part of G [T, T] where each place speaks for one task, from the δ of the summed loss."""
         return gram_of([team.sum(block) for block in self.grouped_jacobian(delta, cells, across)])
@@ -161,15 +165,24 @@ class Affine(Layer):
             a = torch.linalg.qr(a.T, mode="r").R.T
         return gram_of([real(deltas).transpose(1, 2) @ a])
 
-    def grouped(self, delta: Tensor, cells: Cells, across: bool, team: Processes) -> Tensor:
-        a, delta, T = self.inputs(), real(delta), len(cells.rows)
-        (n, I), O = a.shape, delta.shape[1]
+    def kernel(self, delta: Tensor, T: int, team: Processes) -> Tensor | None:
+        delta = real(delta)
+        n, O = delta.shape
+        I = 1 if self.weight is None or self.a is None else self.a.shape[1]
         total = sum(team.gather(n))
         if total * total * (I + O) > (total + T * T) * I * O:
-            rows = [delta[p].T @ a[p] for p in (cells.places(t, n, across) for t in range(T))]
-            return gram_of([team.sum(torch.stack(rows))])
-        a, delta, tasks = team.cat(a), team.cat(delta), team.cat(cells.tasks(n, across))
-        return by_task((a @ a.T) * (delta @ delta.T), tasks, T)
+            return None
+        delta = team.cat(delta)
+        K = delta @ delta.T
+        if self.weight is None or self.a is None:
+            return K
+        a = team.cat(real(self.a))
+        return K.mul_(a @ a.T if self.bias is None else torch.addmm(a.new_ones(()), a, a.T))
+
+    def grouped_jacobian(self, delta: Tensor, cells: Cells, across: bool) -> list[Tensor]:
+        a, delta = self.inputs(), real(delta)
+        places = [cells.places(t, a.shape[0], across) for t in range(len(cells.rows))]
+        return [torch.stack([delta[p].T @ a[p] for p in places])]
 
 
 class Convolution(Layer):
@@ -313,15 +326,20 @@ class Embedding(Layer):
         rows = real(torch.stack([self.places(delta) for delta in deltas]))
         return gram_of([rows.new_zeros(rows.shape[0], len(used), rows.shape[2]).index_add(1, place, rows)])
 
+    def kernel(self, delta: Tensor, T: int, team: Processes) -> Tensor | None:
+        delta = real(self.places(delta))
+        n = sum(team.gather(delta.shape[0]))
+        if n > 2 * (T + 1) * delta.shape[1]:
+            return None
+        delta, indices = team.cat(delta), team.cat(self.indices)
+        return (indices[:, None] == indices) * (delta @ delta.T)
+
     def grouped(self, delta: Tensor, cells: Cells, across: bool, team: Processes) -> Tensor:
+        """A table a task, of the tokens that occur."""
         delta, T = real(self.places(delta)), len(cells.rows)
         delta, tasks = team.cat(delta), team.cat(cells.tasks(delta.shape[0], across))
-        indices = team.cat(self.indices)
-        used, place = torch.unique(indices, return_inverse=True)
-        (n, d), V = delta.shape, len(used)
-        if n * n <= (T + 1) * V * d:
-            return by_task((indices[:, None] == indices) * (delta @ delta.T), tasks, T)
-        rows = delta.new_zeros((T + 1) * V, d).index_add(0, tasks * V + place, delta)
+        used, place = torch.unique(team.cat(self.indices), return_inverse=True)
+        rows = delta.new_zeros((T + 1) * len(used), delta.shape[1]).index_add(0, tasks * len(used) + place, delta)
         return gram_of([rows.view(T + 1, -1)[:T]])
 
 
