@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from pluribus.balancing import DBMTL, EMA, ExcessMTL, GradDrop, GradNorm, MoCo, MoDo, SDMGrad, UPGrad
+from pluribus.balancing import DBMTL, EMA, FAMO, ExcessMTL, GradDrop, GradNorm, MoCo, MoDo, SDMGrad, UPGrad
 from pluribus.linalg.simplex import project_simplex
 
 P = torch.tensor([[-4.0, 1, 1], [6, 1, 1]], dtype=torch.float64)
@@ -184,3 +184,15 @@ def test_ema_smooths_weights():
     torch.testing.assert_close(balancer.weights(P @ P.T), first)
     torch.testing.assert_close(balancer.weights(R @ R.T), 0.75 * first + 0.25 * second)
     assert EMA(SDMGrad()).batches == 3
+
+
+def test_ema_resumes_with_what_it_wraps():
+    """The wrapped method's state travels with the average."""
+    through, first = EMA(FAMO()), EMA(FAMO())
+    for balancer in (through, first):
+        balancer.weights(LOSSES, tasks=["a", "b"])
+        balancer.after_step({"a": torch.tensor(0.4), "b": torch.tensor(1.9)})
+    second = EMA(FAMO())
+    second.load_state_dict(first.state_dict())
+    for scale in (0.9, 0.8):
+        assert torch.equal(through.weights(scale * LOSSES, tasks=["b", "a"]), second.weights(scale * LOSSES, tasks=["b", "a"]))
