@@ -1,0 +1,63 @@
+"""PLE, progressive layered extraction: CGC in levels, with a shared path between them.
+
+Tang, Liu, Zhao, Gong, RecSys 2020, section 4.2, x^0 = x for all:
+
+    x_t^l = w_t^l(x_t^{l−1}) · [E_t^l(x_t^{l−1}) ; E_s^l(x_s^{l−1})]   (6)
+    x_s^l = w_s^l(x_s^{l−1}) · [E_1^l … E_T^l ; E_s^l],   not built in the last level
+
+Where public code differs: an early version of a public library fed the shared experts with a task's path; they read x_s. The
+paper's unequal sample spaces (δ) are what labelled cells are here anyway: a task's loss is the mean over its labelled rows.
+
+Through the shared path every task reaches every expert below the last level; those run for any request, and only the last
+level's experts, the last two levels' gates and the tower are a task's own.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from pluribus.data import Rows
+from pluribus.modeling import Features, Shared
+from pluribus.sharing.cgc import Extraction, check_experts
+from pluribus.sharing.stacked import Stacked, Towers, at_least, vectors
+from pluribus.tasks import Task
+
+
+class PLE(Stacked):
+    """tasks: in order. width: of the incoming features. levels: L. own: experts of each task a level. shared: shared experts
+    a level. expert: units of an expert's layer. tower: hidden units a task, 0 for none."""
+
+    def __init__(
+        self, tasks: Sequence[Task], width: int, *, levels: int = 2, own: int = 1, shared: int = 2, expert: int = 64,
+        tower: int = 32,
+    ) -> None:  # fmt: skip
+        super().__init__(tasks)
+        at_least(1, "ple", levels=levels)
+        check_experts("ple", own, shared, expert, tower)
+        count = len(self.index)
+        self.levels = nn.ModuleList(
+            Extraction(count, expert if i else width, expert, own, shared, last=i == levels - 1) for i in range(levels)
+        )
+        self.towers = Towers(count, expert, tower)
+        self.width = self.towers.width
+        self.apart = shared == 0  # nothing in common: T separate stacks
+        self.owned = {"towers": 1}
+        for i in range(levels):
+            if self.apart or i == levels - 1:
+                self.owned[f"levels.{i}.own"] = own
+            if self.apart or i >= levels - 2:
+                self.owned[f"levels.{i}.gates"] = 1
+
+    def forward(self, features: Features, rows: Rows) -> Shared:
+        x = vectors(features, "ple")
+        order, active = self.requested(rows, x.device)
+        h, h_shared, last = x, x, len(self.levels) - 1
+        weights: Tensor = x
+        for i, level in enumerate(self.levels):
+            everybody = not self.apart and i < last  # whose experts the shared gate reads
+            h, common, weights = level(h, h_shared, active if self.apart or i >= last - 1 else None, everybody)
+            h_shared = h_shared if common is None else common
+        gates = dict(zip(order, weights))
+        return Shared(self.towers(h, order, active, rows, features), extra={"gates": gates, "own": self.levels[last].m})
