@@ -20,7 +20,7 @@ ENTRIES = catalog.entries()
 
 @functools.cache
 def _collected() -> set[str]:
-    command = [sys.executable, "-m", "pytest", "--collect-only", "-q", "-p", "no:cacheprovider", "--no-header"]
+    command = [sys.executable, "-m", "pytest", "--collect-only", "-p", "no:cacheprovider", "--no-header"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
     ids = {line.strip() for line in done.stdout.splitlines() if "::" in line}
     return ids | {line.split("[")[0] for line in ids}

@@ -42,10 +42,6 @@ def test_nothing_to_search_is_one_configuration() -> None:
     assert SearchSpace().sample(0, 10) == [{}]
 
 
-def test_budget() -> None:
-    assert Budget(60.0, threads=4).wall == 15.0
-
-
 @pytest.fixture(scope="module")
 def fitted(mixed: Prepared) -> Fitted:
     return LightGBMPerTask(rounds=20).fit(mixed, Budget(60.0), 0)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pluribus.balancing import EqualWeighting
+from pluribus.balancing import AutoLambda, EqualWeighting
 from pluribus.data import Batch
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput, NonFinite
@@ -249,3 +249,26 @@ def test_schedule_ends_at_zero() -> None:
     assert stage.rate(0, 100) == pytest.approx(0.01)
     assert stage.rate(100, 100) == pytest.approx(0.0)
     assert SliceAdamW([torch.nn.Parameter(torch.zeros(1))], lr=0.1).param_groups[0]["lr"] == 0.1
+
+
+def _balancers() -> list[Any]:
+    from pluribus import catalog
+
+    return catalog.entries(family="balancer")
+
+
+@pytest.mark.parametrize("entry", _balancers(), ids=lambda entry: entry.name)
+def test_every_balancer_of_the_catalog_trains(make: Any, entry: Any) -> None:
+    """By name, through whichever door serves it, with holes: finite, learning, and the same weights for the same seed."""
+    make_data, make_model = make
+    data = make_data(n=300)
+    ends = []
+    for _ in range(2):
+        model = make_model()
+        settings = {**FAST, "epochs": 6, "lr": 0.02}
+        balancer = AutoLambda(lr=0.02) if entry.name == "auto_lambda" else entry.resolve()()
+        history = Trainer(model, [Stage(balancer=balancer, **settings)], seed=1).fit(data)
+        ends.append(torch.cat([p.detach().reshape(-1) for p in model.parameters()]))
+    assert torch.isfinite(ends[0]).all()
+    assert torch.equal(ends[0], ends[1])
+    assert max(history.rule) > 0.02, "no task is better than its constant predictor"

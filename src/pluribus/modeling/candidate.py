@@ -86,15 +86,11 @@ class SearchSpace:
 
 @dataclass(frozen=True)
 class Budget:
-    """What one fit may spend: core-seconds, and threads at a time."""
+    """What one fit may spend: core-seconds (CPU time of the process, so that a busy machine takes nothing away), and threads
+    at a time."""
 
     seconds: float
     threads: int = 1
-
-    @property
-    def wall(self) -> float:
-        """Seconds on the clock."""
-        return self.seconds / self.threads
 
 
 @dataclass(frozen=True)

@@ -33,7 +33,7 @@ def run_trial(prepared: str, trials: str, trial: Trial, screening_seed: int) -> 
 
     torch.set_num_threads(1)
     data = Prepared.load(prepared, mmap=True)
-    began = time.monotonic()
+    began = time.process_time()
     result: dict[str, Any] = {"trial": trial.id, **vars(trial)}
     with atomic_folder(Path(trials) / trial.id) as aside:
         try:
@@ -45,13 +45,13 @@ def run_trial(prepared: str, trials: str, trial: Trial, screening_seed: int) -> 
             result |= {
                 "status": "done", "scores": scores, "rule": rule(data, predictions), "curves": fitted.record.get("curves", {}),
                 "undertrained": fitted.record.get("undertrained", []),
-                "seconds": fitted.record.get("seconds", time.monotonic() - began),
+                "seconds": fitted.record.get("seconds", time.process_time() - began),
             }  # fmt: skip
             if trial.phase != "screen":
                 fitted.save(aside / "model")
                 result["costs"] = fitted.costs().to_dict()
         except (BadInput, ArithmeticError, MemoryError) as error:
-            result |= {"status": "failed", "error": str(error), "seconds": time.monotonic() - began}
+            result |= {"status": "failed", "error": str(error), "seconds": time.process_time() - began}
         (aside / "result.json").write_text(json.dumps(plain(result), allow_nan=False), "utf-8")
     return result
 

@@ -43,7 +43,7 @@ class JointNetwork(Candidate):
 
     def fit(self, data: Prepared, budget: Budget, seed: int) -> Network:
         check(self.settings, f"candidate {self.name!r}")
-        began = time.monotonic()
+        began = time.process_time()
         config: dict[str, Any] = {
             "encoder": {"name": "tabular_mlp", "settings": encoder_settings(self.settings, data)},
             "sharing": {"name": self.sharing, "settings": {name: self.settings[name] for name in self.sharing_settings}},
@@ -55,12 +55,12 @@ class JointNetwork(Candidate):
         )  # fmt: skip
         with reproducible(seed, budget.threads):
             model = build(data.tasks, data.columns, config)
-            deadline = max(0.0, budget.wall - (time.monotonic() - began))
-            history = Trainer(model, [stage], seed=seed, deadline=deadline).fit(data)
+            deadline = max(0.0, budget.seconds - (time.process_time() - began))
+            history = Trainer(model, [stage], seed=seed, deadline=deadline, clock=time.process_time).fit(data)
         fitted = Network(data.tasks, data.columns, config, model)
         fitted.record = {
             "settings": dict(self.settings), "seed": seed, "curves": plain_curves(history.scores),
-            "undertrained": history.undertrained(), "seconds": (time.monotonic() - began) * budget.threads,
+            "undertrained": history.undertrained(), "seconds": time.process_time() - began,
         }  # fmt: skip
         return fitted
 

@@ -61,7 +61,7 @@ class SingleNetworks(Candidate):
 
     def fit(self, data: Prepared, budget: Budget, seed: int) -> Network:
         check(self.settings, f"candidate {self.name!r}")
-        began = time.monotonic()
+        began = time.process_time()
         config = {"architecture": {"name": "specialists", "settings": encoder_settings(self.settings, data)}}
         with reproducible(seed, budget.threads):
             model = cast(Specialists, build(data.tasks, data.columns, config))
@@ -70,9 +70,9 @@ class SingleNetworks(Candidate):
             curves: dict[str, list[float]] = {}
             undertrained: list[str] = []
             for i, bank in enumerate(banks):
-                now = time.monotonic()
+                now = time.process_time()
                 share = expected[i] / max(1e-9, sum(expected[i:]))
-                deadline = now + max(0.0, began + budget.wall - now) * share
+                deadline = now + max(0.0, began + budget.seconds - now) * share
                 training = _Bank(model, bank, data, self.settings, seed)
                 training.fit(deadline)
                 curves |= training.curves
@@ -81,7 +81,7 @@ class SingleNetworks(Candidate):
         fitted.record = {
             "settings": dict(self.settings), "seed": seed, "curves": plain_curves(curves),
             "undertrained": [task.name for task in data.tasks if task.name in undertrained],
-            "seconds": (time.monotonic() - began) * budget.threads,
+            "seconds": time.process_time() - began,
         }  # fmt: skip
         return fitted
 
@@ -167,9 +167,13 @@ class _Bank:
                     stacked(whole, len(tasks))[i] = stacked(part, 1)[0]
                 self.head.weight[i], self.head.bias[i] = heads.weight.T, heads.bias
                 self.mean[i], self.scale[i] = heads.mean[0], heads.scale[0]
-        self.parameters = [*self.encoder.parameters(), *self.head.parameters()]
+        named = {**dict(self.encoder.named_parameters()), **{f"head.{n}": p for n, p in self.head.named_parameters()}}
+        self.parameters = list(named.values())
+        plain = [p for name, p in named.items() if p.ndim <= 1 or name.endswith("bias")]  # as in the trainer: not decayed
+        decayed = [p for name, p in named.items() if p.ndim > 1 and not name.endswith("bias")]
+        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         self.optimizer = torch.optim.AdamW(
-            self.parameters, lr=settings["lr"], weight_decay=settings["weight_decay"], fused=True
+            [group for group in groups if group["params"]], lr=settings["lr"], weight_decay=settings["weight_decay"], fused=True
         )
         self.live = list(range(len(tasks)))  # position in self.tasks of each slice that still runs
         self.curves: dict[str, list[float]] = {task.name: [] for task in tasks}
@@ -201,7 +205,7 @@ class _Bank:
         done = True
         for step in range(steps):
             sums += self._step(places[:, step * batch : (step + 1) * batch])
-            if time.monotonic() > deadline:
+            if time.process_time() > deadline:
                 done = False
                 break
         for own, value in zip(self.live, sums.tolist()):

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from pathlib import Path
@@ -28,7 +28,7 @@ from pluribus.evaluation.skill import skill
 from pluribus.modeling import Losses, MultiTaskModel
 from pluribus.tasks import Task
 from pluribus.training import processes
-from pluribus.training.balanced import balanced_backward, hears_the_step
+from pluribus.training.balanced import balanced_backward, batches_of, hears_the_step
 from pluribus.training.callbacks import Callback
 from pluribus.training.optimizer import SliceAdamW
 from pluribus.training.snapshot import read_snapshot, write_snapshot
@@ -85,7 +85,8 @@ class Trainer:
     stages: what to do, in order.
     seed: of shuffling and dropout (`torch.manual_seed` is called).
     callbacks: listeners (see `pluribus.training.callbacks`).
-    deadline: seconds this run may take on the clock; then the best weights so far are restored.
+    deadline: seconds this run may take; then the best weights so far are restored.
+    clock: what those seconds are counted by: `time.monotonic` (default), or `time.process_time` for core-seconds.
     folder: where a snapshot is kept after every epoch; `fit` goes on from one that belongs to the same run. On one CPU
         thread count the resumed run is bit for bit the uninterrupted one.
     device: where to train.
@@ -99,6 +100,7 @@ class Trainer:
         seed: int = 0,
         callbacks: Sequence[Callback] = (),
         deadline: float | None = None,
+        clock: Callable[[], float] = time.monotonic,
         folder: str | Path | None = None,
         device: str | torch.device = "cpu",
         start_heads: bool = True,
@@ -107,7 +109,7 @@ class Trainer:
         self.stages = list(stages)
         self.seed = seed
         self.callbacks = list(callbacks)
-        self.deadline = deadline
+        self.deadline, self.clock = deadline, clock
         self.folder = None if folder is None else Path(folder)
         self.device = torch.device(device)
         self.start_heads = start_heads
@@ -115,7 +117,7 @@ class Trainer:
 
     def fit(self, data: Prepared) -> History:
         """Train on `data.parts["train"]`, watch `data.parts["valid"]`, leave the best weights in the model."""
-        began = time.monotonic()
+        began = self.clock()
         history = History()
         torch.manual_seed(self.seed)
         if self.start_heads:
@@ -124,7 +126,7 @@ class Trainer:
         for index in range(first, len(self.stages)):
             self._stage(index, self.stages[index], data, history, began, resume)
             resume = None
-        history.seconds += time.monotonic() - began
+        history.seconds += self.clock() - began
         return history
 
     # -- one stage ------------------------------------------------------------------------------------------------
@@ -165,7 +167,7 @@ class Trainer:
             self._freeze(stage, skills, progress, live)
             record = {
                 "stage": index, "epoch": progress.epoch, "losses": sums, "scores": scores, "rule": value,
-                "weights": weights, "seconds": time.monotonic() - began,
+                "weights": weights, "seconds": self.clock() - began,
             }  # fmt: skip
             self._tell("epoch", record)
             progress.epoch += 1
@@ -187,7 +189,7 @@ class Trainer:
         history.stopped = {name: reason != "deadline" or name in progress.frozen for name in tasks}
         for p in self.model.parameters():
             p.requires_grad_(True)
-        end = {"stage": index, "reason": reason, "best_epoch": history.best_epoch, "seconds": time.monotonic() - began}
+        end = {"stage": index, "reason": reason, "best_epoch": history.best_epoch, "seconds": self.clock() - began}
         self._tell("end", end)
 
     def _epoch(
@@ -207,9 +209,13 @@ class Trainer:
         self.model.train()
         running = _Running()
         batches = self._batches(stage, data, generator, live)
-        per_step = stage.accumulate * getattr(stage.balancer, "batches", 1)
+        per_step = stage.accumulate * batches_of(stage.balancer)
         complete, done = True, 0
+        whole = batches_of(stage.balancer)
         while group := list(islice(batches, per_step)):
+            if len(group) < whole and done:
+                break  # too few batches are left for a step of a balancer that takes several
+            group += group[: max(0, whole - len(group))]
             for parameters in optimizer.param_groups:
                 parameters["lr"] = stage.rate(progress.step, steps * stage.epochs)
             self._step(stage, group, optimizer, trained, running)
@@ -218,7 +224,7 @@ class Trainer:
             if done % CHECK_EVERY == 0:
                 running.check()
                 self._tell("step", {"stage": index, "epoch": progress.epoch, "step": done, "of": steps})
-            if self.deadline is not None and processes.agree(time.monotonic() - began > self.deadline):
+            if self.deadline is not None and processes.agree(self.clock() - began > self.deadline):
                 complete = False
                 break
         running.check()
@@ -281,22 +287,27 @@ class Trainer:
         return found
 
     def _balanced(self, stage: Stage, group: list[Batch], counts: Mapping[str, Tensor], running: _Running) -> None:
-        """Each pass of a balancer that takes independent batches is a batch of its own; else micro-batches share counts."""
-        independent = stage.balancer.batches > 1 if hasattr(stage.balancer, "batches") else False
-        passes = [stage.objective.losses(self.model, batch) for batch in group]
+        """Micro-batches share the union's counts; batches that a balancer wants independent have each its own."""
+        independent = batches_of(stage.balancer) > 1
         each = [stage.objective.counts(batch) for batch in group] if independent else [counts] * len(group)
+        balanced = group[: stage.balancer.batches] if independent else group
+        passes = [stage.objective.losses(self.model, batch) for batch in balanced]
         for losses, own in zip(passes, each):
             for name, value in losses.sums.items():
                 running.loss(name, value, own[name])
-        parts = len(group) * processes.world()[1]
+        parts = len(balanced) * processes.world()[1]
         extras = [None if (extra := _extra(stage, losses)) is None else extra / parts for losses in passes]
+
+        def again(batch: Batch, own: Mapping[str, Tensor]) -> Callable[[], Mapping[str, Tensor]]:
+            return lambda: self._means(stage.objective.losses(self.model, batch), own)
+
         weights = balanced_backward(
             self.model,
             stage.balancer,
             [self._means(losses, own) for losses, own in zip(passes, each)],
             passes,
             extras,
-            lambda: self._means(stage.objective.losses(self.model, group[0]), each[0]),
+            [again(batch, own) for batch, own in zip(group, each)],
         )
         running.weight(weights)
 
@@ -331,8 +342,9 @@ class Trainer:
 
     def _optimizer(self, stage: Stage, trained: list[nn.Parameter]) -> SliceAdamW:
         stacked = [p for name in self.model.tasks for p, where in self.model.parameters_of(name) if where is not None]
-        decayed = [p for p in trained if p.ndim > 1]
-        plain = [p for p in trained if p.ndim <= 1]
+        named = {id(p): name for name, p in self.model.named_parameters()}
+        decayed = [p for p in trained if p.ndim > 1 and not named[id(p)].endswith("bias")]
+        plain = [p for p in trained if p.ndim <= 1 or named[id(p)].endswith("bias")]
         groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
         return SliceAdamW(
             [group for group in groups if group["params"]],
@@ -420,7 +432,7 @@ class Trainer:
         began: float,
     ) -> None:
         assert self.folder is not None
-        past = {**vars(history), "seconds": history.seconds + time.monotonic() - began}
+        past = {**vars(history), "seconds": history.seconds + self.clock() - began}
         state = {
             "identity": self._identity(data), "stage": index, "progress": vars(progress), "history": past,
             "model": self.model.state_dict(), "best": best, "optimizer": optimizer.state_dict()["state"],
