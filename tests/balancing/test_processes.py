@@ -161,6 +161,41 @@ except NonFinite as error:
     assert "'b'" in str(error)
 
 # fully sharded parameters: features serve, the full Gram is refused
+try:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+except ImportError:
+    fully_shard = None
+if fully_shard is not None:
+    trunk, heads = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 9)), build()[1]
+    reference = nn.Sequential(nn.Linear(6, 8), nn.Tanh(), nn.Linear(8, 9))
+    torch.manual_seed(9)
+    with torch.no_grad():
+        for p, q in zip(trunk.parameters(), reference.parameters()):
+            p.copy_(torch.randn_like(p))
+            q.copy_(p)
+    fully_shard(trunk, mesh=init_device_mesh("cpu", (2,)))
+    rows = torch.randn(16, 6, generator=torch.Generator().manual_seed(3))
+    def of(module, part):
+        z = module(part)
+        return {t: s * (heads[t](z) - 1).square().mean() for t, s in zip(TASKS, (1, 5, 20))}, z
+    losses, z = of(trunk, rows[8 * rank:8 * rank + 8])
+    balancer = Inverse()
+    combine(losses, balancer, features=z).backward()
+    losses, z = of(reference, rows)
+    alone = Inverse()
+    combine(losses, alone, features=z, processes=ALONE).backward()
+    torch.testing.assert_close(balancer.last.gram, alone.last.gram, rtol=1e-9, atol=1e-12)
+    for p, q in zip(trunk.parameters(), reference.parameters()):
+        torch.testing.assert_close(p.grad.full_tensor(), q.grad, rtol=1e-9, atol=1e-12)
+    losses, z = of(trunk, rows[8 * rank:8 * rank + 8])
+    for gram in ("full", "last"):
+        try:
+            backward(losses, Inverse(), features=z, gram=gram)
+            raise AssertionError("no error")
+        except BadInput as error:
+            assert "sharded" in str(error)
+
 dist.destroy_process_group()
 print("fine")
 '''

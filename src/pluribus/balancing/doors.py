@@ -232,7 +232,7 @@ def _measured(
     passes = through_heads(heard.tasks, heard.tensors, z)
     if source == "last":
         parameters = engine.last_layer(z, last)
-        _whole(parameters, "last")
+        _whole(parameters, "last", z)
         local = gram_of(engine.pull(z, passes.rows, parameters)) if heard.tensors else heard.values.new_zeros(0, 0)
     else:
         local = passes.gram() if heard.tensors else heard.values.new_zeros(0, 0)
@@ -494,7 +494,7 @@ def _exact(
 ) -> Step:  # fmt: skip
     """Gradients over all shared parameters: grouped where that can be, otherwise by T passes."""
     team = heard.team
-    _whole(shared, source)
+    _whole(shared, source, z)
     if team.size > 1 and not all(team.gather(bool(heard.tensors))):
         raise BadInput("a process has no loss in this step", where="losses", remedy="give every process a labelled row")
     step = Step(heard.present, heard.values, source=source, why=why)
@@ -593,7 +593,7 @@ def _on_a_part(heard: Heard, closure: Any, rows: float, shared: Any, team: Proce
         )  # fmt: skip
     z = _features(features, part)
     own = _shared(shared, z)
-    _whole(own, "full")
+    _whole(own, "full", z)
     top, _ = _top(part, z)
     measured = engine.Full.measure(top, own, top.find(own, _names_of(shared)))
     return measured.gram(team, lambda block: _widen_rows(part, block)) * team.share**2
@@ -619,7 +619,7 @@ def _crossed(
     blocks = []
     for heard, z in zip(each[:2], zs):
         own = _shared(shared, z)
-        _whole(own, "full")
+        _whole(own, "full", z)
         top, _ = _top(heard, z)
         top.find(own, _names_of(shared))
         blocks.append([team.sum(_widen_rows(heard, b)) * team.share for b in engine.pull(top.outputs, top.rows, own)])
@@ -662,8 +662,8 @@ def _hears_losses(judge: Balancer) -> bool:
     return judge.signal == "losses"
 
 
-def _whole(parameters: Sequence[Tensor], source: str) -> None:
-    if sharded(parameters):
+def _whole(parameters: Sequence[Tensor], source: str, z: Sequence[Tensor] = ()) -> None:
+    if sharded(parameters, z):
         raise BadInput(
             f"the shared parameters are sharded (FSDP or ZeRO), so that gram={source!r} cannot be measured", where="shared",
             remedy="use combine(…, features=z) or a balancer of the losses",

@@ -97,7 +97,14 @@ def union(names: Sequence[Sequence[str]]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(name for ranks in names for name in ranks))
 
 
-def sharded(parameters: Sequence[Tensor]) -> bool:
-    """Whether some parameter is held in pieces (FSDP, fully_shard, ZeRO-3), so that no rank has its gradient."""
-    marks = ("_fsdp_flattened", "_is_flat_param", "_is_fsdp_managed_module", "ds_id")
-    return any(type(p).__name__ in ("DTensor", "FlatParameter") or any(hasattr(p, m) for m in marks) for p in parameters)
+def sharded(parameters: Sequence[Tensor], outputs: Sequence[Tensor] = ()) -> bool:
+    """Whether some parameter is held in pieces (FSDP, fully_shard, ZeRO-3), so that no rank has its gradient.
+
+    outputs: tensors that the parameters' module returned; FSDP gathers whole parameters for the pass, which look like any
+    other, but it leaves its hooks on what the module returns.
+    """
+    marks = ("_fsdp_flattened", "_is_flat_param", "ds_id")
+    if any(type(p).__name__ in ("DTensor", "FlatParameter") or any(hasattr(p, m) for m in marks) for p in parameters):
+        return True
+    hooks = [hook for output in outputs for hook in (getattr(output, "_backward_hooks", None) or {}).values()]
+    return any(".fsdp" in (getattr(getattr(hook, "func", hook), "__module__", None) or "") for hook in hooks)
