@@ -107,19 +107,26 @@ class Plan:
 
 
 def chosen_candidates(spec: TableStudy) -> list[str]:
-    """Names of the candidates: those asked for, or the catalog's defaults."""
+    """Names of the candidates: those asked for, or the catalog's defaults; and `shared_bottom+B` for every balancer B asked
+    for ("all": every one of the catalog), beside equal weighting."""
     known = {entry.name: entry for entry in catalog.entries(family="candidate")}
-    if spec.candidates is None:
-        return [name for name, entry in known.items() if entry.default]
-    for name in spec.candidates:
-        if name not in known:
+    chosen = [name for name, entry in known.items() if entry.default] if spec.candidates is None else list(spec.candidates)
+    for name in chosen:
+        if name.partition("+")[0] not in known:
             raise unknown("candidate", name, known, where="candidates")
-    return list(dict.fromkeys(spec.candidates))
+    balancers = [entry.name for entry in catalog.entries(family="balancer")]
+    for name in balancers if spec.balancers == ["all"] else spec.balancers:
+        if name not in balancers:
+            raise unknown("balancer", name, balancers, where="balancers")
+        chosen += ["shared_bottom_equal", f"shared_bottom+{name}"]
+    return list(dict.fromkeys(chosen))
 
 
 def make(name: str, settings: dict[str, Any]) -> Candidate:
-    """A candidate by its catalog name."""
-    candidate: Candidate = catalog.get("candidate", name).resolve()(**settings)
+    """A candidate by its catalog name; `NAME+BALANCER` fixes the balancer."""
+    base, plus, balancer = name.partition("+")
+    fixed = {"balancer": balancer} if plus else {}
+    candidate: Candidate = catalog.get("candidate", base).resolve()(**{**settings, **fixed})
     return candidate
 
 
@@ -147,12 +154,12 @@ def screening_part(data: Prepared, seed: int) -> Prepared:
 def plan(spec: TableStudy, data: Prepared) -> Plan:
     """Share the budget out over the candidates that can run on this table."""
     left_out: dict[str, str] = {}
-    running: list[Candidate] = []
+    running: list[tuple[str, Candidate]] = []
     for name in chosen_candidates(spec):
         candidate = make(name, base_settings(spec, name))
         why = candidate.unfit(data)
         if why is None:
-            running.append(candidate)
+            running.append((name, candidate))
         else:
             left_out[name] = why
     if not running:
@@ -162,17 +169,17 @@ def plan(spec: TableStudy, data: Prepared) -> Plan:
     share = (1 - RESERVE) * spec.core_seconds / len(running)
     screening = screening_part(data, spec.seed)
     roads = []
-    for candidate in running:
+    for name, candidate in running:
         estimate, screen = candidate.estimate(data), candidate.estimate(screening)
         affordable = int(SCREENING * share / max(screen, 1e-3))
-        fixed = base_settings(spec, candidate.name)
+        fixed = base_settings(spec, name)
         count = min(spec.configurations, affordable) if estimate * len(seeds) <= (1 - SCREENING) * share else 1
         drawn = candidate.space.sample(spec.seed, count) if count >= 2 else [{}]
         configurations = tuple({**settings, **fixed} for settings in drawn)
         screened = len(configurations) >= 2
         roads.append(
             Road(
-                candidate.name,
+                name,
                 candidate.label,
                 candidate.per_task,
                 configurations,

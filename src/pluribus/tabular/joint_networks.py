@@ -11,7 +11,8 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
-from pluribus.balancing import Balancer, EqualWeighting, UncertaintyWeighting
+from pluribus import catalog
+from pluribus.balancing import AutoLambda, Balancer, EqualWeighting, UncertaintyWeighting
 from pluribus.data.prepared import Prepared
 from pluribus.modeling import Budget, Candidate, Choice, SearchSpace
 from pluribus.tabular.network import Network, build
@@ -90,3 +91,29 @@ class SharedBottomUncertainty(_SharedBottom):
 
     def balancer(self, data: Prepared) -> Balancer:
         return UncertaintyWeighting(classification=[task.name for task in data.tasks if task.record.classes])
+
+
+class SharedBottomBalanced(_SharedBottom):
+    """Shared bottom under any balancer of the catalog: setting `balancer`, its name there. A study spells it
+    `shared_bottom+NAME`."""
+
+    name = "shared_bottom"
+    label = "Shared bottom"
+    defaults: ClassVar[Mapping[str, Any]] = {**_SharedBottom.defaults, "balancer": "equal"}
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        self.entry = catalog.get("balancer", self.settings["balancer"])
+        vars(self)["label"] = f"Shared bottom, {self.entry.resolve().__name__}"
+
+    def balancer(self, data: Prepared) -> Balancer:
+        made: Any = self.entry.resolve()
+        if made is UncertaintyWeighting:
+            return SharedBottomUncertainty().balancer(data)
+        balancer: Balancer = made(lr=self.settings["lr"]) if made is AutoLambda else made()
+        return balancer
+
+    def estimate(self, data: Prepared) -> float:
+        """Gradient balancers pass through the heads once more a task."""
+        heads = 1.0 if self.entry.signal == ("losses",) else 1.0 + 0.1 * len(data.tasks)
+        return heads * super().estimate(data)
