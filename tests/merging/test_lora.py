@@ -1,0 +1,186 @@
+"""LoRA folders as experts and as results, against PEFT itself and against the dense product B·A."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+from pluribus.errors import BadInput
+from pluribus.files import safetensors
+from pluribus.merging import merge
+from pluribus.merging.extract_lora import extract_lora
+from pluribus.merging.lora import Factors, Lora, combine, read_adapter, squeeze, write_adapter
+from pluribus.merging.source import open_source
+
+peft = pytest.importorskip("peft")
+
+
+class Net(nn.Module):
+    def __init__(self, seed: int = 0) -> None:
+        super().__init__()
+        torch.manual_seed(seed)
+        self.up, self.down, self.embed = nn.Linear(6, 10), nn.Linear(10, 6), nn.Embedding(7, 6)
+        self.conv = nn.Conv2d(2, 4, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.down(torch.relu(self.up(self.embed(x))))
+
+
+def adapter(folder: Path, seed: int = 1, **config: Any) -> tuple[dict[str, torch.Tensor], Path]:
+    """PEFT's own adapter with random A and B, saved; and what PEFT merges it into."""
+    settings = {"r": 3, "lora_alpha": 5, "target_modules": ["up", "down"], **config}
+    model = peft.get_peft_model(Net(), peft.LoraConfig(**settings))
+    torch.manual_seed(seed)
+    for name, p in model.named_parameters():
+        if "lora_" in name:
+            nn.init.normal_(p, std=0.3)
+            if "magnitude" in name:
+                p.data.abs_().add_(0.5)
+    model.save_pretrained(folder)
+    return model.merge_and_unload().state_dict(), folder
+
+
+CONFIGS: dict[str, dict[str, Any]] = {
+    "plain": {}, "rslora": {"use_rslora": True}, "patterns": {"rank_pattern": {"up": 2}, "alpha_pattern": {"down": 11}},
+    "conv": {"target_modules": ["conv", "up"]}, "embedding": {"target_modules": ["embed", "down"]}, "dora": {"use_dora": True},
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_an_adapter_is_read_as_peft_merges_it(name: str, tmp_path: Path) -> None:
+    """The product B·A with PEFT's scale, for ranks and alphas by pattern, rsLoRA, kernels, embeddings and DoRA."""
+    wanted, folder = adapter(tmp_path / "a", **CONFIGS[name])
+    found = Lora(open_source(Net().state_dict()), folder)
+    for n, v in wanted.items():
+        assert torch.allclose(found.tensor(n), v, atol=1e-5), n
+
+
+def test_adapters_and_full_checkpoints_mix(tmp_path: Path) -> None:
+    wanted, folder = adapter(tmp_path / "a")
+    full = Net(5).state_dict()
+    safetensors.save(tmp_path / "base" / "model.safetensors", Net().state_dict())
+    safetensors.save(tmp_path / "full" / "model.safetensors", full)
+    found = merge(tmp_path / "base", [folder, tmp_path / "full"], "average")
+    for n in full:
+        assert torch.allclose(found[n], (wanted[n] + full[n]) / 2, atol=1e-5)
+    for chunk in (1, 1 << 20):  # rows asked for in other ways
+        merge(tmp_path / "base", {"a": folder}, "task_arithmetic", out=tmp_path / str(chunk), chunk=chunk, hashes=False)
+    assert (tmp_path / "1" / "model.safetensors").read_bytes() == (tmp_path / str(1 << 20) / "model.safetensors").read_bytes()
+
+
+def test_rows_do_not_depend_on_who_asks() -> None:
+    """A wide adapter read in odd stretches has the same bits as read whole."""
+    base = {"w": torch.randn(700, 33)}
+    source = object.__new__(Lora)
+    source.base, source.where, source.whole, source.files = open_source(base), "x", {}, []
+    source.updates = {"w": Factors(torch.randn(700, 4), torch.randn(4, 33), 0.5)}
+    whole = source.read("w", 0, 700 * 33)
+    for start, stop in ((0, 1), (33, 8000), (8447, 8449), (256 * 33, 256 * 33 + 5), (23000, 700 * 33)):
+        assert torch.equal(source.read("w", start, stop), whole[start:stop])
+
+
+def test_bad_adapters(tmp_path: Path) -> None:
+    _, folder = adapter(tmp_path / "a")
+    with pytest.raises(BadInput, match="no base is named"):
+        merge(None, [folder], "average")
+    with pytest.raises(BadInput, match=r"updates 'up.weight' by 10 × 6, in the base it is \(10, 7\)"):
+        merge({**Net().state_dict(), "up.weight": torch.ones(10, 7)}, [folder], "average")
+    with pytest.raises(BadInput, match="which the base does not have"):
+        merge({"other.weight": torch.ones(3)}, [folder], "average")
+    about = json.loads((folder / "adapter_config.json").read_text())
+    for change, message in (({"peft_type": "IA3"}, "only LORA"), ({"r": 4}, "has rank 3, its configuration says 4")):
+        (folder / "adapter_config.json").write_text(json.dumps({**about, **change}))
+        with pytest.raises(BadInput, match=message):
+            merge(Net(), [folder], "average")
+
+
+def test_concatenation_is_exact_and_svd_is_the_best_of_its_rank(tmp_path: Path) -> None:
+    folders = [adapter(tmp_path / f"{i}", seed=i)[1] for i in range(3)]
+    weights = [1.0, -0.5, 2.0]
+    dense = {m: sum(w * read_adapter(f)[1][m].product() for w, f in zip(weights, folders)) for m in ("up", "down")}
+    cat = combine(folders, weights=weights, how="cat")
+    best = combine(folders, weights=weights, how="svd", rank=2)
+    for m, d in dense.items():
+        assert isinstance(d, torch.Tensor)
+        assert cat[m].left.shape[1] == 9
+        assert torch.allclose(cat[m].product(), d, atol=1e-5)
+        u, s, v = torch.linalg.svd(d)
+        assert torch.allclose(best[m].product(), (u[:, :2] * s[:2]) @ v[:2], atol=1e-5)
+    # "linear" adds A's and B's, so cross terms appear: it is not the weighted update, as PEFT's is not
+    linear = combine(folders, how="linear")
+    assert not torch.allclose(linear["up"].product(), sum(read_adapter(f)[1]["up"].product() for f in folders), atol=1e-3)
+    with pytest.raises(BadInput, match="rank is None"):
+        combine(folders, how="svd")
+
+
+def test_combined_adapters_agree_with_peft(tmp_path: Path) -> None:
+    """PEFT's own weighted adapters: cat, linear, and svd up to its signs."""
+    folders = [adapter(tmp_path / f"{i}", seed=i)[1] for i in range(2)]
+    model = peft.PeftModel.from_pretrained(Net(), folders[0], adapter_name="a")
+    model.load_adapter(folders[1], adapter_name="b")
+    for how in ("cat", "linear", "svd"):
+        model.add_weighted_adapter(["a", "b"], [0.7, 0.4], how, combination_type=how, svd_rank=2)
+        ours = combine(folders, weights=[0.7, 0.4], how=how, rank=2)
+        for m in ("up", "down"):
+            theirs = model.base_model.model.get_submodule(m).get_delta_weight(how)
+            assert torch.allclose(ours[m].product(), theirs, atol=1e-5), how
+
+
+def test_a_combined_folder_loads_in_peft(tmp_path: Path) -> None:
+    folders = {f"t{i}": adapter(tmp_path / f"{i}", seed=i)[1] for i in range(2)}
+    merge(None, folders, "lora_cat", out=tmp_path / "cat")
+    merge(None, folders, "lora_svd", rank=2, weights={"t0": 2.0}, out=tmp_path / "svd")
+    model = peft.PeftModel.from_pretrained(Net(), tmp_path / "cat").merge_and_unload().state_dict()
+    dense = Net().state_dict()["up.weight"] + sum(read_adapter(f)[1]["up"].product() for f in folders.values())
+    assert torch.allclose(model["up.weight"], dense, atol=1e-5)
+    assert read_adapter(tmp_path / "svd")[1]["up"].left.shape[1] == 2
+    with pytest.raises(BadInput, match="unknown setting of lora_cat 'rank'"):
+        merge(None, folders, "lora_cat", rank=2, out=tmp_path / "x")
+
+
+def test_squeeze_agrees_with_the_dense_svd() -> None:
+    left, right = torch.randn(40, 6, dtype=torch.float64), torch.randn(6, 30, dtype=torch.float64)
+    a, b = squeeze(left, right, 3)
+    u, s, v = torch.linalg.svd(left @ right)
+    assert torch.allclose(a @ b, (u[:, :3] * s[:3]) @ v[:3], atol=1e-9)
+
+
+def test_extracted_lora_is_the_best_approximation_and_loads(tmp_path: Path) -> None:
+    """Eckart and Young: its error is the discarded singular values; full rank gives the expert; PEFT loads the folder."""
+    base, expert = Net(0).state_dict(), Net(1).state_dict()
+    for n in ("embed.weight", "conv.weight", "conv.bias", "up.bias", "down.bias"):
+        expert[n] = base[n]
+    found = extract_lora(base, expert, tmp_path / "r2", rank=2)
+    for name, rank, error in found.rows:
+        s = torch.linalg.svdvals((expert[name] - base[name]).double())
+        assert rank == 2
+        assert abs(error - float((s[2:].square().sum() / s.square().sum()).sqrt())) < 1e-6
+    assert found.left_out == 0
+    whole = extract_lora(base, expert, tmp_path / "all", error=0.0)
+    assert whole.error < 1e-6
+    loaded = peft.PeftModel.from_pretrained(Net(0), tmp_path / "all").merge_and_unload().state_dict()
+    assert torch.allclose(loaded["up.weight"], expert["up.weight"], atol=1e-5)
+    some = extract_lora(base, expert, tmp_path / "some", energy=0.9)
+    assert all(error**2 <= 0.1 + 1e-9 for _, _, error in some.rows)
+    assert len({rank for _, rank, _ in some.rows} | {6}) > 1
+    odd = peft.PeftModel.from_pretrained(Net(0), tmp_path / "some").merge_and_unload().state_dict()
+    dense = merge(base, [tmp_path / "some"], "average")
+    assert torch.allclose(odd["down.weight"], dense["down.weight"], atol=1e-5)
+    with pytest.raises(BadInput, match="give one of rank, energy and error"):
+        extract_lora(base, expert, tmp_path / "x", rank=2, energy=0.5)
+    with pytest.raises(BadInput, match="exists already"):
+        extract_lora(base, expert, tmp_path / "all", rank=2)
+
+
+def test_write_adapter_round_trip(tmp_path: Path) -> None:
+    factors = {"up": Factors(torch.randn(10, 2), torch.randn(2, 6), 0.5), "down": Factors(torch.randn(6, 4), torch.randn(4, 10), 2.0)}
+    write_adapter(tmp_path / "a", factors, base="net")
+    _, again, whole = read_adapter(tmp_path / "a")
+    assert not whole
+    for m, f in factors.items():
+        assert torch.allclose(again[m].product(), f.product(), atol=1e-6)
