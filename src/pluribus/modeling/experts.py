@@ -59,3 +59,48 @@ class Bank(nn.Module):
         for i, layer in enumerate(self.layers):
             x = layer(x if i == 0 else F.dropout(F.relu(x), self.dropout, self.training), active)
         return x
+
+
+class StackedNorm(nn.Module):
+    """Batch normalisation of E slices, each with its own scale, shift and running moments (Ioffe & Szegedy 2015).
+
+    An absent slice keeps its moments bit for bit. A batch of one row has no variance: in training it is normalised by the
+    running moments, as when predicting, and leaves them alone.
+    """
+
+    mean: Tensor
+    variance: Tensor
+
+    def __init__(self, size: int, width: int, *, momentum: float = 0.1, eps: float = 1e-5) -> None:
+        super().__init__()
+        self.momentum, self.eps = momentum, eps
+        self.weight = nn.Parameter(torch.ones(size, width))
+        self.bias = nn.Parameter(torch.zeros(size, width))
+        self.register_buffer("mean", torch.zeros(size, width))
+        self.register_buffer("variance", torch.ones(size, width))
+
+    def forward(self, x: Tensor, active: Tensor | None = None) -> Tensor:
+        """x [A, B, d] of the active slices → the same shape."""
+        weight: Tensor = self.weight if active is None else self.weight[active]
+        bias: Tensor = self.bias if active is None else self.bias[active]
+        if self.training and x.shape[1] > 1:
+            variance, mean = torch.var_mean(x, 1, correction=0)
+            with torch.no_grad():
+                rows = x.shape[1]
+                for kept, new in ((self.mean, mean), (self.variance, variance * (rows / (rows - 1)))):
+                    if active is None:
+                        kept.lerp_(new.to(kept), self.momentum)
+                    else:
+                        kept.index_copy_(0, active, kept[active].lerp(new.to(kept), self.momentum))
+        else:
+            mean = self.mean if active is None else self.mean[active]
+            variance = self.variance if active is None else self.variance[active]
+        scale = weight * torch.rsqrt(variance + self.eps)
+        return torch.addcmul((bias - mean * scale)[:, None], x, scale[:, None])
+
+    @torch.no_grad()
+    def fold_into(self, layer: StackedLinear) -> None:
+        """Write what this does when predicting into the linear layer before it, which then answers for both."""
+        scale = self.weight * torch.rsqrt(self.variance + self.eps)
+        layer.bias.copy_((layer.bias - self.mean) * scale + self.bias)
+        layer.weight.mul_(scale[:, None])

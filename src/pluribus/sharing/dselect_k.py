@@ -1,0 +1,83 @@
+"""DSelect-k: every task chooses k of n experts, by a choice that is differentiable and in the end exactly sparse.
+
+Hazimeh, Zhao, Chowdhery, Sathiamoorthy, Chen, Mazumder, Hong, Chi, "DSelect-k: Differentiable Selection in the Mixture of
+Experts with Applications to Multi-Task Learning", NeurIPS 2021. With m = ⌈log₂ n⌉ and b_i the bits of expert i:
+
+    S(z) = 0 for z ≤ −γ/2,  1 for z ≥ γ/2,  else −2 z³/γ³ + 3 z/(2γ) + ½                     (smooth step)
+    r(z)_i = Π_j S(z_j)^{b_ij} (1 − S(z_j))^{1 − b_ij}                                        (single selector)
+    q(α, Z) = Σ_c softmax(α)_c r(z^(c))                                                       (k selectors, static gate)
+    penalty = λ Σ_c H(r(z^(c))) + ξ Σ_c 1 / Σ_{i<n} r(z^(c))_i                                (binary; n not a power of two)
+
+Here the static gate, z drawn from ±γ/100. The gate that depends on the row is not built. An expert that no requested task gives
+weight does not run.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pluribus.data import Rows
+from pluribus.errors import BadInput
+from pluribus.modeling import Features, Shared
+from pluribus.sharing.stacked import Experts, Stacked, Towers, at_least, vectors
+from pluribus.tasks import Task
+
+
+def smooth_step(z: Tensor, gamma: float = 1.0) -> Tensor:
+    """The cubic step from 0 to 1 between −γ/2 and γ/2: exactly 0 and 1, and without gradient, outside."""
+    inside = -2 * (z / gamma) ** 3 + 1.5 * z / gamma + 0.5
+    return torch.where(z <= -gamma / 2, torch.zeros_like(z), torch.where(z >= gamma / 2, torch.ones_like(z), inside))
+
+
+class DSelectK(Stacked):
+    """tasks: in order. width: of the incoming features. experts: n. k: experts a task may choose. expert: units of an expert's
+    layer. tower: hidden units a task, 0 for none. gamma: width of the smooth step. entropy, padding: λ and ξ of the penalty."""
+
+    bits: Tensor
+
+    def __init__(
+        self, tasks: Sequence[Task], width: int, *, experts: int = 8, k: int = 2, expert: int = 64, tower: int = 32,
+        gamma: float = 1.0, entropy: float = 1e-2, padding: float = 1e-2,
+    ) -> None:  # fmt: skip
+        super().__init__(tasks)
+        at_least(1, "dselect_k", experts=experts, k=k, expert=expert)
+        at_least(0, "dselect_k", tower=tower)
+        if k > experts:
+            raise BadInput(f"k must not be above experts = {experts}, not {k}", where="dselect_k")
+        if not gamma > 0:
+            raise BadInput(f"gamma must be positive, not {gamma}", where="dselect_k")
+        m, count = max(1, (experts - 1).bit_length()), len(self.index)
+        self.gamma, self.entropy, self.padding = gamma, entropy, padding if experts < 2**m else 0.0
+        self.register_buffer("bits", (torch.arange(experts)[:, None] >> torch.arange(m)) & 1 == 1, persistent=False)
+        self.codes = nn.Parameter(torch.empty(count, k, m).uniform_(-gamma / 100, gamma / 100))
+        self.mixing = nn.Parameter(torch.zeros(count, k))
+        self.experts = Experts(experts, (width, expert))
+        self.towers = Towers(count, expert, tower)
+        self.width = self.towers.width
+        self.owned = {"codes": 1, "mixing": 1, "towers": 1}
+
+    def selectors(self, active: Tensor | None = None) -> Tensor:
+        """r of the active tasks: [A, k, n]."""
+        codes: Tensor = self.codes if active is None else self.codes[active]
+        step = smooth_step(codes, self.gamma)[..., None, :]
+        return torch.where(self.bits, step, 1 - step).prod(-1)
+
+    def forward(self, features: Features, rows: Rows) -> Shared:
+        x = vectors(features, "dselect_k")
+        order, active = self.requested(rows, x.device)
+        r = self.selectors(active)
+        mixing: Tensor = self.mixing if active is None else self.mixing[active]
+        q = torch.einsum("ak,akn->an", mixing.softmax(-1), r)
+        running = (q > 0).any(0).nonzero()[:, 0]
+        outputs = self.experts(x, None if len(running) == q.shape[1] else running)
+        hidden = torch.einsum("an,nbd->abd", q[:, running], outputs)
+        penalties = {}
+        if self.training and self.entropy:
+            penalties["dselect_k_entropy"] = self.entropy * torch.special.entr(r.clamp_min(1e-10)).sum()
+        if self.training and self.padding:
+            penalties["dselect_k_padding"] = self.padding * r.sum(-1).clamp_min(1e-3).reciprocal().sum()
+        gates = {name: weight.expand(len(x), -1) for name, weight in zip(order, q)}
+        return Shared(self.towers(hidden, order, active, rows, features), penalties, {"gates": gates})

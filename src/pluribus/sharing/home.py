@@ -1,0 +1,213 @@
+"""HoME: a hierarchy of multi-gate experts with normalised experts, feature gates, self gates and a mask of who sees whom.
+
+Wang, Wang, Zhang, Zhou and others, "HoME: Hierarchy of Multi-Gate Experts for Multi-Task Learning at Kuaishou", 2024
+(arXiv 2408.05430). Tasks lie in categories c. With v the incoming features:
+
+    expert(x)   = Swish(BN(Linear(x)))                                               (expert normalisation)
+    FeaGate(v)  = Σ_l softmax(v W)_l · 2σ(v B_l A_l),   an expert reads v ⊙ FeaGate(v)   (feature gates)
+    m_c         = softmax(gate_c(v)) · [E_shared ; E_c] + SelfGate_c(v) · E_c          (level 1, a category)
+    m_shared    = softmax(gate_s(v)) · [all meta experts] + SelfGate_s(v) · E_shared    (level 1, common)
+    h_t         = softmax(gate_t(z)) · [E_global ; E_category(c) ; E_t] + SelfGate_t(z) · E_t,   z = [m_c ; m_shared]
+
+SelfGate is a softmax over the block's own experts, or σ where there is one. A task never sees level-2 experts of another category
+or task. Not settled by the text, our choice: z joins m_c and m_shared and feeds the category's and the task's experts, the global
+ones read m_shared; A starts at 0, so that every feature gate starts as the identity. A public re-implementation hands the gate
+itself to the expert, without the product with v; we follow the equations.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import cast
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from pluribus.data import Rows
+from pluribus.errors import BadInput, unknown
+from pluribus.modeling import Features, Shared
+from pluribus.modeling.experts import StackedLinear, StackedNorm
+from pluribus.sharing.stacked import Gates, Stacked, Towers, at_least, entries, mix, mix_own, vectors
+from pluribus.tasks import Task
+
+
+class NormalisedExperts(nn.Module):
+    """E experts Swish(BN(Linear(x))); `folded`: the norm already lives in the linear layer."""
+
+    def __init__(self, size: int, inputs: int, outputs: int, folded: bool) -> None:
+        super().__init__()
+        self.linear = StackedLinear(size, inputs, outputs)
+        self.norm = None if folded else StackedNorm(size, outputs)
+
+    def forward(self, x: Tensor, active: Tensor | None = None) -> Tensor:
+        h: Tensor = self.linear(x, active)
+        return F.silu(h if self.norm is None else self.norm(h, active))
+
+    def fold(self) -> None:
+        if self.norm is not None:
+            self.norm.fold_into(self.linear)
+            self.norm = None
+
+
+class FeatureGates(nn.Module):
+    """G gates on the input: x [B, D] → x ⊙ FeaGate_g(x) [A, B, D]; `mixed` low-rank gates of rank `rank` each."""
+
+    def __init__(self, size: int, width: int, rank: int, mixed: int) -> None:
+        super().__init__()
+        self.mixing = nn.Parameter(torch.randn(size, width, mixed) / width**0.5)
+        self.down = nn.Parameter(torch.randn(size, mixed, width, rank) / width**0.5)
+        self.up = nn.Parameter(torch.zeros(size, mixed, rank, width))
+
+    def forward(self, x: Tensor, active: Tensor | None = None) -> Tensor:
+        mixing, down, up = (p if active is None else p[active] for p in (self.mixing, self.down, self.up))
+        low = torch.einsum("bd,gldr->glbr", x, down)
+        gate = 2 * torch.sigmoid(low @ up)
+        share = torch.softmax(torch.einsum("bd,gdl->glb", x, mixing), 1)
+        return x * torch.einsum("glb,glbd->gbd", share, gate)
+
+
+class SelfGates(Gates):
+    """Gates over a block's own experts: softmax where there are several, σ where there is one."""
+
+    def forward(self, x: Tensor, active: Tensor | None = None) -> Tensor:
+        if self.outputs > 1:
+            return super().forward(x, active)
+        weight: Tensor = self.weight if active is None else self.weight[active]
+        return torch.sigmoid(torch.matmul(x, weight))
+
+
+class Category(nn.Module):
+    """All that only the tasks of one category read, and below it what only one of them reads."""
+
+    def __init__(
+        self, tasks: int, width: int, expert: int, meta: int, common: int, shared: int, own: int, rank: int, mixed: int,
+        folded: bool,
+    ) -> None:  # fmt: skip
+        super().__init__()
+        self.m = own
+        self.meta_gate = Gates(1, width, 2 * meta)
+        self.meta_self = SelfGates(1, width, meta)
+        self.shared_input = FeatureGates(shared, 2 * expert, rank, mixed)
+        self.shared = NormalisedExperts(shared, 2 * expert, expert, folded)
+        self.own_input = FeatureGates(tasks * own, 2 * expert, rank, mixed)
+        self.own = NormalisedExperts(tasks * own, 2 * expert, expert, folded)
+        self.gates = Gates(tasks, 2 * expert, common + shared + own)
+        self.self_gates = SelfGates(tasks, 2 * expert, own)
+
+    def forward(
+        self, v: Tensor, meta_shared: Tensor, meta_own: Tensor, m_shared: Tensor, common: Tensor, active: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
+        """v [B, D], meta experts' outputs [n, B, d], m_shared [B, d], the global experts' [g, B, d]; `active`: places of tasks
+        within the category. Returns h [A, B, d] and the gates' weights [A, B, g + shared + own]."""
+        m = mix(self.meta_gate(v), torch.cat((meta_shared, meta_own)))[0] + mix(self.meta_self(v), meta_own)[0]
+        z = torch.cat((m, m_shared), -1)
+        many = torch.cat((common, self.shared(self.shared_input(z))))
+        running = entries(active, self.m)
+        own = self.own(self.own_input(z, running), running).unflatten(0, (-1, self.m))
+        weights = self.gates(z, active)
+        h = mix(weights[..., : len(many)], many) + mix_own(weights[..., len(many) :], own)
+        return h + mix_own(self.self_gates(z, active), own), weights
+
+
+class HoME(Stacked):
+    """tasks: in order. width: of the incoming features.
+
+    categories: word → names of its tasks; every task in exactly one (None: tasks of one kind form a category).
+    meta: experts of a group on level 1. common, shared, own: global experts, those of a category and of a task on level 2.
+    expert: units of an expert's layer. rank, mixed: of the feature gates. tower: hidden units a task, 0 for none.
+    folded: built without norms, for weights into which `fold` wrote them.
+    """
+
+    def __init__(
+        self, tasks: Sequence[Task], width: int, *, categories: Mapping[str, Sequence[str]] | None = None, meta: int = 1,
+        common: int = 1, shared: int = 1, own: int = 1, expert: int = 64, rank: int = 8, mixed: int = 2, tower: int = 32,
+        folded: bool = False,
+    ) -> None:  # fmt: skip
+        super().__init__(tasks)
+        at_least(1, "home", meta=meta, common=common, shared=shared, own=own, expert=expert, rank=rank, mixed=mixed)
+        at_least(0, "home", tower=tower)
+        self.members = grouped(tasks, categories)
+        self.place = {name: (c, i) for c, names in enumerate(self.members) for i, name in enumerate(names)}
+        self.n, self.m = meta, own
+        groups = 1 + len(self.members)
+        self.meta_input = FeatureGates(groups, width, rank, mixed)
+        self.meta = NormalisedExperts(groups * meta, width, expert, folded)
+        self.meta_gate = Gates(1, width, groups * meta)
+        self.meta_self = SelfGates(1, width, meta)
+        self.common_input = FeatureGates(common, expert, rank, mixed)
+        self.common = NormalisedExperts(common, expert, expert, folded)
+        for c, names in enumerate(self.members):
+            sizes = (len(names), width, expert, meta, common, shared, own, rank, mixed, folded)
+            self.add_module(f"category_{c}", Category(*sizes))
+        self.towers = Towers(len(self.index), expert, tower)
+        self.width = self.towers.width
+
+    def forward(self, features: Features, rows: Rows) -> Shared:
+        v = vectors(features, "home")
+        order, active = self.requested(rows, v.device)
+        gated = self.meta_input(v)
+        meta = self.meta(gated if self.n == 1 else gated.repeat_interleave(self.n, 0))
+        groups = meta.unflatten(0, (-1, self.n))
+        m_shared = mix(self.meta_gate(v), meta)[0] + mix(self.meta_self(v), groups[0])[0]
+        common = self.common(self.common_input(m_shared))
+        found: dict[str, Tensor] = {}
+        gates: dict[str, Tensor] = {}
+        for c, names in enumerate(self.members):
+            mine = [name for name in names if name in rows]
+            if mine:
+                places = None if len(mine) == len(names) else torch.tensor([names.index(n) for n in mine], device=v.device)
+                h, weights = self._category(c)(v, groups[0], groups[1 + c], m_shared, common, places)
+                found |= zip(mine, h)
+                gates |= zip(mine, weights)
+        hidden = torch.stack([found[name] for name in order])
+        extra = {"gates": gates, "experts": torch.cat((meta, common))}
+        return Shared(self.towers(hidden, order, active, rows, features), extra=extra)
+
+    def _category(self, c: int) -> Category:
+        return cast(Category, getattr(self, f"category_{c}"))
+
+    def reads(self, task: str) -> tuple[str, ...]:
+        here = f"category_{self.place[task][0]}"
+        return tuple(name for name, _ in self.named_children() if name == here or not name.startswith("category_"))
+
+    def slices(self, task: str) -> dict[str, slice]:
+        c, i = self.place[task]
+        category = f"category_{c}."
+        found = {}
+        for name, _ in self.named_parameters():
+            part = name.removeprefix(category).split(".")[0] if name.startswith(category) else ""
+            if part in ("gates", "self_gates"):
+                found[name] = slice(i, i + 1)
+            elif part in ("own", "own_input"):
+                found[name] = slice(i * self.m, (i + 1) * self.m)
+            elif name.startswith("towers."):
+                found[name] = slice(self.index[task], self.index[task] + 1)
+        return found
+
+    def fold(self) -> None:
+        """Write every norm into the linear layer before it, for serving: same predictions, fewer operations."""
+        for part in self.modules():
+            if isinstance(part, NormalisedExperts):
+                part.fold()
+
+
+def grouped(tasks: Sequence[Task], categories: Mapping[str, Sequence[str]] | None) -> list[list[str]]:
+    """The categories' tasks, each in the tasks' order; a name that is unknown, missing or there twice is a `BadInput`."""
+    names = [task.name for task in tasks]
+    if categories is None:
+        kinds = dict.fromkeys(task.kind for task in tasks)
+        return [[task.name for task in tasks if task.kind == kind] for kind in kinds]
+    seen: dict[str, str] = {}
+    for word, members in categories.items():
+        for name in members:
+            if name not in names:
+                raise unknown("task", name, names, where=f"home, category {word!r}")
+            if name in seen:
+                raise BadInput(f"task {name!r} is also in category {seen[name]!r}", where=f"home, category {word!r}")
+            seen[name] = word
+        if not members:
+            raise BadInput("holds no task", where=f"home, category {word!r}", remedy="leave it out")
+    if missing := [name for name in names if name not in seen]:
+        raise BadInput(f"task {missing[0]!r} is in no category", where="home, categories", remedy="add it to one")
+    return [[name for name in names if seen[name] == word] for word in categories]
