@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from pluribus.balancing import Balancer, EqualWeighting, combine
+from pluribus.balancing import Balancer, EqualWeighting, GradDrop, combine
 from pluribus.errors import BadInput, NonFinite
 
 TASKS = ("seg", "depth", "normal")
@@ -180,6 +180,17 @@ def test_a_direction_is_taken_at_the_features(net: Net, x: Tensor) -> None:
     rows = [torch.autograd.grad(l, z, retain_graph=True)[0] for l in losses.values()]
     wanted = torch.autograd.grad(z, list(net.encoder.parameters()), sum(rows).sign(), retain_graph=True)
     combine(losses, Signs(), features=z).backward()
+    for p, g in zip(net.encoder.parameters(), wanted):
+        torch.testing.assert_close(p.grad, g)
+
+
+def test_graddrop_takes_its_features_form(net: Net, x: Tensor) -> None:
+    """Purity from sign(Z)·g summed over the batch, masks sample by sample: the form that the method is defined in."""
+    losses, z = net.losses(x)
+    rows = torch.stack([torch.autograd.grad(l, z, retain_graph=True)[0] for l in losses.values()])
+    d = GradDrop(seed=3).on_features(rows, z, tasks=TASKS)
+    wanted = torch.autograd.grad(z, list(net.encoder.parameters()), d, retain_graph=True)
+    combine(losses, GradDrop(seed=3), features=z).backward()
     for p, g in zip(net.encoder.parameters(), wanted):
         torch.testing.assert_close(p.grad, g)
 

@@ -10,7 +10,7 @@ from pluribus.balancing.cagrad import CAGrad
 from pluribus.balancing.config import ConFIG
 from pluribus.balancing.db_mtl import DBMTL
 from pluribus.balancing.diagnostics import Diagnostics, group_tasks
-from pluribus.balancing.doors import Step, backward, combine
+from pluribus.balancing.doors import backward, combine
 from pluribus.balancing.dualproj import DualProj
 from pluribus.balancing.dynamic_weight_average import DynamicWeightAverage
 from pluribus.balancing.ema import EMA
@@ -24,6 +24,7 @@ from pluribus.balancing.geometric_loss import GeometricLoss
 from pluribus.balancing.graddrop import GradDrop
 from pluribus.balancing.gradnorm import GradNorm
 from pluribus.balancing.gradvac import GradVac
+from pluribus.balancing.hearing import Step
 from pluribus.balancing.imtl_g import IMTLG
 from pluribus.balancing.imtl_l import IMTLL
 from pluribus.balancing.log_loss import LogLoss

@@ -29,111 +29,22 @@ from pluribus.balancing import grouped
 from pluribus.balancing.balancer import Balancer
 from pluribus.balancing.graph import edge, gradients, leaves, walk
 from pluribus.balancing.heads import from_heads, seeds_of, through_heads
+from pluribus.balancing.hearing import (
+    Features,
+    Heard,
+    OnNonFinite,
+    Step,
+    features_of,
+    hears_losses,
+    held_step,
+    listen,
+    stack,
+    weigh,
+)  # fmt: skip
 from pluribus.balancing.layers import gram_of, real
-from pluribus.balancing.processes import Processes, sharded, union
+from pluribus.balancing.processes import Processes, sharded
 from pluribus.balancing.torchjd import as_balancer
-from pluribus.errors import BadInput, NonFinite, unknown
-
-Features = Tensor | Sequence[Tensor]
-OnNonFinite = Literal["raise", "skip", "unchecked"]
-
-
-@dataclass(eq=False)
-class Step:
-    """What one call heard and decided; found in ``balancer.last``.
-
-    tasks: the tasks present (on any rank). losses, weights: [T], detached; weights are None where the balancer gives a
-    direction and no weights, and in a skipped step. gram: [T, T] or None where none was measured.
-    source: where the signal came from ("losses", "features", "last", "full", "grouped", "held" weights, …); why: the reason.
-    skipped: some loss was not finite and the balancer was not called. age: calls since the weights were computed.
-    """
-
-    tasks: tuple[str, ...]
-    losses: Tensor
-    weights: Tensor | None = None
-    gram: Tensor | None = None
-    source: str = "losses"
-    why: str = ""
-    skipped: bool = False
-    age: int = 0
-
-
-@dataclass(eq=False)
-class Heard:
-    """The losses of one step, checked: this rank's and, by `index`, their places among the union's tasks."""
-
-    tasks: tuple[str, ...]
-    tensors: list[Tensor]
-    present: tuple[str, ...]
-    values: Tensor
-    index: Tensor | None
-    team: Processes
-    bad: tuple[str, ...]
-
-    def widen(self, gram: Tensor) -> Tensor:
-        """This rank's Gram matrix [t, t] as the union's [T, T]."""
-        gram = gram * self.team.share**2
-        if self.index is None:
-            return gram
-        wide = gram.new_zeros(len(self.present), len(self.present))
-        wide[self.index[:, None], self.index[None, :]] = gram
-        return self.team.sum(wide)
-
-    def mine(self, weights: Tensor) -> Tensor:
-        """This rank's part of the union's weights."""
-        return weights if self.index is None else weights[self.index]
-
-
-def listen(losses: Mapping[str, Tensor], on_nonfinite: OnNonFinite, team: Processes) -> Heard:
-    """Check the losses and put them together with those of the other ranks."""
-    if on_nonfinite not in ("raise", "skip", "unchecked"):
-        raise unknown("choice", on_nonfinite, ("raise", "skip", "unchecked"), where="on_nonfinite")
-    if not isinstance(losses, Mapping):
-        raise BadInput(f"losses are a {type(losses).__name__}", where="losses", remedy="pass a mapping task: scalar loss")
-    tasks, tensors = tuple(losses), list(losses.values())
-    for task, loss in losses.items():
-        where = f"loss of task {task!r}"
-        if not isinstance(loss, Tensor) or loss.numel() != 1:
-            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
-            raise BadInput(f"not a scalar ({shape})", where=where, remedy="reduce it, for instance by .mean()")
-        if not loss.requires_grad:
-            raise BadInput("it has no graph", where=where, remedy="compute it with gradients on, do not detach it")
-        if loss.device != tensors[0].device:
-            raise BadInput(
-                f"it is on {loss.device}, the loss of {tasks[0]!r} on {tensors[0].device}", where=where,
-                remedy="move all losses to one device",
-            )  # fmt: skip
-    values = stack(tensors).detach() if tensors else torch.zeros(0)
-    if values.dtype not in (torch.float32, torch.float64):
-        values = values.float()
-    bad: tuple[str, ...] = ()
-    if on_nonfinite != "unchecked" and tensors:
-        finite = values.isfinite()
-        if not bool(finite.all()):
-            bad = tuple(task for task, fine in zip(tasks, finite.tolist()) if not fine)
-    present, index = tasks, None
-    if team.size > 1:
-        reports = team.gather((tasks, bad))
-        present, bad = union([names for names, _ in reports]), union([names for _, names in reports])
-        index = torch.tensor([present.index(task) for task in tasks], dtype=torch.long, device=values.device)
-        values = team.sum(values.new_zeros(len(present)).index_put((index,), values * team.share))
-    if not present:
-        raise BadInput("there is no loss", where="losses", remedy="pass at least one; absent tasks are absent keys")
-    if bad and on_nonfinite == "raise":
-        at = ", ".join(f"{task!r} ({values[present.index(task)].item()})" for task in bad)
-        raise NonFinite(
-            f"the loss is not finite: {at}", where="losses",
-            remedy="lower the learning rate or look at the batch; on_nonfinite='skip' leaves such steps out",
-        )  # fmt: skip
-    return Heard(tasks, tensors, present, values, index, team, bad)
-
-
-def stack(tensors: Sequence[Tensor]) -> Tensor:
-    """Scalars as one vector [T], in their widest type."""
-    dtype = tensors[0].dtype
-    for tensor in tensors:
-        dtype = torch.promote_types(dtype, tensor.dtype)
-    return torch.stack([tensor.reshape(()).to(dtype) for tensor in tensors])
+from pluribus.errors import BadInput, unknown
 
 
 class _Join(torch.autograd.Function):
@@ -193,8 +104,8 @@ def combine(
     if heard.bad:
         judge.last = Step(heard.present, heard.values, skipped=True)
         return torch.full((), torch.nan, device=heard.values.device).requires_grad_()
-    z = _features(features, heard)
-    if not z and not _hears_losses(judge):
+    z = features_of(features, heard)
+    if not z and not hears_losses(judge):
         raise BadInput(
             f"{type(judge).__name__} needs gradients ({judge.signal})", where="combine",
             remedy="pass features=z, the shared features, or use balancing.backward(losses, balancer, shared=…)",
@@ -202,9 +113,9 @@ def combine(
     source = gram or getattr(judge, "source", "features")
     if source not in ("features", "last"):
         raise BadInput(f"gram={source!r}", where="combine", remedy="use 'features' or 'last', or balancing.backward(…)")
-    held = _held(judge, heard, every)
-    if held is not None or _hears_losses(judge):
-        step = held or Step(heard.present, heard.values, _weigh(judge, heard, None))
+    held = held_step(judge, heard, every)
+    if held is not None or hears_losses(judge):
+        step = held or Step(heard.present, heard.values, weigh(judge, heard, None))
         w = heard.mine(cast(Tensor, step.weights))
         judge.last = step
         return _known(heard, z, w, extra)
@@ -251,7 +162,7 @@ def _measured(
             d = judge.direction(flat, tasks=heard.present, losses=heard.values)
             at_z = [part.view_as(f) for part, f in zip(torch.split(d, [f.numel() for f in z]), z)]
     else:
-        step.weights = _weigh(judge, heard, G)
+        step.weights = weigh(judge, heard, G)
         w = heard.mine(step.weights)
         at_z = passes.mix(w) if heard.tensors else []
     judge.last = step
@@ -323,21 +234,21 @@ def backward(
     if heard.bad:
         judge.last = Step(heard.present, heard.values, skipped=True)
         return cast(Step, judge.last)
-    z = _features(cast(Features | None, features), heard)
+    z = features_of(cast(Features | None, features), heard)
     names = _names_of(shared)
     if "closure" in judge.needs:
         step: Step = judge.through_closure(Problem(heard, z, shared, names, closure, extra, scale))  # type: ignore[attr-defined]
         judge.last = step
         return step
-    held = _held(judge, heard, every)
+    held = held_step(judge, heard, every)
     source, why = _choose(judge, gram, z, cells, rows)
     if held is not None or source == "losses" or rows != 1:
         step = held or Step(heard.present, heard.values, source=source, why=why)
         if held is None and source == "losses":
-            step.weights = _weigh(judge, heard, None)
+            step.weights = weigh(judge, heard, None)
         elif held is None:
             step.gram = _on_a_part(heard, closure, rows, shared, team)
-            step.weights = _weigh(judge, heard, step.gram)
+            step.weights = weigh(judge, heard, step.gram)
             step.source, step.why = "full", f"measured on a share {rows:g} of the rows"
         _write_known(heard, z, shared, cast(Tensor, step.weights), extra, scale)
     elif source in ("features", "last"):
@@ -403,7 +314,7 @@ class Problem:
 def _choose(
     judge: Balancer, gram: str, z: tuple[Tensor, ...], cells: Mapping[str, Tensor] | None, rows: float
 ) -> tuple[str, str]:
-    if _hears_losses(judge):
+    if hears_losses(judge):
         return "losses", "the balancer hears losses only"
     if gram != "auto":
         return gram, "as asked"
@@ -522,7 +433,7 @@ def _exact(
             return step
         measured = engine.Full.measure(top, shared, found)
         step.gram = measured.gram(team, lambda block: _widen_rows(heard, block)) * team.share**2
-    step.weights = _weigh(judge, heard, step.gram)
+    step.weights = weigh(judge, heard, step.gram)
     w = step.weights if isinstance(measured, grouped.Grouped) else heard.mine(step.weights)
     accumulate({**plain, **measured.mix(w)}, scale)
     return step
@@ -591,7 +502,7 @@ def _on_a_part(heard: Heard, closure: Any, rows: float, shared: Any, team: Proce
             f"the part of the batch holds the tasks {list(part.present)}, the batch {list(heard.present)}", where="closure",
             remedy="draw the part so that every task present keeps a row",
         )  # fmt: skip
-    z = _features(features, part)
+    z = features_of(features, part)
     own = _shared(shared, z)
     _whole(own, "full", z)
     top, _ = _top(part, z)
@@ -615,7 +526,7 @@ def _crossed(
         return cast(Step, judge.last)
     if any(heard.present != each[0].present for heard in each):
         raise BadInput("the batches hold different tasks", where="losses", remedy="keep the tasks that all of them hold")
-    zs = [_features(f, heard) for f, heard in zip(features or [None] * len(each), each)]
+    zs = [features_of(f, heard) for f, heard in zip(features or [None] * len(each), each)]
     blocks = []
     for heard, z in zip(each[:2], zs):
         own = _shared(shared, z)
@@ -625,7 +536,7 @@ def _crossed(
         blocks.append([team.sum(_widen_rows(heard, b)) * team.share for b in engine.pull(top.outputs, top.rows, own)])
     cross = sum(real(a).flatten(1) @ real(b).flatten(1).T for a, b in zip(*blocks))
     step = Step(each[-1].present, each[-1].values, gram=cast(Tensor, cross), source="full", why="two batches, crossed")
-    step.weights = _weigh(judge, each[-1], step.gram)
+    step.weights = weigh(judge, each[-1], step.gram)
     _write_known(each[-1], zs[-1], shared, step.weights, extra, scale)
     judge.last = step
     return step
@@ -658,52 +569,9 @@ def _serves(judge: Balancer, door: str) -> None:
         )  # fmt: skip
 
 
-def _hears_losses(judge: Balancer) -> bool:
-    return judge.signal == "losses"
-
-
 def _whole(parameters: Sequence[Tensor], source: str, z: Sequence[Tensor] = ()) -> None:
     if sharded(parameters, z):
         raise BadInput(
             f"the shared parameters are sharded (FSDP or ZeRO), so that gram={source!r} cannot be measured", where="shared",
             remedy="use combine(…, features=z) or a balancer of the losses",
         )  # fmt: skip
-
-
-def _features(features: Features | None, heard: Heard) -> tuple[Tensor, ...]:
-    if features is None:
-        return ()
-    z = (features,) if isinstance(features, Tensor) else tuple(features)
-    for i, f in enumerate(z):
-        where = f"features[{i}]" if len(z) > 1 else "features"
-        if not isinstance(f, Tensor):
-            raise BadInput(f"a {type(f).__name__}", where=where, remedy="pass a tensor or a tuple of tensors")
-        if not f.requires_grad:
-            raise BadInput("they have no graph", where=where, remedy="pass what the encoder returned, not a detached copy")
-        if heard.tensors and f.device != heard.tensors[0].device:
-            raise BadInput(f"they are on {f.device}, the losses on {heard.tensors[0].device}", where=where)
-    return z
-
-
-def _weigh(judge: Balancer, heard: Heard, gram: Tensor | None) -> Tensor:
-    """The balancer's weights [T] for the union's tasks, the same on all ranks."""
-    if gram is None:
-        signal = heard.values
-    else:
-        signal = gram.diagonal().clone() if judge.signal == "norms" else gram
-    return heard.team.same(judge.weights(signal, tasks=heard.present, losses=heard.values))
-
-
-def _held(judge: Balancer, heard: Heard, every: int) -> Step | None:
-    """The weights of an earlier call, while they are fresh enough and speak of the same tasks."""
-    if every < 1:
-        raise BadInput(f"every is {every}", where="every", remedy="give a whole number from 1")
-    if every == 1:
-        return None
-    if judge.signal == "jacobian":
-        raise BadInput(f"{type(judge).__name__} gives directions, which cannot be held", where="every", remedy="use every=1")
-    step = getattr(judge, "last", None)
-    if not isinstance(step, Step) or step.weights is None or step.tasks != heard.present or step.age + 1 >= every:
-        return None
-    why = f"weights are computed every {every} calls"
-    return Step(heard.present, heard.values, step.weights, step.gram, "held", why, age=step.age + 1)

@@ -1,0 +1,158 @@
+"""What a door hears before it decides: losses that are checked and put together over the processes, features, held weights."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from pluribus.balancing.balancer import Balancer
+from pluribus.balancing.processes import Processes, union
+from pluribus.errors import BadInput, NonFinite, unknown
+
+Features = Tensor | Sequence[Tensor]
+OnNonFinite = Literal["raise", "skip", "unchecked"]
+
+
+@dataclass(eq=False)
+class Step:
+    """What one call heard and decided; found in ``balancer.last``.
+
+    tasks: the tasks present (on any rank). losses, weights: [T], detached; weights are None where the balancer gives a
+    direction and no weights, and in a skipped step. gram: [T, T] or None where none was measured.
+    source: where the signal came from ("losses", "features", "last", "full", "grouped", "held" weights, …); why: the reason.
+    skipped: some loss was not finite and the balancer was not called. age: calls since the weights were computed.
+    """
+
+    tasks: tuple[str, ...]
+    losses: Tensor
+    weights: Tensor | None = None
+    gram: Tensor | None = None
+    source: str = "losses"
+    why: str = ""
+    skipped: bool = False
+    age: int = 0
+
+
+@dataclass(eq=False)
+class Heard:
+    """The losses of one step, checked: this rank's and, by `index`, their places among the union's tasks."""
+
+    tasks: tuple[str, ...]
+    tensors: list[Tensor]
+    present: tuple[str, ...]
+    values: Tensor
+    index: Tensor | None
+    team: Processes
+    bad: tuple[str, ...]
+
+    def widen(self, gram: Tensor) -> Tensor:
+        """This rank's Gram matrix [t, t] as the union's [T, T]."""
+        gram = gram * self.team.share**2
+        if self.index is None:
+            return gram
+        wide = gram.new_zeros(len(self.present), len(self.present))
+        wide[self.index[:, None], self.index[None, :]] = gram
+        return self.team.sum(wide)
+
+    def mine(self, weights: Tensor) -> Tensor:
+        """This rank's part of the union's weights."""
+        return weights if self.index is None else weights[self.index]
+
+
+def listen(losses: Mapping[str, Tensor], on_nonfinite: OnNonFinite, team: Processes) -> Heard:
+    """Check the losses and put them together with those of the other ranks."""
+    if on_nonfinite not in ("raise", "skip", "unchecked"):
+        raise unknown("choice", on_nonfinite, ("raise", "skip", "unchecked"), where="on_nonfinite")
+    if not isinstance(losses, Mapping):
+        raise BadInput(f"losses are a {type(losses).__name__}", where="losses", remedy="pass a mapping task: scalar loss")
+    tasks, tensors = tuple(losses), list(losses.values())
+    for task, loss in losses.items():
+        where = f"loss of task {task!r}"
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            shape = tuple(loss.shape) if isinstance(loss, Tensor) else type(loss).__name__
+            raise BadInput(f"not a scalar ({shape})", where=where, remedy="reduce it, for instance by .mean()")
+        if not loss.requires_grad:
+            raise BadInput("it has no graph", where=where, remedy="compute it with gradients on, do not detach it")
+        if loss.device != tensors[0].device:
+            raise BadInput(
+                f"it is on {loss.device}, the loss of {tasks[0]!r} on {tensors[0].device}", where=where,
+                remedy="move all losses to one device",
+            )  # fmt: skip
+    values = stack(tensors).detach() if tensors else torch.zeros(0)
+    if values.dtype not in (torch.float32, torch.float64):
+        values = values.float()
+    bad: tuple[str, ...] = ()
+    if on_nonfinite != "unchecked" and tensors:
+        finite = values.isfinite()
+        if not bool(finite.all()):
+            bad = tuple(task for task, fine in zip(tasks, finite.tolist()) if not fine)
+    present, index = tasks, None
+    if team.size > 1:
+        reports = team.gather((tasks, bad))
+        present, bad = union([names for names, _ in reports]), union([names for _, names in reports])
+        index = torch.tensor([present.index(task) for task in tasks], dtype=torch.long, device=values.device)
+        values = team.sum(values.new_zeros(len(present)).index_put((index,), values * team.share))
+    if not present:
+        raise BadInput("there is no loss", where="losses", remedy="pass at least one; absent tasks are absent keys")
+    if bad and on_nonfinite == "raise":
+        at = ", ".join(f"{task!r} ({values[present.index(task)].item()})" for task in bad)
+        raise NonFinite(
+            f"the loss is not finite: {at}", where="losses",
+            remedy="lower the learning rate or look at the batch; on_nonfinite='skip' leaves such steps out",
+        )  # fmt: skip
+    return Heard(tasks, tensors, present, values, index, team, bad)
+
+
+def stack(tensors: Sequence[Tensor]) -> Tensor:
+    """Scalars as one vector [T], in their widest type."""
+    dtype = tensors[0].dtype
+    for tensor in tensors:
+        dtype = torch.promote_types(dtype, tensor.dtype)
+    return torch.stack([tensor.reshape(()).to(dtype) for tensor in tensors])
+
+
+def features_of(features: Features | None, heard: Heard) -> tuple[Tensor, ...]:
+    if features is None:
+        return ()
+    z = (features,) if isinstance(features, Tensor) else tuple(features)
+    for i, f in enumerate(z):
+        where = f"features[{i}]" if len(z) > 1 else "features"
+        if not isinstance(f, Tensor):
+            raise BadInput(f"a {type(f).__name__}", where=where, remedy="pass a tensor or a tuple of tensors")
+        if not f.requires_grad:
+            raise BadInput("they have no graph", where=where, remedy="pass what the encoder returned, not a detached copy")
+        if heard.tensors and f.device != heard.tensors[0].device:
+            raise BadInput(f"they are on {f.device}, the losses on {heard.tensors[0].device}", where=where)
+    return z
+
+
+def hears_losses(judge: Balancer) -> bool:
+    return judge.signal == "losses"
+
+
+def weigh(judge: Balancer, heard: Heard, gram: Tensor | None) -> Tensor:
+    """The balancer's weights [T] for the union's tasks, the same on all ranks."""
+    if gram is None:
+        signal = heard.values
+    else:
+        signal = gram.diagonal().clone() if judge.signal == "norms" else gram
+    return heard.team.same(judge.weights(signal, tasks=heard.present, losses=heard.values))
+
+
+def held_step(judge: Balancer, heard: Heard, every: int) -> Step | None:
+    """The weights of an earlier call, while they are fresh enough and speak of the same tasks."""
+    if every < 1:
+        raise BadInput(f"every is {every}", where="every", remedy="give a whole number from 1")
+    if every == 1:
+        return None
+    if judge.signal == "jacobian":
+        raise BadInput(f"{type(judge).__name__} gives directions, which cannot be held", where="every", remedy="use every=1")
+    step = getattr(judge, "last", None)
+    if not isinstance(step, Step) or step.weights is None or step.tasks != heard.present or step.age + 1 >= every:
+        return None
+    why = f"weights are computed every {every} calls"
+    return Step(heard.present, heard.values, step.weights, step.gram, "held", why, age=step.age + 1)
