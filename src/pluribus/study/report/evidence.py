@@ -14,7 +14,6 @@ from pluribus.study.report.words import (
     by_reason,
     claimed,
     count,
-    direction,
     duration,
     finite,
     hole,
@@ -222,7 +221,8 @@ def _legend(labels: dict[str, str]) -> Html:
     for k, name in enumerate(labels.values()):
         dash = dashes[k % figures.COLOURS]
         line = (
-            f'<svg viewBox="0 0 34 8" aria-hidden="true"><line x1="1" x2="33" y1="4" y2="4" stroke="var(--c{k % figures.COLOURS})" '
+            '<svg viewBox="0 0 34 8" aria-hidden="true"><line x1="1" x2="33" y1="4" y2="4" '
+            f'stroke="var(--c{k % figures.COLOURS})" '
             f'stroke-width="3" stroke-dasharray="{dash}"/></svg>'
         )
         items.append(tag("li", Html(line), " ", name))
@@ -303,8 +303,8 @@ def calibration(summary: Row, pictures: Pictures) -> Html:
         _cut(len(tables), len(shown), "binary task") if len(shown) < len(tables) else "",
         tag(
             "p",
-            "Of the model in model/, on validation, with cross-fitted calibration. On the dashed line a probability means what it "
-            "says.",
+            "Of the model in model/, on validation, with cross-fitted calibration. On the dashed line a probability "
+            "means what it says.",
         ),
         grid(drawn),
         table("Mean gap between predicted and observed, weighted by rows", ["task", "gap", "bins"], errors),
@@ -361,8 +361,8 @@ def costs(summary: Row, pictures: Pictures) -> Html:
         table("One model against its specialists", heads, body),
         tag(
             "p",
-            "Trees: a node counts as two parameters. Rows per second: one thread, encoded rows. A candidate that fits all tasks at "
-            "once counts by its share of them.",
+            "Trees: a node counts as two parameters. Rows per second: one thread, encoded rows. A candidate that fits all "
+            "tasks at once counts by its share of them.",
             class_="soft",
         ),
         fold(
@@ -370,22 +370,6 @@ def costs(summary: Row, pictures: Pictures) -> Html:
             table("Costs of the best seed", ["candidate", *(n for n, _ in _COSTS.values()), "seconds, mean of seeds"], each),
         ),
     )
-
-
-def metrics(summary: Row) -> Html:
-    body = [
-        [
-            t["name"],
-            t["kind"],
-            t["role"],
-            measure(t["metrics"][0]["name"]) + ", " + direction(t["metrics"][0]["direction"]),
-            "2 % of the reference's skill"
-            if t["tolerance"] is None
-            else f"{number(100 * t['tolerance'])} % of the reference's value",
-        ]
-        for t in summary["tasks"]
-    ]
-    return table("What each task is judged by", ["task", "kind", "role", "judged by", "tolerance"], body)
 
 
 def _few(summary: Row, shown: list[str]) -> Html:

@@ -7,6 +7,7 @@ are pseudo-HTML to plotly and are escaped as such; rows stand at numbers, so tha
 from __future__ import annotations
 
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from html import escape
 from typing import Any
@@ -26,6 +27,11 @@ _SIDE = {"showgrid": False, "zeroline": False, "fixedrange": True, "tickfont": {
 def label(name: str, most: int = 24) -> str:
     """A name inside a picture."""
     return escape(short(name, most), quote=False)
+
+
+def _wrapped(name: str) -> str:
+    """A name in at most two lines."""
+    return "<br>".join(label(line, 24) for line in textwrap.wrap(name, 23, max_lines=2, placeholder="…")) or "?"
 
 
 def _layout(height: int, **more: Any) -> dict[str, Any]:
@@ -110,7 +116,9 @@ def gains(comparison: Row, shown: Sequence[str]) -> Figure:
                 "line": {"color": "--ink", "width": 1.5},
             }
         )
-        ends = [row["gain"][scope][end] for scope in ("method", "file") if row["gain"][scope] for end in ("low", "value", "high")]
+        ends = [
+            row["gain"][scope][end] for scope in ("method", "file") if row["gain"][scope] for end in ("low", "value", "high")
+        ]
         layout[f"xaxis{key}"]["range"] = _around([0.0, -(row["tolerance"] or 0.0), *ends])
         for scope, at, width in (("method", 1, 6), ("file", 0, 2)):
             found = row["gain"][scope]
@@ -156,7 +164,7 @@ def scores(
     """One task, every candidate: a dot a seed, the mean large; filled where the figure is claimed, hollow where exploratory."""
     main = task["metrics"][0]
     known = [name for name in seeds if seeds[name]]
-    layout = _layout(40 * len(known) + 60, margin={"l": 8, "r": 14, "t": 8, "b": 44})
+    layout = _layout(46 * len(known) + 60, margin={"l": 8, "r": 14, "t": 8, "b": 44})
     layout["xaxis"] = {
         **_AXIS,
         "nticks": 5,
@@ -171,7 +179,7 @@ def scores(
         "automargin": True,
         "tickvals": list(range(len(known))),
         "range": [len(known) - 0.4, -0.6],
-        "ticktext": [label(labels[n], 22) + ("" if n in sure else "<br><i>exploratory</i>") for n in known],
+        "ticktext": [_wrapped(labels[n]) + ("" if n in sure else "<br><i>exploratory</i>") for n in known],
     }
     data: list[dict[str, Any]] = []
     ends = [v for name in known for v in seeds[name]] + [intervals[n][e] for n in intervals for e in ("low", "high")]
@@ -220,12 +228,10 @@ def curves(task: Row, runs: Mapping[str, Sequence[Sequence[Any]]], labels: Mappi
     """One task's validation metric at each check of the training, a line a seed."""
     main = task["metrics"][0]
     layout = _layout(220, margin={"l": 8, "r": 12, "t": 8, "b": 40})
-    layout["xaxis"] = {
-        **_AXIS,
-        "title": {"text": "check during training", "font": {"size": 12}, "standoff": 4},
-        "nticks": 6,
-        "rangemode": "tozero",
-    }
+    layout["xaxis"] = {**_AXIS, "title": {"text": "check during training", "font": {"size": 12}, "standoff": 4}, "nticks": 6}
+    longest = [max(map(len, lines)) for lines in runs.values() if any(lines)]
+    if max(longest) >= 8 * min(longest):  # trees check every round, networks every epoch
+        layout["xaxis"] |= {"type": "log", "tickvals": [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]}
     layout["yaxis"] = {
         **_AXIS,
         "automargin": True,

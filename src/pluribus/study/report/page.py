@@ -44,7 +44,6 @@ def page(summary: Row) -> str:
             evidence.costs(summary, pictures),
             protocol.warnings(summary),
             protocol.choosing(summary),
-            evidence.metrics(summary),
             protocol.settings(summary),
             protocol.reading(summary),
         ]

@@ -7,7 +7,7 @@ from typing import Any
 
 from pluribus.evaluation.verdict import FEWEST_POSITIVES, FEWEST_UNITS, TOLERANCE
 from pluribus.study.report.tables import Html, badge, bullets, fold, join, section, table, tag
-from pluribus.study.report.words import Row, count, duration, label, mean, names, number
+from pluribus.study.report.words import Row, count, direction, duration, label, mean, measure, names, number
 
 
 def reading(summary: Row) -> Html:
@@ -16,12 +16,12 @@ def reading(summary: Row) -> Html:
     level = summary["settings"].get("level", 0.95) if verdict is None else verdict["level"]
     told = {
         "better": f"the gain is above zero, at {1 - level:.0%} after Holm's adjustment for the number of tasks.",
-        "as good": "not shown to be better, but the whole interval lies above minus the tolerance: at most a loss that does not matter "
-        f"(by default {TOLERANCE:.0%} of the reference's skill over a constant predictor).",
+        "as good": "not shown to be better, but the whole interval lies above minus the tolerance: at most a loss that does "
+        f"not matter (by default {TOLERANCE:.0%} of the reference's skill over a constant predictor).",
         "worse": f"the gain is below zero, at {1 - level:.0%} after Holm's adjustment, and the loss may exceed the tolerance.",
         "undecided": "the data do not tell; the reason stands beside the word. Always so with fewer than "
-        f"{FEWEST_POSITIVES} test rows of a binary task's rarer class, fewer than {FEWEST_UNITS} units, a reference without skill, or a "
-        "model that the budget cut short.",
+        f"{FEWEST_POSITIVES} test rows of a binary task's rarer class, fewer than {FEWEST_UNITS} units, a reference without "
+        "skill, or a model that the budget cut short.",
     }
     terms = [join([tag("dt", badge(word)), tag("dd", meaning)]) for word, meaning in told.items()]
     scopes = [
@@ -66,8 +66,8 @@ def warnings(summary: Row) -> Html:
         notes,
         tag(
             "p",
-            f"{champion} must have been fitted on the train part only, which cannot be checked here; it is one file, and claims about it are "
-            "about that file.",
+            f"{champion} must have been fitted on the train part only, which cannot be checked here; it is one file, "
+            "and claims about it are about that file.",
         )
         if champion
         else "",
@@ -104,9 +104,10 @@ def choosing(summary: Row) -> Html:
     answers: dict[str, list[str]] = {}
     for task, name in choice["answers"].items():
         answers.setdefault(label(summary, name), []).append(task)
+    best = label(summary, choice["winner"]) if choice["winner"] else "none: no joint model ran"
     steps = [
-        f"Configurations and candidates were compared on the validation part alone, by their mean skill over a constant predictor; "
-        f"the best joint candidate is {label(summary, choice['winner']) if choice['winner'] else 'none: no joint model ran'}.",
+        f"Configurations and candidates were compared on the validation part alone, by their mean skill over a constant "
+        f"predictor; the best joint candidate is {best}.",
         f"References, chosen on validation as well: {_references(summary)}.",
         f"Recommended: {choice['recommended']}, because {choice['reason']}. In model/: "
         + "; ".join(f"{who} answers {names(tasks)}" for who, tasks in answers.items())
@@ -133,8 +134,8 @@ def _opened(times: int) -> str:
     if times == 1:
         return "The test split was opened once: its figures had no part in any choice."
     return (
-        f"The test split has been opened {times} times, counted over all runs beside this one with the same test rows and labels. If what was "
-        "seen then had a part in what was done now, the intervals are too narrow."
+        f"The test split has been opened {times} times, counted over all runs beside this one with the same test "
+        "rows and labels. If what was seen then had a part in what was done now, the intervals are too narrow."
     )
 
 
@@ -161,23 +162,42 @@ def settings(summary: Row) -> Html:
         ""
         if verdict is None
         else (
-            f"Intervals: {verdict['level']:.0%}, {verdict['repeats']} resamples of whole units ({verdict['unit']}), between-seed variance added, "
-            f"t intervals by Satterthwaite; p-values adjusted by Holm over tasks."
+            f"Intervals: {verdict['level']:.0%}, {verdict['repeats']} resamples of whole units ({verdict['unit']}), between-seed "
+            "variance added, t intervals by Satterthwaite; p-values adjusted by Holm over tasks."
         )
     )
     return section(
         "settings",
         "Settings, hashes, versions",
         tag("p", how) if how else "",
+        _judged_by(summary),
         table("Versions", ["what", "version"], versions),
         fold("Settings", table("As resolved; what is not listed was not set", ["setting", "value"], body)),
         fold("SHA-256 of data, code and tasks", table("Equal hashes: equal content", ["what", "SHA-256"], marks)),
         tag(
             "p",
-            f"{count(len(summary['tasks']), 'task')}; the run took {duration(summary['seconds'])}, trials of earlier starts not counted.",
+            f"{count(len(summary['tasks']), 'task')}; the run took {duration(summary['seconds'])}, "
+            "trials of earlier starts not counted.",
             class_="soft",
         ),
     )
+
+
+def _judged_by(summary: Row) -> Html:
+    """What each task is judged by, and how much of it may be lost."""
+    body = [
+        [
+            t["name"],
+            t["kind"],
+            t["role"],
+            measure(t["metrics"][0]["name"]) + ", " + direction(t["metrics"][0]["direction"]),
+            f"{TOLERANCE:.0%} of the reference's skill"
+            if t["tolerance"] is None
+            else f"{number(100 * t['tolerance'])} % of the reference's value",
+        ]
+        for t in summary["tasks"]
+    ]
+    return table("What each task is judged by", ["task", "kind", "role", "judged by", "tolerance"], body)
 
 
 def _plain(value: Any) -> str:

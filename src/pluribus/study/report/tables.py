@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Sequence
 from html import escape
 from typing import Any
 
+_FIGURE = re.compile(r"$|n/a|no interval|(<[^>]*>)?[+−]?\d")  # what makes a column one of figures
 GLYPHS = {"better": "▲", "as good": "●", "worse": "▼", "undecided": "◇"}
 
 
@@ -48,8 +50,12 @@ def bullets(items: Iterable[str], class_: str = "") -> Html:
 
 def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> Html:
     """A table that scrolls in its own box; the first cell of a row is its header."""
-    head = tag("thead", tag("tr", *(tag("th", h, scope="col") for h in heads)))
-    body = [tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell) for cell in row[1:])) for row in rows]
+    kinds = ["n" if all(_FIGURE.match(str(row[i])) for row in rows) else "t" for i in range(len(heads))]
+    head = tag("thead", tag("tr", *(tag("th", h, scope="col", class_=k) for h, k in zip(heads, kinds))))
+    body = [
+        tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell, class_=k) for cell, k in zip(row[1:], kinds[1:])))
+        for row in rows
+    ]
     inside = tag("table", tag("caption", caption), head, Html("<tbody>"), *body, Html("</tbody>"))
     return tag("div", inside, class_="scroll", tabindex="0", role="region", aria_label=caption)
 

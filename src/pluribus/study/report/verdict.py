@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from pluribus.study.report.tables import Html, badge, bullets, card, fold, join, tag
+from pluribus.study.report.tables import Html, badge, bullets, card, fold, tag
 from pluribus.study.report.words import Row, by_reason, count, counts, deciding, finite, names, number, span
 
 MOST_BADGES = 8
-_MODELS = {"one model": "the one model", "committee": "a committee", "specialists": "your specialists"}
+_MODELS = {"one model": "Use the one model", "committee": "Use a committee", "specialists": "Keep your specialists"}
 
 
 def top(summary: Row) -> Html:
@@ -15,16 +15,19 @@ def top(summary: Row) -> Html:
     if verdict is None:
         cards = [_recommendation(summary), _evidence(summary)]
         return tag(
-            "section", tag("h1", summary["headline"]), tag("div", *cards, class_="cards"), id="verdict", class_="open"
+            "section", _sentence(summary["headline"]), tag("div", *cards, class_="cards"), id="verdict", class_="open"
         )
     first = verdict["comparisons"][0]
     parts = [
-        tag("h1", first["headline"]),
-        _badges(first["tasks"]),
+        *_said(first),
         tag("div", _delta(verdict, first), _recommendation(summary), _evidence(summary), class_="cards"),
         _reasons(first),
     ]
     return tag("section", *parts, id="verdict", class_=_mood(first))
+
+
+def _sentence(headline: str) -> Html:
+    return tag("h1", headline, class_="long" if len(headline) > 320 else "sentence")
 
 
 def _mood(comparison: Row) -> str:
@@ -32,19 +35,16 @@ def _mood(comparison: Row) -> str:
     return "no" if "worse" in said else "open" if "undecided" in said or not said else "yes"
 
 
-def _badges(rows: list[Row]) -> Html:
-    """A badge a task where there are few of them, else how many tasks got each word, with the whole list folded."""
+def _said(comparison: Row) -> list[Html]:
+    """The sentence and a badge a task; where there are many, first how many got each word, and the whole list folded."""
+    rows, sentence = comparison["tasks"], _sentence(comparison["headline"])
     each = [badge(row["word"], row["task"] + ("" if row["role"] == "main" else " (auxiliary)")) for row in rows]
     if len(each) <= MOST_BADGES:
-        return tag("ul", *each, class_="badges", aria_label="The word on each task")
+        return [sentence, tag("ul", *each, class_="badges", aria_label="The word on each task")]
     said = [tag("li", badge(word), f" on {count(n, 'main task')}") for word, n in counts(rows).items()]
     listed = tag("ul", *each, class_="badges scroll", aria_label="The word on each task", tabindex="0")
-    return join(
-        [
-            tag("ul", *said, class_="badges", aria_label="How often each word was given"),
-            fold("The word on each task", listed),
-        ]
-    )
+    counted = tag("ul", *said, class_="badges", aria_label="How often each word was given")
+    return [counted, sentence, fold("The word on each task", listed)]
 
 
 def _delta(verdict: Row, comparison: Row) -> Html:
@@ -123,8 +123,8 @@ def deltas(summary: Row) -> list[list[str]]:
                     [
                         c["reference"],
                         name,
-                        number(interval["value"], "+"),
-                        span(interval),
+                        f"{interval['value']:+.2f}".replace("-", "−") if finite(interval["value"]) else "n/a",
+                        span(interval, "+.2f"),
                         number(overall["tolerance"]),
                         number(overall["p"]) if decides else "",
                         badge(overall["word"]) if decides else "",
