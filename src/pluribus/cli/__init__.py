@@ -18,6 +18,7 @@ COMMANDS: dict[str, str] = {
     "demo": "A real study in about three minutes: the flights that left New York in 2013.",
     "study": "Train several roads to one model on a table and judge it against one model per target.",
     "predict": "Predict a table with a model folder.",
+    "serve": "Serve a model folder over HTTP: concurrent requests share one forward.",
     "report": "Draw a run's report again, from its files.",
     "compare": "Judge prediction files against others: better, as good, worse or undecided, task by task.",
     "table": "Compare the methods of one or several runs: means, a named Δm, ranks, paired tests.",

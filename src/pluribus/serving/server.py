@@ -1,0 +1,307 @@
+"""The application: `/predict`, `/health`, `/ready`, `/metrics`, `/openapi.json`.
+
+Nothing a request holds is ever opened as a path, unpickled or evaluated: bodies are parsed from the bytes at hand. Refusals are
+`{"error": …}` with 401, 408, 413, 415, 422 or 503.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+import logging
+import signal
+import socket
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Any
+
+from pluribus.errors import BadInput, require
+from pluribus.modeling import Fitted
+from pluribus.serving.batching import Batcher
+from pluribus.serving.bodies import ARROW, JSON, PARQUET, Limits, Reader, Refusal, Rows
+from pluribus.serving.cells import Answerer
+from pluribus.serving.metrics import Metrics
+from pluribus.serving.replies import as_json, as_table
+from pluribus.serving.schema import document
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI, Request
+
+LARGE = 64 << 10  # bytes from which on a body is read beside the event loop
+OTHER_NAMES = {
+    "application/x-parquet": PARQUET, "application/vnd.apache.arrow.file": ARROW, "application/octet-stream": "",
+}  # fmt: skip
+_log = logging.getLogger("pluribus.serving")
+
+
+class Service:
+    """One artefact's requests, from bytes to bytes."""
+
+    def __init__(
+        self, fitted: Fitted, limits: Limits, token: str | None, *, max_batch: int, max_delay: float
+    ) -> None:
+        self.fitted, self.limits, self.token = fitted, limits, None if token is None else token.encode("utf-8")
+        self.reader = Reader(fitted.columns, limits)
+        self.answerer = Answerer(fitted, self.reader.names)
+        self.metrics = Metrics()
+        self.max_batch, self.max_delay = max_batch, max_delay
+        self.batcher: Batcher | None = None
+        self.ready = False
+        self.in_hand = 0
+
+    # Life
+
+    async def start(self) -> None:
+        """Begin to answer; ready once a row of missing values has gone through."""
+        self.batcher = Batcher(
+            self.answerer, max_rows=self.max_batch, max_delay=self.max_delay, on_batch=self.metrics.batch.observe
+        )
+        self.batcher.start()
+        columns = self.fitted.columns
+        kinds = {source.name: source.type for source in columns.inputs}
+        empty: list[Any] = [float("nan") if kinds.get(name) == "number" else None for name in self.reader.names]
+        if columns.task_column is not None:
+            empty[self.reader.names.index(columns.task_column)] = columns.task_names[0]
+        await asyncio.to_thread(self.answerer, [empty], [self.fitted.requested(None)])
+        self.ready = True
+
+    async def stop(self) -> None:
+        """Refuse what is new, answer what is in hand."""
+        self.ready = False
+        if self.batcher is not None:
+            await self.batcher.stop()
+
+    # Requests
+
+    def check_token(self, request: Request) -> None:
+        if self.token is None:
+            return
+        scheme, _, given = request.headers.get("authorization", "").partition(" ")
+        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("utf-8"), self.token):
+            raise Refusal(401, "token", "the bearer token is missing or wrong; send Authorization: Bearer TOKEN")
+
+    async def predict(self, request: Request) -> tuple[bytes, str]:
+        """The reply and its content type."""
+        self.check_token(request)
+        if not self.ready or self.batcher is None:
+            raise Refusal(503, "not ready", "the server is not ready; try again")
+        if self.in_hand >= self.limits.concurrency:
+            raise Refusal(503, "overload", f"{self.limits.concurrency} requests are in hand already; try again later")
+        self.in_hand += 1
+        try:
+            form = _form(request.headers.get("content-type", JSON))
+            if request.headers.get("content-encoding", "identity").lower() != "identity":
+                raise Refusal(415, "content", "the body is compressed; send it plain")
+            body = await self._body(request)
+            read = {JSON: self.reader.json, ARROW: self.reader.arrow, PARQUET: self.reader.parquet}[form]
+            rows = read(body) if len(body) < LARGE else await asyncio.to_thread(read, body)
+            tasks = self._tasks(rows, request.query_params.getlist("tasks"))
+            slots = await self._slots(rows, tasks)
+            wanted = _accepted(request.headers.get("accept", ""), form)
+            if rows.size < 200:
+                return self._reply(rows, slots, tasks, wanted), wanted
+            return await asyncio.to_thread(self._reply, rows, slots, tasks, wanted), wanted
+        finally:
+            self.in_hand -= 1
+
+    async def _body(self, request: Request) -> bytes:
+        limit = self.limits.body
+        what = f"body: is larger than {limit} bytes; send several requests"
+        declared = request.headers.get("content-length", "")
+        if declared.isdigit() and int(declared[:20]) > limit:
+            raise Refusal(413, "oversized", what)
+        found = bytearray()
+        try:
+            async with asyncio.timeout(self.limits.read_seconds):
+                async for chunk in request.stream():
+                    found += chunk
+                    if len(found) > limit:
+                        raise Refusal(413, "oversized", what)
+        except TimeoutError:
+            raise Refusal(408, "slow", f"the body did not arrive within {self.limits.read_seconds:g} s") from None
+        return bytes(found)
+
+    def _tasks(self, rows: Rows, query: Sequence[str]) -> list[str]:
+        asked = [name for text in query for name in self._split(text) if name]
+        if query and rows.tasks is not None:
+            raise Refusal(422, "task", "tasks are named in the address and in the body; keep one of them")
+        try:
+            return self.fitted.requested(rows.tasks if not query else asked)
+        except BadInput as error:
+            raise Refusal(422, "task", str(error)[:400]) from None
+
+    def _split(self, text: str) -> list[str]:
+        """At commas, unless the text is a task's name itself."""
+        return [text] if text in self.answerer.by_name else [name.strip() for name in text.split(",")]
+
+    async def _slots(self, rows: Rows, tasks: Sequence[str]) -> list[dict[str, Any]]:
+        assert self.batcher is not None
+        try:
+            found = await self.batcher.submit(rows.values, tasks)
+        except Exception as error:
+            _log.exception("a batch failed")
+            what = f"cannot be predicted ({type(error).__name__}); the server's log has the details"
+            found = [{"error": what} for _ in rows.good]
+        slots: list[dict[str, Any]] = [{} for _ in range(rows.size)]
+        for place, what in rows.errors.items():
+            slots[place] = {"error": what}
+        for place, slot in zip(rows.good, found):
+            slots[place] = slot
+        failed: dict[str, int] = {}
+        for slot in slots:
+            for name in slot.get("failed", ()):
+                failed[name] = failed.get(name, 0) + 1
+        wrong = sum("error" in slot for slot in slots)
+        if wrong:
+            self.metrics.rows.inc(wrong)
+        for name in tasks:
+            self.metrics.tasks.labels(name).inc(rows.size - wrong - failed.get(name, 0))
+            if name in failed:
+                self.metrics.failed.labels(name).inc(failed[name])
+        return slots
+
+    def _reply(self, rows: Rows, slots: list[dict[str, Any]], tasks: Sequence[str], form: str) -> bytes:
+        if form == JSON:
+            if rows.ids is not None:
+                slots = [{"id": key if isinstance(key, str | int | None) else str(key), **s} for key, s in zip(rows.ids, slots)]
+            return as_json(slots)
+        ids = None if rows.ids is None or self.reader.id is None else (self.reader.id, rows.ids)
+        return as_table(slots, [self.answerer.by_name[name] for name in tasks], ids, form)
+
+
+def _form(content_type: str) -> str:
+    name = content_type.partition(";")[0].strip().lower() or JSON
+    name = OTHER_NAMES.get(name, name)
+    if name not in (JSON, ARROW, PARQUET):
+        raise Refusal(415, "content", f"cannot read {content_type[:80]!r}; send {JSON}, {ARROW} or {PARQUET}")
+    return name
+
+
+def _accepted(accept: str, form: str) -> str:
+    """The form of the reply: the first of ours that the client names, otherwise that of the request."""
+    for part in accept.split(","):
+        name = part.partition(";")[0].strip().lower()
+        name = OTHER_NAMES.get(name, name)
+        if name in (JSON, ARROW, PARQUET):
+            return name
+    return form
+
+
+def application(
+    fitted: Fitted,
+    limits: Limits | None = None,
+    *,
+    token: str | None = None,
+    max_batch: int = 1024,
+    max_delay: float = 0.002,
+) -> FastAPI:
+    """An ASGI application that serves one artefact.
+
+    limits: what requests may hold. token: a bearer token that `/predict` and `/metrics` then ask for. max_batch, max_delay: rows
+    of a batch and the seconds its first request waits for others (see `Batcher`).
+    """
+    require("fastapi", extra="serve", purpose="serving")
+    from fastapi import FastAPI, Response
+    from fastapi.responses import JSONResponse
+    from starlette.exceptions import HTTPException
+    from starlette.requests import ClientDisconnect
+
+    service = Service(fitted, limits or Limits(), token, max_batch=max_batch, max_delay=max_delay)
+
+    @asynccontextmanager
+    async def lifespan(_: FastAPI) -> AsyncIterator[None]:
+        await service.start()
+        try:
+            yield
+        finally:
+            await service.stop()
+
+    def refused(error: Refusal) -> Response:
+        service.metrics.refused.labels(error.reason).inc()
+        headers = {401: {"WWW-Authenticate": "Bearer"}, 503: {"Retry-After": "1"}}.get(error.status, {})
+        return JSONResponse({"error": error.text}, error.status, headers)
+
+    app = FastAPI(title="Pluribus model", lifespan=lifespan, openapi_url=None, docs_url=None, redoc_url=None)
+    app.state.service = service
+
+    async def predict(request: Request) -> Response:
+        start = time.perf_counter()
+        try:
+            reply, form = await service.predict(request)
+            return Response(reply, media_type=form)
+        except Refusal as error:
+            return refused(error)
+        except ClientDisconnect:
+            return refused(Refusal(408, "disconnected", "the client went away"))
+        finally:
+            service.metrics.seconds.observe(time.perf_counter() - start)
+
+    async def health(_: Request) -> Response:
+        return JSONResponse({"status": "alive"})
+
+    async def ready(_: Request) -> Response:
+        if not service.ready:
+            return JSONResponse({"error": "not ready"}, 503, {"Retry-After": "1"})
+        names = [task.name for task in fitted.tasks]
+        return JSONResponse({"status": "ready", "tasks": names, "kind": fitted.artefact})
+
+    async def metrics(request: Request) -> Response:
+        try:
+            service.check_token(request)
+        except Refusal as error:
+            return refused(error)
+        return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
+
+    described = JSONResponse(document(fitted, service.limits, secured=token is not None)).body
+
+    async def openapi(_: Request) -> Response:
+        return Response(described, media_type=JSON)
+
+    async def wrong_address(_: Request, error: Any) -> Response:
+        return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
+
+    app.add_exception_handler(HTTPException, wrong_address)
+    app.router.add_route("/predict", predict, methods=["POST"])
+    for path, handler in (("/health", health), ("/ready", ready), ("/metrics", metrics), ("/openapi.json", openapi)):
+        app.router.add_route(path, handler, methods=["GET"])
+    return app
+
+
+def bind(host: str, port: int) -> socket.socket:
+    """A listening socket; a port in use or an address that is not ours is a `BadInput`."""
+    try:
+        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM)[0]
+        found = socket.socket(family, kind, protocol)
+    except OSError as error:
+        raise BadInput(f"is no address of this machine ({error.strerror})", where=host, remedy="use 127.0.0.1") from error
+    try:
+        found.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        found.bind(address)
+        found.listen(1024)
+    except OSError as error:
+        found.close()
+        remedy = "choose another --port; 0 takes a free one"
+        raise BadInput(f"cannot listen ({error.strerror})", where=f"{host}:{port}", remedy=remedy) from error
+    return found
+
+
+def run(app: FastAPI, listening: socket.socket, *, stop_seconds: int = 30) -> None:
+    """Serve until SIGINT or SIGTERM: then no new request is taken, those in hand are answered within `stop_seconds`."""
+    uvicorn = require("uvicorn", extra="serve", purpose="serving")
+    config = uvicorn.Config(
+        app, log_level="warning", access_log=False, server_header=False, lifespan="on", timeout_keep_alive=30,
+        timeout_graceful_shutdown=stop_seconds, backlog=1024,
+    )  # fmt: skip
+    before = {}
+    try:
+        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises the signal again once it has stopped
+            before[number] = signal.signal(number, lambda *_: None)
+    except ValueError:  # not the main thread: whoever runs us owns the signals
+        before = {}
+    try:
+        uvicorn.Server(config).run(sockets=[listening])
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+        listening.close()
