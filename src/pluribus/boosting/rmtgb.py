@@ -232,7 +232,7 @@ class _RMTGB(TaskBooster):
         parts = []
         for block in (SHARED, OUTLIER, NON_OUTLIER):
             out = np.zeros((len(table), self._outputs()))
-            self.trees_[block].add_to(out, table, self.learning_rate)
+            self.trees_[block].add_to(out, table, self.learning_rate, threads=threads(self.n_jobs))
             parts.append(out)
         return self.start_ + parts[0], parts[1], parts[2]
 
@@ -240,7 +240,7 @@ class _RMTGB(TaskBooster):
         out = np.zeros((len(table) if rows is None else len(rows), self._outputs()))
         trees = np.flatnonzero(self.task_of_tree_ == t)
         if len(trees):
-            self.trees_[TASK].add_to(out, table, self.learning_rate, rows, trees)
+            self.trees_[TASK].add_to(out, table, self.learning_rate, rows, trees, threads(self.n_jobs))
         return out
 
     def _raw(self, table: Floats, task: Ints | None) -> Any:
@@ -492,6 +492,35 @@ class _Fit:
 class RMTGBRegressor(_RMTGB, TaskRegressor):
     """R-MTGB for regression (half squared error).
 
+    Parameters
+    ----------
+    n_shared, n_outlier, n_task: rounds of the three blocks (M1, M2, M3; each may be 0). A pooled first block costs outlier
+        tasks: try n_shared=0.
+    learning_rate: nu.
+    max_depth, max_leaf_nodes: limits of a tree (None: no limit); with a limit on the leaves the leaf of the largest gain is
+        split first. max_leaf_nodes=2 are the paper's stumps.
+    min_samples_leaf: rows; l2_regularization: added to the rows' weight in a leaf's mean; min_split_gain: a split must gain
+        more (sum of squared error).
+    subsample, colsample: share of the rows (in block 3 of every task's) and of the features drawn for each round.
+    max_bins: at most this many bins a numeric feature (2 to 255); cat_smooth: weight added when categories are sorted.
+    start: "zero" (the paper) or "constant", the best constant score of all rows.
+    theta_init: first theta, a number, one a task, or a mapping task -> number; None: 0.1 N(0, 1).
+    theta_lr: rate of theta (None: learning_rate; 0 freezes it); theta_l2: weight of theta^2 / 2; theta_step: "sum" over a
+        task's rows (the paper) or their "mean".
+    monotone_constraints: mapping column -> -1, 0 or 1 (by name or number), or one a column.
+    categorical_features: "from_dtype" (a frame's category, string and object columns), names, numbers or a mask.
+    unknown_task: "majority" (shared parts, the median mix) or "error".
+    early_stopping: keep each block's best round, and each task's in block 3, by the loss on held-out rows:
+        validation_fraction of every task's, or fit's eval_set; a block ends after n_iter_no_change rounds without a better one.
+        Block 2 starts out as plain pooling and needs patience before its sides part.
+    progress: True prints; a function gets {"block", "round", "rounds", "train", …} and ends the block by answering False.
+    n_jobs: threads for the two trees of block 2, the tasks of block 3, and prediction; results do not depend on it.
+    random_state: seeds theta, the draws and the held-out rows.
+
+    Attributes
+    ----------
+    tasks_, theta_, sigma_, outlier_score_ [T]; n_iter_shared_, n_iter_outlier_, n_iter_task_ [T]; feature_importances_ [d].
+
     Example
     -------
     >>> import numpy as np
@@ -531,7 +560,8 @@ class RMTGBRegressor(_RMTGB, TaskRegressor):
 class RMTGBClassifier(_RMTGB, TaskClassifier):
     """R-MTGB for classification: softmax cross-entropy over the classes of all tasks together (a task may lack some).
 
-    `classes_`: the class labels, the columns of `predict_proba`.
+    Parameters and attributes as `RMTGBRegressor`, and `classes_`: the class labels, the columns of `predict_proba`.
+    Monotone constraints hold for P(second class) of two classes.
     """
 
     classes_: Any

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, fields
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -74,14 +76,26 @@ class Trees:
             parts.append(Trees(first=np.array([0, span.stop - span.start]), masks=masks, **own))
         return Trees.join(parts, self.value.shape[1])
 
-    def add_to(self, out: Floats, X: Floats, rate: float = 1.0, rows: Ints | None = None, trees: Ints | None = None) -> None:
-        """out[i] += rate * the sum of the trees at X[rows[i]] (all rows, all trees by default)."""
+    def add_to(
+        self, out: Floats, X: Floats, rate: float = 1.0, rows: Ints | None = None, trees: Ints | None = None, threads: int = 1,
+    ) -> None:  # fmt: skip
+        """out[i] += rate * the sum of the trees at X[rows[i]] (all rows, all trees by default), rows shared among threads."""
         rows = np.arange(len(X)) if rows is None else rows
         roots = self.first[:-1] if trees is None else self.first[trees]
-        kernels().add_raw(
-            X, rows, roots, self.feature, self.threshold, self.missing_left, self.mask_of, self.masks, self.left, self.right,
-            self.value, float(rate), out,
-        )  # fmt: skip
+        add = kernels().add_raw
+
+        def work(part: tuple[int, int]) -> None:
+            span = slice(*part)
+            add(
+                X, rows[span], roots, self.feature, self.threshold, self.missing_left, self.mask_of, self.masks, self.left,
+                self.right, self.value, float(rate), out[span],
+            )  # fmt: skip
+
+        if threads == 1 or len(rows) < 4096:
+            work((0, len(rows)))
+            return
+        with ThreadPoolExecutor(threads) as pool:
+            list(pool.map(work, pairwise(np.linspace(0, len(rows), threads + 1).astype(int).tolist())))
 
     def check(self, n_features: int, outputs: int) -> None:
         """Raise BadInput unless the arrays form trees over `n_features` features (they may come from a stranger's file)."""

@@ -32,7 +32,7 @@ from sklearn.utils.validation import check_is_fitted
 
 from pluribus.boosting.cells import WIDE, Cells
 from pluribus.boosting.columns import signs
-from pluribus.boosting.estimator import POSITIVE_COUNT, RANGES, Range, Valid
+from pluribus.boosting.estimator import POSITIVE_COUNT, RANGES, Range, Valid, threads
 from pluribus.boosting.histogram import Binner, Floats, Ints
 from pluribus.boosting.kind_booster import KindBooster, KindClassifier, KindRegressor
 from pluribus.boosting.objectives import Objective, gradients, objective
@@ -293,7 +293,7 @@ class _VectorLeaf(KindBooster):
     # ------------------------------------------------------------------------------------------------------------------
     def _raw(self, table: Floats, task: Ints | None) -> Any:
         F = np.tile(self.start_, (len(table), 1))
-        self.trees_.add_to(F, table, self.learning_rate)
+        self.trees_.add_to(F, table, self.learning_rate, threads=threads(self.n_jobs))
         per_task = np.split(F, self._first[1:-1], axis=1)
         return per_task if task is None else self._pick(per_task, task)
 
@@ -361,6 +361,24 @@ def _above_saturated(o: Objective, y: Floats, F: Floats) -> Floats:
 class VectorLeafBoostingRegressor(_VectorLeaf, KindRegressor):
     """Vector-leaf boosting of several regression targets with missing labels.
 
+    Parameters
+    ----------
+    n_estimators, learning_rate: rounds (one tree each) and the rate.
+    split_by: "sum_of_gains" or "gain_of_sum"; emphasis: of the tasks in the latter, "equal" or "random" (a main task a round).
+    sketch, sketch_size: search splits on that many columns of the gradient: None, "top", "sampling", "projection".
+    output_weight: of each task's gain: "auto" (one over the loss of its best constant), None (1), one a task, or a mapping.
+    max_depth, max_leaf_nodes, min_samples_leaf, min_split_gain, subsample, colsample, max_bins, cat_smooth,
+        categorical_features, early_stopping and kin, progress, random_state: as `RMTGBRegressor`; a task that stops early
+        keeps its best rounds and leaves the others alone.
+    min_child_weight: least Hessian of a child, summed over the outputs; l2_regularization: lambda.
+    monotone_constraints: column -> -1, 0 or 1 for all tasks, or task -> such a mapping.
+    unknown_task: "majority" (the mean over tasks) or "error".
+    n_jobs: threads for prediction (a tree is grown by one thread).
+
+    Attributes
+    ----------
+    tasks_, n_iter_task_ [T]; feature_importances_ [d]; objectives_.
+
     Example
     -------
     >>> import numpy as np
@@ -375,7 +393,7 @@ class VectorLeafBoostingRegressor(_VectorLeaf, KindRegressor):
 
 
 class VectorLeafBoostingClassifier(_VectorLeaf, KindClassifier):
-    """Vector-leaf boosting of several classification targets with missing labels.
+    """Vector-leaf boosting of several classification targets with missing labels; parameters as for regression.
 
     Wide labels: every task has its own classes, `classes_` is a list; otherwise `classes_` holds those of all rows.
     """

@@ -372,7 +372,17 @@ class _PooledOffset(_Pooled):
 
 
 class PerTaskRegressor(_PerTask, KindRegressor):
-    """One LightGBM regression booster a task; on wide labels the multi-output wrapper, missing labels left out."""
+    """One LightGBM regression booster a task; on wide labels the multi-output wrapper, missing labels left out.
+
+    Parameters
+    ----------
+    n_estimators, learning_rate, max_depth, max_leaf_nodes, min_samples_leaf, min_child_weight, l2_regularization,
+        min_split_gain, subsample, colsample, max_bins: LightGBM's num_iterations, learning_rate, max_depth, num_leaves,
+        min_data_in_leaf, min_sum_hessian_in_leaf, lambda_l2, min_gain_to_split, bagging_fraction, feature_fraction, max_bin.
+    params: further LightGBM parameters, which win over the named ones.
+    monotone_constraints, categorical_features, early_stopping and kin, progress, random_state: as `RMTGBRegressor`.
+    unknown_task: "majority" (the mean over the tasks' boosters) or "error"; n_jobs: LightGBM's threads.
+    """
 
 
 class PerTaskClassifier(_PerTask, KindClassifier):
