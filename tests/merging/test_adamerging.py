@@ -159,3 +159,14 @@ def test_doge_hands_over_its_merge() -> None:
     learned = doge_adamerging(base, experts, model, x, correction_steps=30, steps=20, lr=1e-2)
     assert sum(learned.losses[-1].values()) < sum(learned.losses[0].values())
     assert torch.equal(learned.state()["0.bias"], base["0.bias"])
+
+
+def test_the_common_door_leads_here(bed) -> None:  # type: ignore[no-untyped-def]
+    """`merge(method=…)` passes the settings on and returns what the learned merger returns."""
+    from pluribus.merging import MergeContainer, merge
+
+    model, base, experts, x = bed
+    direct = adamerging(base, experts, model, x, steps=2)
+    found = merge(base, experts, "adamerging", model=model, batches=x, steps=2)
+    assert torch.equal(found.coefficients, direct.coefficients)
+    assert isinstance(merge(base, experts, "twin", rank=2), MergeContainer)
