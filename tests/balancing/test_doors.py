@@ -267,6 +267,17 @@ def test_no_head_is_traversed_twice(net: Net, x: Tensor) -> None:
     assert net.neck.weight.grad is not None
 
 
+def test_a_validation_step_leaves_the_balancer_alone(net: Net, x: Tensor) -> None:
+    """The same line runs under no_grad in other people's loops: the plain sum, no state moved, NaN or not."""
+    balancer = Inverse()
+    with torch.no_grad():
+        losses, z = net.losses(x)
+        value = combine(losses, balancer, features=z, extra=torch.ones((), dtype=torch.float64))
+    assert value.item() == pytest.approx(1 + sum(loss.item() for loss in losses.values()))
+    assert balancer.calls == {}
+    assert balancer.last is None
+
+
 def test_float16_gradients_do_not_vanish() -> None:
     """A mean over many rows makes ∂ℓ/∂z of 1e-8 in float16: the Gram must not be lost, the heads stay plain."""
     torch.manual_seed(0)

@@ -194,9 +194,10 @@ def test_hugging_face_trainer(quiet: None, tmp_path: Path) -> None:
     balancer = NashMTL()
 
     class Trainer(transformers.Trainer):  # type: ignore[misc,name-defined]
-        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Tensor:
+        def compute_loss(self, model: Any, inputs: Any, return_outputs: bool = False, **_: Any) -> Any:
             losses, z = model.losses(inputs["x"], inputs["y"])
-            return combine(losses, balancer, features=z)
+            loss = combine(losses, balancer, features=z)
+            return (loss, {"z": z}) if return_outputs else loss
 
         def _get_train_sampler(self, *_: Any) -> Any:
             return torch.utils.data.SequentialSampler(Batches())
@@ -214,6 +215,7 @@ def test_hugging_face_trainer(quiet: None, tmp_path: Path) -> None:
         optimizers=(torch.optim.SGD(net.parameters(), lr=0.01), None),
     )  # fmt: skip
     trainer.train()
+    assert trainer.evaluate(Batches())["eval_loss"] > 0  # the same compute_loss, without gradients
     assert_same([p.detach() for p in net.parameters()], loop(1, accumulate=2), 1e-4)
 
 

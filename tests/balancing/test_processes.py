@@ -120,6 +120,22 @@ for mode, make in [("combine", Inverse), ("combine", NashMTL), ("full", Inverse)
     close(shared_two, shared_one, "shared gradients")
     close(heads_two, heads_one, "heads")
 
+# a rank without a single label: the other's losses are the union's, its shared part takes part with zeros
+shared_one, heads_one = build()
+losses, z = losses_of(shared_one, heads_one, X[:8], {"a": UNION["a"][:2], "b": UNION["b"][:3]}, {"a": 2, "b": 3})
+for make in (Inverse, Scaled):
+    shared, heads = build()
+    mine = {"a": UNION["a"][:2], "b": UNION["b"][:3]} if rank == 0 else {}
+    local, y = losses_of(shared, heads, X[8 * rank:8 * rank + 8], mine, {"a": 2, "b": 3})
+    balancer, alone = make(), make()
+    combine(local, balancer, features=y, processes=SUM).backward()
+    reduce([*shared.parameters()], False)
+    shared_one.zero_grad()
+    combine(losses, alone, features=z, processes=ALONE).backward(retain_graph=True)
+    torch.testing.assert_close(balancer.last.weights, alone.last.weights)
+    for p, q in zip(shared.parameters(), shared_one.parameters()):
+        torch.testing.assert_close(p.grad, q.grad)
+
 # random balancers: the ranks must draw alike
 for make in (RandomLossWeighting, PCGrad):
     step, _, _ = result("losses" if make is RandomLossWeighting else "combine", False, make())

@@ -95,12 +95,16 @@ def combine(
     processes: which processes share the batch, default `Processes.running()`: the running group, each rank's losses
         being means over its own rows and gradients averaged over ranks (as DistributedDataParallel does).
 
-    The result can be scaled, accumulated and added to other losses; it cannot be differentiated twice. In float16 the
+    The result can be scaled, accumulated and added to other losses; it cannot be differentiated twice. Under `torch.no_grad`
+    (a validation step of the same loop) it is Σ_t ℓ_t + extra, and the balancer hears nothing. In float16 the
     passes through the heads carry a loss scale of their own and the heads are traversed once more, by ``.backward()``.
     """
     judge = as_balancer(balancer)
     _serves(judge, "combine")
-    heard = listen(losses, on_nonfinite, processes or Processes.running())
+    if not torch.is_grad_enabled() and isinstance(losses, Mapping) and losses:
+        return _plus(stack(list(losses.values())).sum(), extra)
+    first = features if features is None or isinstance(features, Tensor) else next(iter(features), None)
+    heard = listen(losses, on_nonfinite, processes or Processes.running(), first if isinstance(first, Tensor) else None)
     if heard.bad:
         judge.last = Step(heard.present, heard.values, skipped=True)
         return torch.full((), torch.nan, device=heard.values.device).requires_grad_()
@@ -125,7 +129,7 @@ def combine(
 def _known(heard: Heard, z: tuple[Tensor, ...], w: Tensor, extra: Tensor | None) -> Tensor:
     """L for weights that are known before any gradient: one pass through the heads gives Σ_t (w_t − 1) g_t."""
     if not heard.tensors:
-        return _plus(torch.zeros((), device=w.device, requires_grad=True), extra)
+        return _plus(_nothing(heard, z), extra)
     vector = stack(heard.tensors)
     if not z:
         return _plus((w.to(vector.dtype) * vector).sum(), extra)
@@ -167,7 +171,7 @@ def _measured(
         at_z = passes.mix(w) if heard.tensors else []
     judge.last = step
     if not heard.tensors:
-        return _plus(torch.zeros((), device=heard.values.device, requires_grad=True), extra)
+        return _plus(_nothing(heard, z), extra)
     vector = stack(heard.tensors)
     if passes.heads is None:  # the ordinary backward goes through the heads and finds Σ_t g_t at z: add what is missing
         constants = {f: d - row.sum(0).view_as(f) for f, d, row in zip(z, at_z, passes.rows)}
@@ -540,6 +544,12 @@ def _crossed(
     _write_known(each[-1], zs[-1], shared, step.weights, extra, scale)
     judge.last = step
     return step
+
+
+def _nothing(heard: Heard, z: tuple[Tensor, ...]) -> Tensor:
+    """The scalar of a rank without a loss of its own: zero gradients at the features, so that the shared part takes part."""
+    zero = heard.values.new_zeros(()).requires_grad_()
+    return join(zero, {f: torch.zeros_like(f, requires_grad=False) for f in z}) if z else zero
 
 
 def _plus(total: Tensor, extra: Tensor | None) -> Tensor:

@@ -63,8 +63,8 @@ class Heard:
         return weights if self.index is None else weights[self.index]
 
 
-def listen(losses: Mapping[str, Tensor], on_nonfinite: OnNonFinite, team: Processes) -> Heard:
-    """Check the losses and put them together with those of the other ranks."""
+def listen(losses: Mapping[str, Tensor], on_nonfinite: OnNonFinite, team: Processes, like: Tensor | None = None) -> Heard:
+    """Check the losses and put them together with those of the other ranks; `like` tells the device of a rank without any."""
     if on_nonfinite not in ("raise", "skip", "unchecked"):
         raise unknown("choice", on_nonfinite, ("raise", "skip", "unchecked"), where="on_nonfinite")
     if not isinstance(losses, Mapping):
@@ -82,7 +82,7 @@ def listen(losses: Mapping[str, Tensor], on_nonfinite: OnNonFinite, team: Proces
                 f"it is on {loss.device}, the loss of {tasks[0]!r} on {tensors[0].device}", where=where,
                 remedy="move all losses to one device",
             )  # fmt: skip
-    values = stack(tensors).detach() if tensors else torch.zeros(0)
+    values = stack(tensors).detach() if tensors else torch.zeros(0, device=None if like is None else like.device)
     if values.dtype not in (torch.float32, torch.float64):
         values = values.float()
     bad: tuple[str, ...] = ()
@@ -92,8 +92,9 @@ def listen(losses: Mapping[str, Tensor], on_nonfinite: OnNonFinite, team: Proces
             bad = tuple(task for task, fine in zip(tasks, finite.tolist()) if not fine)
     present, index = tasks, None
     if team.size > 1:
-        reports = team.gather((tasks, bad))
-        present, bad = union([names for names, _ in reports]), union([names for _, names in reports])
+        reports = team.gather((tasks, bad, values.dtype))
+        present, bad = union([names for names, _, _ in reports]), union([names for _, names, _ in reports])
+        values = values.to(next((dtype for names, _, dtype in reports if names), values.dtype))
         index = torch.tensor([present.index(task) for task in tasks], dtype=torch.long, device=values.device)
         values = team.sum(values.new_zeros(len(present)).index_put((index,), values * team.share))
     if not present:
