@@ -1,13 +1,14 @@
 """Merging against the disk: CPU seconds (one thread) and peak anonymous memory, every run in a process of its own.
 
-The yardstick is a plain read of the inputs and write of the output: `Path.read_bytes` of each, one `write` and an fsync. A stricter
-one, the same bytes through one reused megabyte, stands beside it. mergekit runs on the same files where a Python that has it is
-named by PLURIBUS_MERGEKIT. Writes docs/results/merging_speed.md.
+The yardstick is a plain read of the inputs and write of the output: `Path.read_bytes` of each, one `write` and an fsync. A
+stricter one, the same bytes through one reused megabyte, stands beside it. mergekit runs on the same files where
+PLURIBUS_MERGEKIT names a Python that has it. Writes docs/results/merging_speed.md.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import select
 import shutil
@@ -21,8 +22,14 @@ from typing import Any
 
 from benchmarks.ratio import RESULTS, machine
 
-TARGETS = {"average": (1.0, 32), "task_arithmetic": (1.0, 32), "slerp": (1.2, None), "dare": (3.0, None),
-           "breadcrumbs": (3.0, None), "ties": (5.0, 300)}  # fmt: skip
+TARGETS = {
+    "average": (1.0, 32),
+    "task_arithmetic": (1.0, 32),
+    "slerp": (1.2, None),
+    "dare": (3.0, None),
+    "breadcrumbs": (3.0, None),
+    "ties": (5.0, 300),
+}
 CHILD = """
 import json, os, resource, sys, time
 job = json.loads(sys.argv[1])
@@ -57,7 +64,8 @@ elif mode == "strict":
         for _ in range(os.path.getsize(job["reads"][0]) >> 20): handle.write(buffer)
         os.fsync(handle.fileno())
 elif mode == "mergekit":
-    run_merge(MergeConfiguration.model_validate(yaml.safe_load(job["config"])), out, MergeOptions(copy_tokenizer=False, quiet=True))
+    config = MergeConfiguration.model_validate(yaml.safe_load(job["config"]))
+    run_merge(config, out, MergeOptions(copy_tokenizer=False, quiet=True))
 else:
     merge(os.path.join(home, "base"), {t: os.path.join(home, t) for t in "ab"}, mode, out=out, hashes=job["hashes"],
           threads=1, **job["settings"])
@@ -72,34 +80,78 @@ def checkpoints(home: Path, megabytes: int) -> None:
 
     from pluribus.files import safetensors
 
-    layer = {"q": (768, 768), "k": (768, 768), "v": (768, 768), "o": (768, 768), "up": (3072, 768), "down": (768, 3072),
-             "norm": (768,), "bias": (3072,)}  # fmt: skip
-    count = max(1, round(megabytes * 1e6 / (4 * sum(torch.Size(s).numel() for s in layer.values()))))
-    shapes = {f"layer.{i}.{n}.weight": s for i in range(count) for n, s in layer.items()}
+    layer = {
+        **{f"self_attn.{p}_proj": (768, 768) for p in "qkvo"},
+        "mlp.gate_proj": (3072, 768),
+        "mlp.up_proj": (3072, 768),
+        "mlp.down_proj": (768, 3072),
+        "input_layernorm": (768,),
+        "post_attention_layernorm": (768,),
+    }
+    ends = {"model.embed_tokens.weight": (32000, 768), "model.norm.weight": (768,), "lm_head.weight": (32000, 768)}
+    room = megabytes * 1e6 / 4 - 2 * 32000 * 768
+    if room <= 0:
+        ends["model.embed_tokens.weight"] = ends["lm_head.weight"] = (320, 768)
+        room = megabytes * 1e6 / 4
+    count = max(1, round(room / sum(math.prod(s) for s in layer.values())))
+    shapes = {**ends, **{f"model.layers.{i}.{n}.weight": s for i in range(count) for n, s in layer.items()}}
     for i, name in enumerate(("base", "a", "b")):
         (home / name).mkdir(parents=True)
-        writer = safetensors.Writer(home / name / "model.safetensors", {n: (s, torch.float32) for n, s in shapes.items()}, {"format": "pt"})
+        layout = {n: (s, torch.float32) for n, s in shapes.items()}
+        writer = safetensors.Writer(home / name / "model.safetensors", layout, {"format": "pt"})
         for j, (n, s) in enumerate(shapes.items()):
             base = torch.randn(s, generator=torch.Generator().manual_seed(j))
             step = torch.randn(s, generator=torch.Generator().manual_seed(10**6 * i + j)) if i else 0
             writer.write(n, base + 0.05 * step)
         writer.close()
-        (home / name / "config.json").write_text(json.dumps({
-            "architectures": ["LlamaForCausalLM"], "model_type": "llama", "hidden_size": 768, "num_hidden_layers": count,
-            "num_attention_heads": 12, "intermediate_size": 3072, "vocab_size": 32}))  # fmt: skip
+        (home / name / "config.json").write_text(
+            json.dumps(
+                {
+                    "architectures": ["LlamaForCausalLM"],
+                    "model_type": "llama",
+                    "hidden_size": 768,
+                    "num_hidden_layers": count,
+                    "num_attention_heads": 12,
+                    "intermediate_size": 3072,
+                    "vocab_size": ends["lm_head.weight"][0],
+                    "tie_word_embeddings": False,
+                }
+            )
+        )
 
 
-def measure(home: Path, mode: str, *, reads: list[str] | None = None, hashes: bool = False, settings: dict[str, Any] | None = None,
-            python: str = sys.executable, config: str = "") -> tuple[float, float]:  # fmt: skip
+def measure(
+    home: Path,
+    mode: str,
+    *,
+    reads: list[str] | None = None,
+    hashes: bool = False,
+    settings: dict[str, Any] | None = None,
+    python: str = sys.executable,
+    config: str = "",
+) -> tuple[float, float]:
     """CPU seconds and peak anonymous memory above what the imports took, in MB, of one run."""
     out = home / "out"
     shutil.rmtree(out, ignore_errors=True)
     out.unlink(missing_ok=True)
-    job = {"home": str(home), "mode": mode, "out": str(out), "hashes": hashes, "settings": settings or {}, "config": config,
-           "reads": [str(home / m / "model.safetensors") for m in (reads or ("base", "a", "b"))]}  # fmt: skip
+    job = {
+        "home": str(home),
+        "mode": mode,
+        "out": str(out),
+        "hashes": hashes,
+        "settings": settings or {},
+        "config": config,
+        "reads": [str(home / m / "model.safetensors") for m in (reads or ("base", "a", "b"))],
+    }
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
-    with subprocess.Popen([python, "-c", CHILD, json.dumps(job)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, text=True, env=environment) as child:  # fmt: skip
+    with subprocess.Popen(
+        [python, "-c", CHILD, json.dumps(job)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+        env=environment,
+    ) as child:
         assert child.stdin is not None
         assert child.stdout is not None
         if child.stdout.readline().strip() != "ready":
@@ -131,30 +183,42 @@ def _anonymous(pid: int) -> int:
 
 
 CONFIGS = {
-    "average": "merge_method: linear\ndtype: float32\nmodels:\n" + "".join(
-        "  - {{model: {home}/%s, parameters: {{weight: 0.5}}}}\n" % m for m in "ab"),  # noqa: UP031
-    "ties": "merge_method: ties\ndtype: float32\nbase_model: {home}/base\nmodels:\n" + "".join(
-        "  - {{model: {home}/%s, parameters: {{weight: 1.0, density: 0.2}}}}\n" % m for m in "ab"),  # noqa: UP031
-}  # fmt: skip
+    "average": "merge_method: linear\ndtype: float32\nmodels:\n"
+    + "".join("  - {{model: {home}/%s, parameters: {{weight: 0.5}}}}\n" % m for m in "ab"),  # noqa: UP031
+    "ties": "merge_method: ties\ndtype: float32\nbase_model: {home}/base\nmodels:\n"
+    + "".join("  - {{model: {home}/%s, parameters: {{weight: 1.0, density: 0.2}}}}\n" % m for m in "ab"),  # noqa: UP031
+}
 
 
-def run(full: bool) -> None:
-    pairs, size = (7 if full else 3), 500
-    lines = ["# Merging speed", "",
-             f"Two experts and a base of about {size} MB each, float32, one thread; CPU seconds are medians of {pairs} interleaved runs, "
-             "memory is the peak of anonymous pages above what the imports took. The files lie in the page cache. "
-             f"Measured {date.today()} on {machine()}.", ""]  # fmt: skip
+def run(full: bool, pairs: int | None = None) -> None:
+    """pairs: interleaved runs of each line (default 3, in full 7)."""
+    pairs, size = pairs or (7 if full else 3), 500
+    lines = [
+        "# Merging speed",
+        "",
+        f"Two experts and a base of about {size} MB each, float32, one thread; CPU seconds are medians "
+        f"of {pairs} interleaved run{'s' if pairs > 1 else ''}, memory is the peak of anonymous pages above the imports. "
+        "The files lie in the page cache. "
+        f"Measured {date.today()} on {machine()}.",
+        "",
+    ]
     home = Path(tempfile.mkdtemp(prefix="merging-speed-"))
     try:
         checkpoints(home, size)
         rows: dict[str, list[tuple[float, float]]] = {}
-        plan: list[tuple[str, dict[str, Any]]] = [("plain, 3 inputs", {"mode": "plain"}), ("plain, 2 inputs", {"mode": "plain", "reads": ["a", "b"]}),
-                ("one reused megabyte, 3 inputs", {"mode": "strict"}), ("one reused megabyte, 2 inputs", {"mode": "strict", "reads": ["a", "b"]})]  # fmt: skip
+        plan: list[tuple[str, dict[str, Any]]] = [
+            ("plain, 3 inputs", {"mode": "plain"}),
+            ("plain, 2 inputs", {"mode": "plain", "reads": ["a", "b"]}),
+            ("one reused megabyte, 3 inputs", {"mode": "strict"}),
+            ("one reused megabyte, 2 inputs", {"mode": "strict", "reads": ["a", "b"]}),
+        ]
         plan += [(name, {"mode": name}) for name in TARGETS]
         plan += [(f"{name}, hashes on", {"mode": name, "hashes": True}) for name in ("average", "task_arithmetic")]
         peer = os.environ.get("PLURIBUS_MERGEKIT")
         if peer:
-            plan += [(f"mergekit {n}", {"mode": "mergekit", "python": peer, "config": c.format(home=home)}) for n, c in CONFIGS.items()]
+            plan += [
+                (f"mergekit {n}", {"mode": "mergekit", "python": peer, "config": c.format(home=home)}) for n, c in CONFIGS.items()
+            ]
         for _ in range(pairs):
             for name, how in plan:
                 if rows.get(name) == []:
@@ -165,7 +229,10 @@ def run(full: bool) -> None:
                     print(f"{name}: {error}", flush=True)
                     rows[name] = []
         median = {n: (statistics.median(x[0] for x in r), max(x[1] for x in r)) for n, r in rows.items() if r}
-        lines += ["| what | CPU s | against plain | against one reused megabyte | peak MB | target |", "|---|---|---|---|---|---|"]
+        lines += [
+            "| what | CPU s | against plain | against one reused megabyte | peak MB | target |",
+            "|---|---|---|---|---|---|",
+        ]
         for name, (cpu, peak) in median.items():
             inputs = 2 if name.split(",")[0] in ("average", "slerp", "mergekit average") or "2 inputs" in name else 3
             plain, strict = median[f"plain, {inputs} inputs"][0], median[f"one reused megabyte, {inputs} inputs"][0]
@@ -178,12 +245,20 @@ def run(full: bool) -> None:
             theirs = median.get(f"mergekit {name}")
             if theirs:
                 ours = median[name]
-                lines.append(f"mergekit needs {theirs[0] / ours[0]:.1f} times our CPU for {name} (target ≥ {least}) and "
-                             f"{theirs[1] / max(ours[1], 1e-9):.1f} times our memory (target ≥ 5).")  # fmt: skip
+                lines.append(
+                    f"mergekit needs {theirs[0] / ours[0]:.1f} times our CPU for {name} (target ≥ {least}) and "
+                    f"{theirs[1] / max(ours[1], 1e-9):.1f} times our memory (target ≥ 5)."
+                )
         if not peer:
             lines.append("mergekit was not measured: PLURIBUS_MERGEKIT names no Python that has it.")
         shutil.rmtree(home)
-        lines += ["", "## Memory against model size", "", "| MB a model | task_arithmetic, peak MB | ties, peak MB |", "|---|---|---|"]
+        lines += [
+            "",
+            "## Memory against model size",
+            "",
+            "| MB a model | task_arithmetic, peak MB | ties, peak MB |",
+            "|---|---|---|",
+        ]
         for megabytes in (100, 500, 1500) if full else (100, 500):
             checkpoints(home, megabytes)
             peaks = [measure(home, name)[1] for name in ("task_arithmetic", "ties")]

@@ -1,4 +1,4 @@
-"""Safetensors from strangers: everything out of order is one clear error, nothing else; what is in order agrees with the reference."""
+"""Safetensors from strangers: everything out of order is one clear error; what is in order agrees with the reference."""
 
 from __future__ import annotations
 
@@ -15,7 +15,13 @@ from hypothesis import strategies as st
 from pluribus.errors import BadInput
 from pluribus.files import safetensors
 
-ORIGINAL = {"a": torch.randn(3, 4), "b": torch.arange(5), "c": torch.randn(2).bfloat16(), "empty": torch.empty(0, 3), "s": torch.tensor(2.0)}
+ORIGINAL = {
+    "a": torch.randn(3, 4),
+    "b": torch.arange(5),
+    "c": torch.randn(2).bfloat16(),
+    "empty": torch.empty(0, 3),
+    "s": torch.tensor(2.0),
+}
 
 
 def raw(header: Any, data: bytes = b"", length: int | None = None) -> bytes:
@@ -39,10 +45,18 @@ CORPUS: dict[str, tuple[bytes, str]] = {
     "pickle": (b"\x80\x04\x95" + b"cos\nsystem\n(S'true'\ntR." * 4, "not a safetensors file"),
     "zip": (b"PK\x03\x04" + bytes(60), "not a safetensors file"),
     "NaN": (raw(b'{"a": {"dtype":"F32","shape":[NaN],"data_offsets":[0,8]}}', bytes(8)), "holds NaN"),
-    "huge number": (raw(b'{"a": {"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,8]}}', bytes(8)), "absurd number"),
+    "huge number": (
+        raw(b'{"a": {"dtype":"F32","shape":[' + b"9" * 5000 + b'],"data_offsets":[0,8]}}', bytes(8)),
+        "absurd number",
+    ),
     "float": (raw(b'{"a": {"dtype":"F32","shape":[2.0],"data_offsets":[0,8]}}', bytes(8)), "only integers"),
-    "duplicate": (raw(b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
-                      bytes(8)), "names 'a' twice"),
+    "duplicate": (
+        raw(
+            b'{"a":{"dtype":"F32","shape":[1],"data_offsets":[0,4]},"a":{"dtype":"F32","shape":[1],"data_offsets":[4,8]}}',
+            bytes(8),
+        ),
+        "names 'a' twice",
+    ),
     "negative shape": (raw({"a": entry(shape=(-2,))}, bytes(8)), "not counts"),
     "bool shape": (raw({"a": entry(shape=[True, 2])}, bytes(8)), "not counts"),
     "text shape": (raw({"a": entry(shape="2")}, bytes(8)), "not counts"),
@@ -60,7 +74,7 @@ CORPUS: dict[str, tuple[bytes, str]] = {
     "truncated data": (raw({"a": entry()}, bytes(7)), "truncated or padded"),
     "hidden tail": (raw({"a": entry()}, bytes(80)), "truncated or padded"),
     "metadata": (raw({"__metadata__": {"x": 1}, "a": entry()}, bytes(8)), "metadata that is not text"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", CORPUS)
@@ -104,7 +118,10 @@ def test_damaged_files_never_crash_or_lie(data: st.DataObject, tmp_path_factory:
                 total += reader.tensor(name).numel() * reader.entries[name].dtype.itemsize
             assert total <= len(content)
     except BadInput as error:
-        assert "\n" not in str(error)
+        refused = str(error)
+    else:
+        refused = ""
+    assert "\n" not in refused
 
 
 def test_reads_and_writes_what_the_reference_does(tmp_path: Path) -> None:
@@ -171,7 +188,7 @@ def _index(folder: Path, table: Any) -> Path:
         ([], "no weight_map"),
         ({"weight_map": {"a": "one.safetensors", "c": "two.safetensors"}}, "in two shards"),
     ],
-)  # fmt: skip
+)
 def test_bad_indices(tmp_path: Path, table: Any, message: str) -> None:
     safetensors.save(tmp_path / "one.safetensors", {"a": torch.ones(2)})
     safetensors.save(tmp_path / "two.safetensors", {"a": torch.ones(2), "c": torch.ones(1)})

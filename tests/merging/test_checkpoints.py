@@ -20,9 +20,12 @@ from pluribus.merging.folder import export_task
 def trunk(seed: int = 0, **changes: Tensor | None) -> dict[str, Tensor]:
     g = torch.Generator().manual_seed(seed)
     state: dict[str, Tensor | None] = {
-        "embed_tokens.weight": torch.randn(6, 4, generator=g), "layer.0.weight": torch.randn(4, 4, generator=g),
-        "layer.1.weight": torch.randn(4, 4, generator=g), "norm.bias": torch.randn(4, generator=g), "position_ids": torch.arange(6),
-    }  # fmt: skip
+        "embed_tokens.weight": torch.randn(6, 4, generator=g),
+        "layer.0.weight": torch.randn(4, 4, generator=g),
+        "layer.1.weight": torch.randn(4, 4, generator=g),
+        "norm.bias": torch.randn(4, generator=g),
+        "position_ids": torch.arange(6),
+    }
     state.update({k.replace("__", "."): v for k, v in changes.items()})
     return {k: v for k, v in state.items() if v is not None}
 
@@ -38,8 +41,10 @@ def save(folder: Path, state: dict[str, Tensor], **config: Any) -> Path:
 def test_heads_are_kept_per_task_and_never_merged(tmp_path: Path) -> None:
     """Absent from the base, or a classifier with another number of classes: each task's own."""
     base = save(tmp_path / "b", trunk(classifier__weight=torch.zeros(7, 4)))
-    experts = {t: save(tmp_path / t, trunk(i + 1, classifier__weight=torch.full((c, 4), float(i)), extra_head__bias=torch.ones(c)))
-               for i, (t, c) in enumerate([("x", 3), ("y", 7)])}  # fmt: skip
+    experts = {
+        t: save(tmp_path / t, trunk(i + 1, classifier__weight=torch.full((c, 4), float(i)), extra_head__bias=torch.ones(c)))
+        for i, (t, c) in enumerate([("x", 3), ("y", 7)])
+    }
     done = merge(base, experts, "average", out=tmp_path / "out")
     assert set(done.heads["x"]) == set(done.heads["y"]) == {"classifier.weight", "extra_head.bias"}
     out = safetensors.load(tmp_path / "out")
@@ -52,8 +57,10 @@ def test_heads_are_kept_per_task_and_never_merged(tmp_path: Path) -> None:
 def test_equal_sized_heads_with_other_labels_are_heads(tmp_path: Path) -> None:
     """Two binary classifiers have the same shape; their labels tell them apart."""
     base = save(tmp_path / "b", trunk(classifier__weight=torch.zeros(2, 4)), model_type="m")
-    experts = {t: save(tmp_path / t, trunk(i, classifier__weight=torch.full((2, 4), float(i))), id2label={"0": t, "1": "no"})
-               for i, t in enumerate("xy")}  # fmt: skip
+    experts = {
+        t: save(tmp_path / t, trunk(i, classifier__weight=torch.full((2, 4), float(i))), id2label={"0": t, "1": "no"})
+        for i, t in enumerate("xy")
+    }
     done = merge(base, experts, "average", out=tmp_path / "out")
     assert done.heads == {"x": ("classifier.weight",), "y": ("classifier.weight",)}
     assert any("labels differ" in note for note in done.notes)
@@ -65,11 +72,14 @@ def test_equal_sized_heads_with_other_labels_are_heads(tmp_path: Path) -> None:
         (trunk(layer__1__weight=None), r"tensor 'layer.1.weight' \(4, 4\) of the base is missing"),
         (trunk(layer__2__weight=torch.ones(4, 4)), r"extra tensor 'layer.2.weight' \(4, 4\), one more of a kind"),
         (trunk(layer__1__weight=torch.ones(4, 5)), r"'layer.1.weight' has the shape \(4, 5\), in the base \(4, 4\)"),
-        (trunk(embed_tokens__weight=torch.ones(9, 4)), r"has the shape \(9, 4\), in the base \(6, 4\); its vocabulary is another"),
+        (
+            trunk(embed_tokens__weight=torch.ones(9, 4)),
+            r"has the shape \(9, 4\), in the base \(6, 4\); its vocabulary is another",
+        ),
         ({"conv.weight": torch.ones(3, 3), "fc.bias": torch.ones(3)}, "another architecture"),
         (trunk(norm__bias=torch.ones(4, dtype=torch.int8)), "is torch.int8, in the base torch.float32"),
     ],
-)  # fmt: skip
+)
 def test_what_does_not_fit_is_named(tmp_path: Path, expert: dict[str, Tensor], message: str) -> None:
     """Before any tensor data is read: tensor, model and both shapes in one line, nothing written."""
     good = save(tmp_path / "good", trunk(1))
@@ -261,18 +271,29 @@ def test_output_shards_load_and_hold_the_same(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"experts": {}}, "there is no expert"), ({"experts": []}, "there is no expert"), ({"experts": trunk(1)}, "is one state dict"),
-        ({"weights": [1, 2]}, "2 weights for 1 experts"), ({"weights": {"z": 1}}, "unknown task 'z'"),
-        ({"weights": [float("nan")]}, "not finite"), ({"weights": [0]}, "needs weights above 0"),
-        ({"method": "averge"}, "did you mean 'average'"), ({"method": "fisher"}, "fisher needs fishers"),
-        ({"method": "dare", "density": -0.1}, "density is -0.1"), ({"method": "dare", "density": True}, "density is True"),
-        ({"method": "ties", "scope": "globl"}, "did you mean 'global'"), ({"method": "emr", "task": "z"}, "unknown task 'z'"),
-        ({"method": "tall_masks"}, "no task is named"), ({"method": "della", "density": 0.1}, "leaves the interval"),
-        ({"method": "tsv_m", "scale": float("inf")}, "scale is inf"), ({"method": "logits_fusion"}, "does not merge weights"),
-        ({"dtype": "float31"}, "did you mean 'float32'"), ({"base": None, "method": "ties"}, "needs the base"),
-        ({"experts": [3]}, "cannot read tensors from int"), ({"heads": ["*"]}, "nothing is left to merge"),
+        ({"experts": {}}, "there is no expert"),
+        ({"experts": []}, "there is no expert"),
+        ({"experts": trunk(1)}, "is one state dict"),
+        ({"weights": [1, 2]}, "2 weights for 1 experts"),
+        ({"weights": {"z": 1}}, "unknown task 'z'"),
+        ({"weights": [float("nan")]}, "not finite"),
+        ({"weights": [0]}, "needs weights above 0"),
+        ({"method": "averge"}, "did you mean 'average'"),
+        ({"method": "fisher"}, "fisher needs fishers"),
+        ({"method": "dare", "density": -0.1}, "density is -0.1"),
+        ({"method": "dare", "density": True}, "density is True"),
+        ({"method": "ties", "scope": "globl"}, "did you mean 'global'"),
+        ({"method": "emr", "task": "z"}, "unknown task 'z'"),
+        ({"method": "tall_masks"}, "no task is named"),
+        ({"method": "della", "density": 0.1}, "leaves the interval"),
+        ({"method": "tsv_m", "scale": float("inf")}, "scale is inf"),
+        ({"method": "logits_fusion"}, "does not merge weights"),
+        ({"dtype": "float31"}, "did you mean 'float32'"),
+        ({"base": None, "method": "ties"}, "needs the base"),
+        ({"experts": [3]}, "cannot read tensors from int"),
+        ({"heads": ["*"]}, "nothing is left to merge"),
     ],
-)  # fmt: skip
+)
 def test_bad_arguments_are_one_line(arguments: dict[str, Any], message: str) -> None:
     given = {"base": trunk(), "experts": {"a": trunk(1)}, "method": "average", **arguments}
     with pytest.raises(BadInput, match=message) as caught:
@@ -284,9 +305,10 @@ def test_bad_merged_folders_are_refused(tmp_path: Path) -> None:
     done = merge(trunk(), {"t": trunk(1, score__weight=torch.ones(2, 4))}, "average", out=tmp_path / "out")
     about = json.loads((done.path / "pluribus.json").read_text())
     for change, message in (
-        ({"schema_version": 2}, "schema version 2"), ({"kind": "boosted"}, "not a merge"),
+        ({"schema_version": 2}, "schema version 2"),
+        ({"kind": "boosted"}, "not a merge"),
         ({"tasks": {"t": {"head": "../../x.safetensors"}}}, "names the head"),
-    ):  # fmt: skip
+    ):
         (done.path / "pluribus.json").write_text(json.dumps({**about, **change}))
         with pytest.raises(BadInput, match=message):
             export_task(done.path, "t", tmp_path / "hf")

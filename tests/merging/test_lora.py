@@ -46,9 +46,13 @@ def adapter(folder: Path, seed: int = 1, **config: Any) -> tuple[dict[str, torch
 
 
 CONFIGS: dict[str, dict[str, Any]] = {
-    "plain": {}, "rslora": {"use_rslora": True}, "patterns": {"rank_pattern": {"up": 2}, "alpha_pattern": {"down": 11}},
-    "conv": {"target_modules": ["conv", "up"]}, "embedding": {"target_modules": ["embed", "down"]}, "dora": {"use_dora": True},
-}  # fmt: skip
+    "plain": {},
+    "rslora": {"use_rslora": True},
+    "patterns": {"rank_pattern": {"up": 2}, "alpha_pattern": {"down": 11}},
+    "conv": {"target_modules": ["conv", "up"]},
+    "embedding": {"target_modules": ["embed", "down"]},
+    "dora": {"use_dora": True},
+}
 
 
 @pytest.mark.parametrize("name", CONFIGS)
@@ -178,7 +182,10 @@ def test_extracted_lora_is_the_best_approximation_and_loads(tmp_path: Path) -> N
 
 
 def test_write_adapter_round_trip(tmp_path: Path) -> None:
-    factors = {"up": Factors(torch.randn(10, 2), torch.randn(2, 6), 0.5), "down": Factors(torch.randn(6, 4), torch.randn(4, 10), 2.0)}
+    factors = {
+        "up": Factors(torch.randn(10, 2), torch.randn(2, 6), 0.5),
+        "down": Factors(torch.randn(6, 4), torch.randn(4, 10), 2.0),
+    }
     write_adapter(tmp_path / "a", factors, base="net")
     _, again, whole = read_adapter(tmp_path / "a")
     assert not whole

@@ -1,0 +1,51 @@
+"""With the library that made the checkpoints: folders saved by it merge, and what is written loads in it again."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from pluribus.merging import merge
+from pluribus.merging.folder import export_task
+
+transformers = pytest.importorskip("transformers")
+
+
+def test_saved_classifiers_merge_and_load_again(tmp_path: Path) -> None:
+    """A headless base, classifiers with other class counts and a prefix: AutoModel reads the trunk, a task its own folder."""
+    sizes = {
+        "vocab_size": 20,
+        "hidden_size": 8,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "max_position_embeddings": 12,
+    }
+    torch.manual_seed(0)
+    transformers.BertModel(transformers.BertConfig(**sizes)).save_pretrained(tmp_path / "base")
+    models = {}
+    for task, classes in (("cars", 3), ("birds", 5)):
+        config = transformers.BertConfig(**sizes, num_labels=classes)
+        models[task] = transformers.BertForSequenceClassification(config).eval()
+        models[task].save_pretrained(tmp_path / task)
+    experts = {task: tmp_path / task for task in models}
+    done = merge(tmp_path / "base", experts, "average", out=tmp_path / "out")
+    assert {t: set(h) for t, h in done.heads.items()} == {t: {"classifier.weight", "classifier.bias"} for t in models}
+    trunk, info = transformers.AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"]
+    wanted = sum(m.bert.encoder.layer[1].output.dense.weight for m in models.values()) / 2
+    assert torch.allclose(trunk.encoder.layer[1].output.dense.weight, wanted, atol=1e-6)
+    export_task(tmp_path / "out", "birds", tmp_path / "hf")
+    again, info = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert again.config.num_labels == 5
+    assert torch.equal(again.classifier.weight, models["birds"].classifier.weight)
+    # one expert, merged and exported, is the expert
+    merge(tmp_path / "base", {"cars": experts["cars"]}, "tsv_m", out=tmp_path / "alone")
+    export_task(tmp_path / "alone", "cars", tmp_path / "c")
+    same = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "c")
+    ids = torch.randint(0, 20, (2, 6))
+    assert torch.equal(same.eval()(ids).logits, models["cars"](ids).logits)
