@@ -358,10 +358,14 @@ def train(given: Problem, tasks: list[str], name: str, make: Maker, rate: float,
 # Cells
 
 
+def path_of(where: str, name: str, rate: float, seed: int) -> Path:
+    return CACHE / f"{where}~{name}~{rate:g}~{seed}.json"
+
+
 def cell(where: str, name: str, rate: float, seed: int, make: Maker | None) -> dict[str, Any]:
     """Run a cell, or read it where it has been run. ``make`` None: the single-task networks."""
     CACHE.mkdir(parents=True, exist_ok=True)
-    path = CACHE / f"{where}~{name}~{rate:g}~{seed}.json"
+    path = path_of(where, name, rate, seed)
     if path.exists():
         return json.loads(path.read_text("utf-8"))
     given = problem(where, seed)
@@ -421,23 +425,28 @@ def section(where: str, names: list[str], cells: dict[tuple[str, float, int], di
     """The table of one set."""
     given = problem(where, 0)
     horizon = given.epochs
-    reference = {}
-    for seed in seeds:
-        runs = [single(cells["single", rate, seed]) for rate in RATES if "single" in cells.get(("single", rate, seed), {})]
-        if not runs:
-            return []
-        tasks = runs[0]["valid"]
-        chosen = {t: max(runs, key=lambda r, t=t: r["valid"][t]) for t in tasks}  # per task the better rate, on validation
-        reference[seed] = {t: run["test"][t] for t, run in chosen.items() if t in run["test"]}
+
+    def ended(name: str, rate: float) -> bool:
+        return all((name, rate, s) in cells for s in seeds)
 
     def complete(name: str, rate: float) -> bool:
-        return all("curve" in cells.get((name, rate, s), {}) for s in seeds)
+        return ended(name, rate) and all("curve" in cells[name, rate, s] for s in seeds)
+
+    begun = [name for name in ["single", *names] if any(ended(name, r) for r in RATES)]
+    grid = [r for r in RATES if all(ended(name, r) for name in begun)]  # the same rates for all that ran
+    if not grid or "single" not in begun or "equal" not in begun:
+        return []
+    reference = {}
+    for seed in seeds:
+        runs = [single(cells["single", rate, seed]) for rate in grid]
+        chosen = {t: max(runs, key=lambda r, t=t: r["valid"][t]) for t in runs[0]["valid"]}  # per task the better rate
+        reference[seed] = {t: run["test"][t] for t, run in chosen.items() if t in run["test"]}
 
     def on_validation(name: str, rate: float) -> float:
         return sum(mean(best(cells[name, rate, s]["curve"][:horizon])["valid"]) for s in seeds)
 
     def chosen_rate(name: str) -> float | None:
-        rates = [r for r in RATES if complete(name, r)]
+        rates = [r for r in grid if complete(name, r)]
         return max(rates, default=None, key=lambda r: on_validation(name, r))
 
     base = chosen_rate("equal")
@@ -485,7 +494,8 @@ def section(where: str, names: list[str], cells: dict[tuple[str, float, int], di
             timed.append(test_ - delta(best(within)["test"], reference[s]))
         flat.append(f"| {name} | {interval(same)} | {interval(timed)} |")
     steps = max(1, len(given.train) // given.batch)
-    doc = f"{len(given.y)} tasks, {len(given.train)} training rows, {horizon} epochs of {steps} steps"
+    rates = ", ".join(f"{r:g}" for r in grid)
+    doc = f"{len(given.y)} tasks, {len(given.train)} training rows, {horizon} epochs of {steps} steps, rates {rates}"
     scores_of = ", ".join(f"{t} {abs(np.mean([reference[s][t] for s in seeds])):.3f}" for t in list(reference[0])[:4])
     return [
         f"## {where}", "", f"{doc}; seeds {', '.join(map(str, seeds))}. Single-task test scores: {scores_of}"
@@ -497,7 +507,7 @@ def section(where: str, names: list[str], cells: dict[tuple[str, float, int], di
 
 
 def run(full: bool) -> None:
-    """Run the missing cells and write docs/results/balancing.md."""
+    """Run the missing cells and write docs/results/balancing.md; SETS=a,b runs these sets, RUN=0 writes from the cells there."""
     torch.set_num_threads(1)
     seeds = range(5 if full else 3)
     sets = LONG if full else SHORT
@@ -511,7 +521,8 @@ def run(full: bool) -> None:
             start = time.perf_counter()
             for rate in RATES:
                 for seed in seeds:
-                    cells[name, rate, seed] = cell(where, name, rate, seed, make)
+                    if os.environ.get("RUN") != "0" or path_of(where, name, rate, seed).exists():
+                        cells[name, rate, seed] = cell(where, name, rate, seed, make)
             print(f"{where} {name} {time.perf_counter() - start:.1f} s", flush=True)
         sections[where] = section(where, list(made), cells, seeds)
         write(sections)
