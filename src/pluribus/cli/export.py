@@ -17,9 +17,22 @@ def _merge_hf(model: str, task: str | None, output: str, force: bool) -> str:
     return f"{export_task(model, task, output, overwrite=force)}: task {task} as a Hugging Face folder"
 
 
+def _network_onnx(model: str, task: str | None, output: str, force: bool) -> str:
+    from pathlib import Path
+
+    from pluribus.modeling import load
+    from pluribus.tabular.export import export_onnx
+
+    if Path(output).exists() and not force:
+        raise BadInput("exists already", where=output, remedy="choose another folder, or add --force")
+    folder = export_onnx(load(model), output, None if task is None else [task])
+    return f"{folder}: {'all tasks' if task is None else f'task {task}'} as ONNX, with encoding.json"
+
+
 # (kind in pluribus.json, format) → what writes it: (model, task, output, force) → the line to print
 EXPORTS: dict[tuple[str, str], Callable[[str, str | None, str, bool], str]] = {
     ("merge", "hf"): _merge_hf,
+    ("network", "onnx"): _network_onnx,
 }
 
 

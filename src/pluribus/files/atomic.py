@@ -10,7 +10,11 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 from pluribus.errors import BadInput
+
+_FAILURES = (OSError, SafetensorError)  # safetensors reports a full disk by an error of its own
 
 
 def _fsync_path(path: Path) -> None:
@@ -41,7 +45,7 @@ def atomic_file(path: str | Path) -> Iterator[Path]:
         _fsync_path(aside)
         aside.replace(path)
         _fsync_path(path.parent)
-    except OSError as error:
+    except _FAILURES as error:
         raise _cannot_write(path, error) from error
     finally:
         aside.unlink(missing_ok=True)
@@ -79,7 +83,7 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         else:
             aside.rename(path)
         _fsync_path(path.parent)
-    except OSError as error:
+    except _FAILURES as error:
         raise _cannot_write(path, error) from error
     finally:
         shutil.rmtree(aside, ignore_errors=True)
@@ -102,6 +106,6 @@ def _umask() -> int:
     return mask
 
 
-def _cannot_write(path: Path, error: OSError) -> BadInput:
-    reason = error.strerror or str(error)
+def _cannot_write(path: Path, error: Exception) -> BadInput:
+    reason = getattr(error, "strerror", None) or str(error)
     return BadInput(f"cannot be written ({reason})", where=str(path), remedy="free some space or choose another place")
