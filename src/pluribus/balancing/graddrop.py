@@ -6,7 +6,8 @@ On shared features both purity and masks come from Σ_batch sign(Z)·g_t: one de
 E[d]_j = p_j Σ_t max(g_tj, 0) + (1 − p_j) Σ_t min(g_tj, 0).
 
 Where public codes differ: TorchJD works on the Jacobian, as `direction` does (the features form is `on_features`). All-zero
-columns have purity ½ here (0/0 there). The authors' code also rescales the result to the length of Σ g_t, which the paper does not: not done.
+columns have purity ½ here (0/0 there). The authors' code also rescales the result to the length of Σ g_t, which the paper
+does not: not done.
 """
 
 from __future__ import annotations
