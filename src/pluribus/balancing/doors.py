@@ -27,7 +27,7 @@ from torch.autograd.function import once_differentiable
 from pluribus.balancing import gram as engine
 from pluribus.balancing import grouped
 from pluribus.balancing.balancer import Balancer
-from pluribus.balancing.graph import edge, gradients, leaves, walk
+from pluribus.balancing.graph import edge, gradients, leaves, uses, walk
 from pluribus.balancing.heads import from_heads, seeds_of, through_heads
 from pluribus.balancing.hearing import (
     Features,
@@ -41,7 +41,7 @@ from pluribus.balancing.hearing import (
     stack,
     weigh,
 )  # fmt: skip
-from pluribus.balancing.layers import gram_of, real
+from pluribus.balancing.layers import real
 from pluribus.balancing.processes import Processes, sharded
 from pluribus.balancing.torchjd import as_balancer
 from pluribus.errors import BadInput, unknown
@@ -148,7 +148,9 @@ def _measured(
     if source == "last":
         parameters = engine.last_layer(z, last)
         _whole(parameters, "last", z)
-        local = gram_of(engine.pull(z, passes.rows, parameters)) if heard.tensors else heard.values.new_zeros(0, 0)
+        top = engine.Top(heard.tasks, list(z), passes.rows, passes.reach)
+        full = engine.Full.measure(top, parameters, uses(top.outputs, top.reach, parameters))
+        local = full.gram(Processes.alone(), lambda block: block) if heard.tensors else heard.values.new_zeros(0, 0)
     else:
         local = passes.gram() if heard.tensors else heard.values.new_zeros(0, 0)
     G = heard.widen(local)
