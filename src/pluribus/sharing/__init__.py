@@ -5,6 +5,7 @@ from pluribus.sharing.aitm import AITM
 from pluribus.sharing.cgc import CGC
 from pluribus.sharing.cross_stitch import CrossStitch
 from pluribus.sharing.dselect_k import DSelectK
+from pluribus.sharing.health import Health, health
 from pluribus.sharing.home import HoME
 from pluribus.sharing.imputed import Imputed
 from pluribus.sharing.mmoe import MMoE
@@ -13,5 +14,6 @@ from pluribus.sharing.ple import PLE
 from pluribus.sharing.shared_bottom import SharedBottom
 
 __all__ = [
-    "AITM", "CGC", "MTAN", "PLE", "AdaTT", "CrossStitch", "DSelectK", "HoME", "Imputed", "MMoE", "SharedBottom",
+    "AITM", "CGC", "MTAN", "PLE", "AdaTT", "CrossStitch", "DSelectK", "Health", "HoME", "Imputed", "MMoE",
+    "SharedBottom", "health",
 ]  # fmt: skip

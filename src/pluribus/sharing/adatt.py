@@ -68,4 +68,5 @@ class AdaTT(Stacked):
         weights: Tensor = h
         for i, level in enumerate(self.levels):
             h, weights = level(h, active if i == len(self.levels) - 1 else None)
-        return Shared(self.towers(h, order, active, rows, features), extra={"gates": dict(zip(order, weights))})
+        extra = {"gates": dict(zip(order, weights)), "shared": slice(None)}
+        return Shared(self.towers(h, order, active, rows, features), extra=extra)

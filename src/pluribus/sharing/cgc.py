@@ -88,5 +88,5 @@ class CGC(Stacked):
         x = vectors(features, "cgc")
         order, active = self.requested(rows, x.device)
         hidden, _, weights = self.level(x, x, active, all_experts=False)
-        gates = dict(zip(order, weights))
-        return Shared(self.towers(hidden, order, active, rows, features), extra={"gates": gates, "own": self.level.m})
+        extra = {"gates": dict(zip(order, weights)), "shared": slice(self.level.m, None)}
+        return Shared(self.towers(hidden, order, active, rows, features), extra=extra)

@@ -80,4 +80,4 @@ class DSelectK(Stacked):
         if self.training and self.padding:
             penalties["dselect_k_padding"] = self.padding * r.sum(-1).clamp_min(1e-3).reciprocal().sum()
         gates = {name: weight.expand(len(x), -1) for name, weight in zip(order, q)}
-        return Shared(self.towers(hidden, order, active, rows, features), penalties, {"gates": gates})
+        return Shared(self.towers(hidden, order, active, rows, features), penalties, {"gates": gates, "shared": slice(None)})

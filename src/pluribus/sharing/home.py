@@ -161,7 +161,7 @@ class HoME(Stacked):
                 found |= zip(mine, h)
                 gates |= zip(mine, weights)
         hidden = torch.stack([found[name] for name in order])
-        extra = {"gates": gates, "experts": torch.cat((meta, common))}
+        extra = {"gates": gates, "shared": slice(len(common))}
         return Shared(self.towers(hidden, order, active, rows, features), extra=extra)
 
     def _category(self, c: int) -> Category:

@@ -44,13 +44,9 @@ class MMoE(Stacked):
         x = vectors(features, "mmoe")
         order, active = self.requested(rows, x.device)
         weights = self.gates(x, active)
-        extra = {"gates": dict(zip(order, weights))}
-        if self.gates.top_k is None:
-            outputs = self.experts(x)
-            hidden = mix(weights, outputs)
-            extra["experts"] = outputs
-        else:
-            hidden = mix_sparse(self.experts, x, weights)
+        dense = self.gates.top_k is None
+        hidden = mix(weights, self.experts(x)) if dense else mix_sparse(self.experts, x, weights)
+        extra = {"gates": dict(zip(order, weights)), "shared": slice(None)}
         return Shared(self.towers(hidden, order, active, rows, features), extra=extra)
 
 

@@ -42,7 +42,7 @@ class PLE(Stacked):
         )
         self.towers = Towers(count, expert, tower)
         self.width = self.towers.width
-        self.apart = shared == 0  # nothing in common: T separate stacks
+        self.own, self.apart = own, shared == 0  # nothing in common: T separate stacks
         self.owned = {"towers": 1}
         for i in range(levels):
             if self.apart or i == levels - 1:
@@ -60,4 +60,5 @@ class PLE(Stacked):
             h, common, weights = level(h, h_shared, active if self.apart or i >= last - 1 else None, everybody)
             h_shared = h_shared if common is None else common
         gates = dict(zip(order, weights))
-        return Shared(self.towers(h, order, active, rows, features), extra={"gates": gates, "own": self.levels[last].m})
+        extra = {"gates": gates, "shared": slice(self.own, None)}
+        return Shared(self.towers(h, order, active, rows, features), extra=extra)

@@ -81,7 +81,7 @@ class Gates(StackedLinear):
 
 def mix(weights: Tensor, outputs: Tensor) -> Tensor:
     """Σ_e weights[a, b, e] · outputs[e, b, :] → [A, B, d], as one batched product over the rows."""
-    return torch.einsum("abe,ebd->abd", weights, outputs)
+    return torch.bmm(weights.transpose(0, 1), outputs.transpose(0, 1)).transpose(0, 1)
 
 
 def mix_own(weights: Tensor, outputs: Tensor) -> Tensor:
