@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+from collections import Counter
 from collections.abc import Callable
 from html.parser import HTMLParser
 from importlib.resources import files
@@ -16,6 +17,7 @@ import pytest
 from pluribus.errors import BadInput
 from pluribus.study.report import write_report
 from pluribus.study.report.page import page, plotly
+from pluribus.study.report.words import short, telling
 
 Make = Callable[..., dict[str, Any]]
 VOID = {"meta", "link", "br", "line"}
@@ -257,6 +259,19 @@ def test_any_number_of_tasks(count: int, summary_of: Make) -> None:
         assert re.search(r"better on \d+ main tasks", found.texts["verdict"])
     else:
         assert "The pictures show" not in html
+
+
+def test_pictures_show_every_word(summary_of: Make) -> None:
+    """Of many tasks the pictures show some of each word, not twelve of one; names alike at the start stay apart."""
+    names = [f"probability_of_default_in_segment_{i}" for i in range(40)]
+    summary = summary_of(names, [1 + i % 3 for i in range(40)], 2.0)
+    said = {row["task"]: row["word"] for row in summary["verdict"]["comparisons"][0]["tasks"]}
+    shown = telling(summary)
+    counted = Counter(said[name] for name in shown)
+    assert set(counted) == set(said.values())
+    assert max(counted.values()) - min(counted.values()) <= 1
+    assert len({short(name) for name in names}) == 40
+    assert telling({**summary, "verdict": None}) == names[:12]
 
 
 def test_no_verdict(summary: dict[str, Any]) -> None:

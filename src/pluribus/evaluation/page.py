@@ -13,12 +13,16 @@ _STYLE = """
 @media (prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9aa5b1;--paper:#0d1117;--line:#3d444d;--better:#5bd08b;
 --worse:#ff9b93;--good:#79b8ff;--open:#e3c04d}}
 *{box-sizing:border-box}body{margin:0 auto;max-width:64rem;padding:1rem;background:var(--paper);color:var(--ink);
-font:1rem/1.5 system-ui,sans-serif}h1{font-size:1.4rem;line-height:1.35}h2{font-size:1.1rem;margin-top:2rem}
+font:1rem/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
+h1{font-size:1.4rem;line-height:1.35}h2{font-size:1.1rem;margin-top:2rem}
 p.soft,li,caption,footer{color:var(--soft)}.scroll{overflow-x:auto}.scroll:focus{outline:2px solid var(--good)}
 table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}caption{text-align:left;padding-bottom:.4rem}
-th,td{text-align:right;padding:.3rem .5rem;border-bottom:1px solid var(--line);white-space:nowrap}th:first-child{text-align:left}
+th,td{text-align:right;padding:.3rem .5rem;
+border-bottom:1px solid var(--line);white-space:nowrap}th:first-child{text-align:left;white-space:normal;
+min-width:7rem;max-width:14rem}
+@media(min-width:40rem){th:first-child{min-width:14rem}}
 td.word{font-weight:600}.better{color:var(--better)}.worse{color:var(--worse)}.as-good{color:var(--good)}.undecided{color:var(--open)}
-svg{width:100%;height:auto;max-width:42rem}svg text{fill:var(--ink);font:13px system-ui,sans-serif}
+svg{width:100%;height:auto;max-width:30rem}svg text{fill:var(--ink);font:13px system-ui,sans-serif}
 svg .axis{stroke:var(--soft)}svg .band{fill:var(--line)}svg g{stroke:currentColor;fill:currentColor}svg g text{stroke:none}
 """
 
@@ -91,24 +95,24 @@ def _picture(comparison: Comparison) -> str:
     shown = [task for task in comparison.tasks if math.isfinite(task.gain.deciding.low)]
     if not shown:
         return ""
-    height, left, width = 34, 200, 640
-    half = (width - left - 20) / 2
-    middle = left + half
+    height, width = 46, 360  # the width of a phone: letters are never smaller than they are meant to be
+    half = width / 2 - 10
+    middle = width / 2
     said = "; ".join(f"{t.task}: gain {number(t.gain.file.value, '+')} {span(t.gain.deciding)}, {t.word}" for t in shown)
     parts = [
         f'<svg viewBox="0 0 {width} {height * len(shown) + 24}" role="img" aria-label="Gains with intervals. {escape(said)}">',
-        f'<line class="axis" x1="{middle}" x2="{middle}" y1="4" y2="{height * len(shown)}"/>',
         f'<text x="{middle}" y="{height * len(shown) + 16}" text-anchor="middle">worse ← 0 → better</text>',
     ]
     for i, task in enumerate(shown):
-        y = height * i + height / 2 + 4
+        y = height * i + 30
         gain: Interval = task.gain.deciding
         reach = max(abs(gain.low), abs(gain.high), abs(task.tolerance), 1e-300)  # each task has its own scale
         low, high, value, band = (middle + half * v / reach for v in (gain.low, gain.high, gain.value, -task.tolerance))
-        name = task.task if len(task.task) <= 26 else task.task[:25] + "…"
+        name = task.task if len(task.task) <= 34 else task.task[:33] + "…"
         parts += [
-            f'<text x="0" y="{y + 4}">{escape(name)}</text>',
+            f'<text x="0" y="{y - 14}">{escape(name)}: {task.word}</text>',
             f'<rect class="band" x="{band:.1f}" y="{y - 9}" width="{middle - band:.1f}" height="18"/>',
+            f'<line class="axis" x1="{middle}" x2="{middle}" y1="{y - 10}" y2="{y + 10}"/>',
             f'<g class="{_class(task.word)}"><line x1="{low:.1f}" x2="{high:.1f}" y1="{y}" y2="{y}" stroke-width="3"/>',
             f'<circle cx="{value:.1f}" cy="{y}" r="5"/></g>',
         ]

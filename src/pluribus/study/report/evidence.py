@@ -205,8 +205,8 @@ def curves(summary: Row, pictures: Pictures) -> Html:
         _few(summary, shown),
         tag(
             "p",
-            "The main metric on validation at each check, a line a seed. A curve that still moves when it ends was cut short "
-            "by the budget.",
+            "The main metric on validation at each check, a line a seed. A curve that still "
+            "moves when it ends was stopped early; who was cut short by the budget is said below, candidate by candidate.",
         ),
         _legend(labels),
         grid(drawn),
@@ -262,7 +262,7 @@ def holes(summary: Row, pictures: Pictures) -> Html:
     verdict = (
         join([tag("p", "How well the inputs predict whether a cell is labelled (0.5: not at all):"), bullets(checked)])
         if checked
-        else tag("p", "No task has both 50 labels and 50 missing ones among its training rows, so there was nothing to ask.")
+        else tag("p", _unasked(summary))
     )
     return section(
         "holes",
@@ -283,6 +283,12 @@ def holes(summary: Row, pictures: Pictures) -> Html:
             table("Cells of each task and part", ["task", *parts, "is the label's presence predictable?", "finding"], body),
         ),
     )
+
+
+def _unasked(summary: Row) -> str:
+    if summary["settings"].get("task_column"):
+        return "Not asked: in the long layout the task column itself says which rows are a task's."
+    return "No task has both 50 labels and 50 missing ones among its training rows, so there was nothing to ask."
 
 
 def calibration(summary: Row, pictures: Pictures) -> Html:

@@ -77,7 +77,7 @@ def gains(comparison: Row, shown: Sequence[str]) -> Figure:
         }
         layout["annotations"].append(
             {
-                "text": f"<b>{label(row['task'])}</b> {label(measure(row['metric']), 16)}: {row['word']}",
+                "text": f"<b>{label(row['task'], 28)}</b> {label(measure(row['metric']), 16)}: {row['word']}",
                 "x": 0,
                 "xref": "paper",
                 "y": 1 - (top + 2) / height,

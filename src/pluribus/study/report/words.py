@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from itertools import zip_longest
 from typing import Any
 
 Row = Mapping[str, Any]
@@ -11,7 +12,7 @@ Row = Mapping[str, Any]
 MOST = 12
 """Tasks that pictures show; the tables show all."""
 
-_RANK = {"worse": 0, "better": 1, "undecided": 2, "as good": 3}
+_TURNS = ("worse", "better", "undecided", "as good")
 _HOLES = {"labelled": "labelled", "missing": "missing", "not_applicable": "not applicable", "delayed": "not yet known"}
 _MEASURES = {
     "auc": "AUC",
@@ -70,8 +71,9 @@ def hole(name: str) -> str:
 
 
 def short(name: str, most: int = 24) -> str:
-    """A name that fits beside a picture."""
-    return name if len(name) <= most else f"{name[: most - 1]}…"
+    """A name that fits beside a picture; its end, which often tells it from its neighbours, stays."""
+    end = most // 2 - 1
+    return name if len(name) <= most else f"{name[: most - end - 1]}…{name[-end:]}"
 
 
 def names(of: Sequence[str], most: int = 6) -> str:
@@ -103,21 +105,22 @@ def counts(rows: Iterable[Row]) -> dict[str, int]:
 
 
 def telling(summary: Row, most: int = MOST) -> list[str]:
-    """The tasks that a picture shows: all where they are few, else worse before better before undecided before as good, and
-    among these the gains that stand out most from their standard error. In the table's order."""
+    """The tasks that a picture shows: all where they are few; else the words in turn (worse, better, undecided, as good), of each
+    the gains that stand out most from their standard error. In the table's order."""
     order = [task["name"] for task in summary["tasks"]]
     if len(order) <= most:
         return order
     rows = {} if summary["verdict"] is None else {r["task"]: r for r in summary["verdict"]["comparisons"][0]["tasks"]}
 
-    def weight(name: str) -> tuple[int, float]:
-        if name not in rows:
-            return (len(_RANK), 0.0)
+    def clarity(name: str) -> float:
         gain = deciding(rows[name]["gain"])
-        clear = finite(gain["value"]) and finite(gain["se"]) and gain["se"] > 0
-        return (_RANK[rows[name]["word"]], -abs(gain["value"] / gain["se"]) if clear else 0.0)
+        known = finite(gain["value"]) and finite(gain["se"]) and gain["se"] > 0
+        return abs(gain["value"] / gain["se"]) if known else 0.0
 
-    kept = set(sorted(order, key=weight)[:most])
+    turns = [sorted((n for n in rows if rows[n]["word"] == word), key=clarity, reverse=True) for word in _TURNS]
+    turns.append([name for name in order if name not in rows])
+    by_turn = [name for turn in zip_longest(*turns) for name in turn if name is not None]
+    kept = set(by_turn[:most])
     return [name for name in order if name in kept]
 
 
