@@ -230,7 +230,9 @@ def curves(task: Row, runs: Mapping[str, Sequence[Sequence[Any]]], labels: Mappi
     layout = _layout(220, margin={"l": 8, "r": 12, "t": 8, "b": 40})
     layout["xaxis"] = {**_AXIS, "title": {"text": "check during training", "font": {"size": 12}, "standoff": 4}, "nticks": 6}
     longest = [max(map(len, lines)) for lines in runs.values() if any(lines)]
-    if max(longest) >= 8 * min(longest):  # trees check every round, networks every epoch
+    if max(longest) <= 8:
+        layout["xaxis"]["dtick"] = 1
+    elif max(longest) >= 8 * min(longest):  # trees check every round, networks every epoch
         layout["xaxis"] |= {"type": "log", "tickvals": [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]}
     layout["yaxis"] = {
         **_AXIS,
