@@ -129,12 +129,12 @@ class Reader:
 
     def _parse(self, body: bytes) -> Any:
         remedy = 'send {"rows": [{column: value, …}, …]} in UTF-8'
-        depth = deepest = 0
-        for mark in _MARK.finditer(body):
+        depth = 0
+        few = body.count(b"[") + body.count(b"{") <= self.limits.depth  # too few brackets to nest too deep
+        for mark in () if few else _MARK.finditer(body):
             sign = body[mark.start()]
             depth += 1 if sign in b"[{" else -1 if sign in b"]}" else 0
-            deepest = max(deepest, depth)
-            if deepest > self.limits.depth:
+            if depth > self.limits.depth:
                 raise Refusal(422, "nested", f"body: is nested deeper than {self.limits.depth} levels; {remedy}")
         try:
             return json.loads(body.decode("utf-8"))

@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -21,6 +22,9 @@ from pluribus.evaluation import calibration
 from pluribus.modeling import Fitted, MultiTaskModel
 from pluribus.modeling.candidate import Array
 from pluribus.tasks import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 STEP = 4096  # rows of a forward
 PROBES = 64  # encodings spent on finding the rows that cannot be encoded
@@ -103,6 +107,20 @@ def decoded(task: Task, value: Array, thresholds: Mapping[str, float]) -> dict[s
     return {task.name: value.tolist()}
 
 
+@dataclass(frozen=True)
+class _Columns:
+    """What `FittedColumns` reads of a frame, without the frame, which costs more to make than a small batch to predict."""
+
+    columns: Mapping[str, pd.Series]
+    rows: int
+
+    def __getitem__(self, name: str) -> pd.Series:
+        return self.columns[name]
+
+    def __len__(self) -> int:
+        return self.rows
+
+
 class Answerer:
     """Answers rows of one artefact. Slots: `{"values": {column: value}}`, with `"failed": {task: why}` where a task failed,
     or `{"error": why}` where the row cannot be encoded."""
@@ -172,16 +190,17 @@ class Answerer:
     def _prepare(self, rows: Sequence[Sequence[Any]]) -> Prepared:
         import pandas as pd
 
-        columns: dict[str, Any] = {}
+        index = pd.RangeIndex(len(rows))
+        columns: dict[str, pd.Series] = {}
         for name, kind, cells in zip(self.names, self.kinds, zip(*rows)):
             if kind == "number":
-                columns[name] = np.array(cells, np.float64)
+                columns[name] = pd.Series(np.array(cells, np.float64), index)
             elif kind == "datetime":
-                columns[name] = np.array(cells, "datetime64[us]")
+                columns[name] = pd.Series(np.array(cells, "datetime64[us]"), index)
             else:
                 column = np.empty(len(rows), object)
                 column[:] = cells
-                columns[name] = pd.Series(column, dtype=object)
-        frame = pd.DataFrame(columns, index=pd.RangeIndex(len(rows)))
+                columns[name] = pd.Series(column, index, dtype=object)
+        frame: Any = _Columns(columns, len(rows))
         with np.errstate(over="ignore"):  # a number beyond float32 ends as "not finite" in its own slot
             return self.fitted.columns.prepare(frame, self.fitted.tasks)

@@ -45,6 +45,8 @@ class Service:
         self.reader = Reader(fitted.columns, limits)
         self.answerer = Answerer(fitted, self.reader.names)
         self.metrics = Metrics()
+        self.names = fitted.requested(None)
+        self.counts = {name: self.metrics.tasks.labels(name) for name in self.names}
         self.max_batch, self.max_delay = max_batch, max_delay
         self.batcher: Batcher | None = None
         self.ready = False
@@ -96,7 +98,8 @@ class Service:
             body = await self._body(request)
             read = {JSON: self.reader.json, ARROW: self.reader.arrow, PARQUET: self.reader.parquet}[form]
             rows = read(body) if len(body) < LARGE else await asyncio.to_thread(read, body)
-            tasks = self._tasks(rows, request.query_params.getlist("tasks"))
+            query = request.query_params.getlist("tasks") if request.scope["query_string"] else []
+            tasks = self._tasks(rows, query)
             slots = await self._slots(rows, tasks)
             wanted = _accepted(request.headers.get("accept", ""), form)
             if rows.size < 200:
@@ -123,6 +126,8 @@ class Service:
         return bytes(found)
 
     def _tasks(self, rows: Rows, query: Sequence[str]) -> list[str]:
+        if not query and rows.tasks is None:
+            return self.names
         asked = [name for text in query for name in self._split(text) if name]
         if query and rows.tasks is not None:
             raise Refusal(422, "task", "tasks are named in the address and in the body; keep one of them")
@@ -156,7 +161,7 @@ class Service:
         if wrong:
             self.metrics.rows.inc(wrong)
         for name in tasks:
-            self.metrics.tasks.labels(name).inc(rows.size - wrong - failed.get(name, 0))
+            self.counts[name].inc(rows.size - wrong - failed.get(name, 0))
             if name in failed:
                 self.metrics.failed.labels(name).inc(failed[name])
         return slots
