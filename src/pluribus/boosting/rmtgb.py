@@ -340,7 +340,7 @@ class _Fit:
 
     def draw(self, ranges: list[tuple[int, int]]) -> tuple[list[Ints], Ints | None]:
         """The rows of this round, a fresh share of each range, and the features."""
-        rows = [np.arange(a, b) for a, b in ranges]
+        rows = [np.arange(a, b, dtype=np.int32) for a, b in ranges]
         if self.model.subsample < 1:
             share = self.model.subsample
             rows = [np.sort(self.rng.permutation(own)[: max(round(share * len(own)), min(len(own), 1))]) for own in rows]
@@ -397,6 +397,8 @@ class _Fit:
             r = model._residual(self.y, self.F())
             drawn = self.draw(everyone)
             A_job = pool.submit(self.tree, s_row * r, *drawn)  # both at the same point
+            if threads(model.n_jobs) == 1:
+                A_job.result()
             B = self.tree((1 - s_row) * r, *drawn)
             A = A_job.result()
             weighted = r if self.w is None else self.w[:, None] * r
