@@ -102,12 +102,12 @@ class Towers(nn.Module):
     ) -> dict[str, Features]:
         """hidden [A, B, d] of the tasks in `order` → what their heads read."""
         if self.bank is None:
-            return {name: Features(hidden[i], context=features.context) for i, name in enumerate(order)}
+            return {name: Features(one, context=features.context) for name, one in zip(order, hidden.unbind())}
         wanted = [rows[name] for name in order]
         asked = sum(hidden.shape[1] if r is None else len(r) for r in wanted)
         if asked > 0.75 * hidden.shape[0] * hidden.shape[1]:  # nearly all: one batched product
             high = F.relu(self.bank(hidden, active))
-            return {name: Features(high[i], context=features.context) for i, name in enumerate(order)}
+            return {name: Features(one, context=features.context) for name, one in zip(order, high.unbind())}
         found = {}
         places = range(len(order)) if active is None else active.tolist()
         for i, (name, place) in enumerate(zip(order, places)):
