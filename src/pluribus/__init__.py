@@ -23,6 +23,7 @@ _FACE: dict[str, str] = {
     "combine": "pluribus.balancing:combine",
     "compare": "pluribus.evaluation.compare:compare",
     "load": "pluribus.modeling:load",
+    "merge": "pluribus.merging:merge",
 }
 
 __all__ = ["__version__", *sorted(_FACE)]
