@@ -131,7 +131,7 @@ def test_trusted_samples_are_the_most_confident_of_each_class() -> None:
 
 def test_adaptation_uses_trusted_labels_and_the_threshold(bed) -> None:  # type: ignore[no-untyped-def]
     """Trusted samples count whatever their confidence; the others only beyond the threshold; no label is needed."""
-    model, base, experts, data = bed
+    model, base, experts, _data = bed
     forward = forward_with()
     model.load_state_dict(base)
     x = torch.randn(90, 5)

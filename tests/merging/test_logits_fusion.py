@@ -154,7 +154,7 @@ def test_decoding_with_caches_is_decoding_without() -> None:
 
 def test_beams_that_are_reordered_do_not_use_stale_caches() -> None:
     """With beam search rows change places between steps; the processor notices and reads the prefixes again."""
-    large, small, *experts = models()
+    _large, small, *experts = models()
     processor = LogitsFusion().processor(small, experts)
     ids = torch.tensor([[5, 7, 9], [1, 2, 3]])
     scores = torch.zeros(2, 40)

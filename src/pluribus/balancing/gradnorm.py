@@ -32,6 +32,7 @@ class GradNorm(Balancer):
     alpha: float = 1.5
     lr: float = 0.025
     needs: ClassVar[frozenset[str]] = frozenset({"norms", "losses"})
+    source: ClassVar[str] = "last"  # where the doors measure the norms unless told otherwise
     mutable: ClassVar[tuple[str, ...]] = ("v", "first")
 
     def validate(self) -> None:
