@@ -1,0 +1,237 @@
+"""Does sharing beat specialists of the same encoder? Same settings, budget and seeds for all. Writes docs/results/sharing.md.
+
+Data: `funnel6`, a generated table of six binary tasks in two categories with positive rates from 30 % to 0.5 % (HoME's setting);
+`bench_0.2`, `bench_0.9`, seven regression tasks with polynomial responses on correlated directions (MultiTab-Bench's generator:
+rows of W = Q Λ^½ U, so that W Wᵀ is the wanted correlation); `adult` and `census` (income, never married). Nothing is tuned:
+every candidate runs its documented defaults once a seed, is stopped on validation, and is tested once. A finished cell is kept in
+build/sharing_claims and not run again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.ratio import DATA, RESULTS, machine
+
+CELLS = Path(__file__).parents[1] / "build" / "sharing_claims"
+REFERENCE = "single_networks"
+CANDIDATES = (
+    REFERENCE, "shared_bottom_equal", "mmoe", "cgc", "ple", "cross_stitch", "dselect_k", "mtan", "adatt", "home",
+)  # fmt: skip
+CATEGORIES = {"interaction": ["like", "comment", "share"], "watch": ["start", "half", "full"]}
+RATES = {"start": 0.3, "like": 0.1, "half": 0.05, "full": 0.02, "comment": 0.01, "share": 0.005}
+
+
+def funnel6(rows: int) -> tuple[Any, list[str]]:
+    """Six binary tasks: each score mixes a direction of all, one of its category, one of its own, and noise; the threshold sets
+    the rate. The world is the same for every seed of training."""
+    import pandas as pd
+
+    rng = np.random.default_rng(11)
+    x = rng.normal(size=(rows, 20))
+    common = np.tanh(x @ rng.normal(size=20) / 3) + 0.5 * x[:, 0] * x[:, 1]
+    frame = pd.DataFrame(x, columns=[f"x{i}" for i in range(20)])
+    for members in CATEGORIES.values():
+        theirs = np.tanh(x @ rng.normal(size=20) / 3) * (1 + x[:, 2])
+        for name in members:
+            score = common + theirs + 0.7 * (x @ rng.normal(size=20)) / 4 + 0.7 * rng.normal(size=rows)
+            frame[name] = (score > np.quantile(score, 1 - RATES[name])).astype(int)
+    return frame, [f"{name}:binary" for members in CATEGORIES.values() for name in members]
+
+
+def bench(correlation: float) -> Callable[[int], tuple[Any, list[str]]]:
+    def made(rows: int) -> tuple[Any, list[str]]:
+        import pandas as pd
+
+        rng = np.random.default_rng(12)
+        degrees, d = (1, 3, 2, 3, 4, 2, 3), 32
+        t = len(degrees)
+        wanted = np.full((t, t), correlation) + (1 - correlation) * np.eye(t)
+        values, vectors = np.linalg.eigh(wanted)
+        u = np.linalg.qr(rng.normal(size=(d, t)))[0].T
+        w = (vectors * np.sqrt(values)) @ u
+        assert np.allclose(w @ w.T, wanted, atol=1e-6)
+        x = rng.normal(size=(rows, d))
+        frame = pd.DataFrame(x, columns=[f"x{i}" for i in range(d)])
+        for i, degree in enumerate(degrees):
+            s = x @ w[i]
+            frame[f"y{i}"] = sum(s**k for k in range(1, degree + 1)) + 0.01 * rng.normal(size=rows)
+        return frame, [f"y{i}:regression" for i in range(t)]
+
+    return made
+
+
+def adult(rows: int) -> tuple[Any, list[str]]:
+    import pandas as pd
+
+    frame = pd.read_csv(DATA / "adult" / "adult.data.gz", header=None, skipinitialspace=True)
+    frame.columns = [f"c{i}" for i in range(frame.shape[1])]
+    return _people(frame, income="c14", marital="c5", also=("c7", "c2"), rows=rows)
+
+
+def census(rows: int) -> tuple[Any, list[str]]:
+    import pandas as pd
+
+    frame = pd.read_csv(DATA / "census_income_kdd_99k" / "census-income.test.gz", header=None, skipinitialspace=True)
+    frame.columns = [f"c{i}" for i in range(frame.shape[1])]
+    return _people(frame, income="c41", marital="c7", also=("c24",), rows=rows)
+
+
+def _people(frame: Any, *, income: str, marital: str, also: tuple[str, ...], rows: int) -> tuple[Any, list[str]]:
+    """Income and "never married"; `also`: the survey's weight, and what tells the marital state outright."""
+    frame = frame.sample(min(rows, len(frame)), random_state=0).reset_index(drop=True)
+    rich = frame[income].astype(str).str.contains("50000\\+|>50K").astype(int)
+    never = frame[marital].astype(str).str.strip().str.lower().str.startswith("never").astype(int)
+    frame = frame.drop(columns=[income, marital, *also]).assign(rich=rich, never_married=never)
+    return frame, ["rich:binary", "never_married:binary"]
+
+
+SETS: dict[str, Callable[[int], tuple[Any, list[str]]]] = {
+    "funnel6": funnel6, "bench_0.2": bench(0.2), "bench_0.9": bench(0.9), "adult": adult, "census": census,
+}  # fmt: skip
+
+
+def prepared(name: str, rows: int) -> Any:
+    from pluribus.data.prepared import prepare
+    from pluribus.data.splitting import split
+    from pluribus.data.table import Table
+
+    frame, targets = SETS[name](rows)
+    table = Table(frame, targets, split="random")
+    return prepare(table, split(table, 0))
+
+
+def cell(data: Any, name: str, rows: int, candidate: str, seed: int, seconds: float) -> dict[str, Any]:
+    """Test scores by task, cost, and the experts' health where there are experts; kept, and read where it was run before."""
+    import torch
+
+    from pluribus import catalog
+    from pluribus.evaluation import metrics
+    from pluribus.modeling import Budget
+    from pluribus.sharing import health
+
+    path = CELLS / f"{name}-{rows}-{candidate}-{seed}-{seconds:g}.json"
+    if path.exists():
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return found
+    torch.set_num_threads(1)
+    settings = {"categories": CATEGORIES} if candidate == "home" and name == "funnel6" else {}
+    shown = data.with_parts(train=data.parts["train"], valid=data.parts["valid"])
+    start = time.process_time()
+    fitted = catalog.get("candidate", candidate).resolve()(**settings).fit(shown, Budget(seconds), seed)
+    spent = time.process_time() - start
+    scores = {}
+    for task in data.tasks:
+        cells = data.labelled(task.name, "test")
+        value = fitted.scores(data, cells.rows, [task.name])[task.name]
+        metric = task.main_metric.name
+        scores[task.name] = {metric: float(metrics.compute(metric, value, cells.values))}
+    row = {
+        "scores": scores, "seconds": spent, "parameters": fitted.costs().parameters,
+        "undertrained": fitted.record["undertrained"],
+    }  # fmt: skip
+    if candidate != REFERENCE:
+        batch = data.batch(torch.from_numpy(data.parts["test"][:2000]), tasks=())
+        row["health"] = health(fitted.model, batch.inputs).to_dict()
+    CELLS.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(row), "utf-8")
+    return row
+
+
+def gains(cells: dict[tuple[str, int], dict[str, Any]], tasks: Any, candidate: str, names: list[str] | None = None) -> Any:
+    """Δm in per cent against the specialists of the same seed: mean over seeds, with a t interval."""
+    from pluribus.evaluation.delta_m import delta
+    from pluribus.evaluation.intervals import seeds_component, t_interval
+
+    directions = {task.main_metric.name: task.main_metric.direction for task in tasks}
+    values = []
+    for (who, seed), row in cells.items():
+        if who == candidate and (REFERENCE, seed) in cells:
+            pair = [
+                {name: one for name, one in each["scores"].items() if names is None or name in names}
+                for each in (row, cells[REFERENCE, seed])
+            ]
+            values.append(delta("mean-relative", pair[0], pair[1], directions))
+    part = seeds_component(values)
+    return t_interval(float(np.mean(values)), [part] if part is not None else [])
+
+
+def section(name: str, rows: int, tasks: Any, cells: dict[tuple[str, int], dict[str, Any]], seconds: float) -> list[str]:
+    seeds = len({seed for _, seed in cells})
+    who = [c for c in CANDIDATES if any(key[0] == c for key in cells)]
+    metric = ", ".join(dict.fromkeys(task.main_metric.name for task in tasks))
+    lines = [
+        f"## {name}: {len(tasks)} tasks, {rows} rows, {seeds} seeds, at most {seconds:g} core-seconds a fit", "",
+        f"| candidate | Δm, % (95 % over seeds) | {metric}, mean | core-seconds | parameters | cut short |",
+        "|---|---|---|---|---|---|",
+    ]  # fmt: skip
+    for candidate in who:
+        own = [row for (c, _), row in cells.items() if c == candidate]
+        mean = np.mean([value for row in own for one in row["scores"].values() for value in one.values()])
+        change = "(reference)"
+        if candidate != REFERENCE:
+            gain = gains(cells, tasks, candidate)
+            between = f"{gain.low:+.2f} … {gain.high:+.2f}" if math.isfinite(gain.low) else "one seed"
+            change = f"{gain.value:+.2f} ({between})"
+        cut = sum(bool(row["undertrained"]) for row in own)
+        spent = np.mean([row["seconds"] for row in own])
+        lines.append(f"| {candidate} | {change} | {mean:.4f} | {spent:.1f} | {own[0]['parameters']:,} | {cut} of {len(own)} |")
+    lines.append("")
+    if name == "funnel6":
+        lines += [
+            "HoME's three claims here (means over seeds, on test rows, after training):", "",
+            "| candidate | dead units, % | zero activations, % | scale spread, at most | highest occupancy | AUC, two rarest |",
+            "|---|---|---|---|---|---|",
+        ]  # fmt: skip
+        rare = sorted(RATES, key=lambda task: RATES[task])[:2]
+        for candidate in [c for c in who if c in ("mmoe", "cgc", "ple", "adatt", "home", REFERENCE)]:
+            own = [row for (c, _), row in cells.items() if c == candidate]
+            auc = np.mean([next(iter(row["scores"][task].values())) for row in own for task in rare])
+            if candidate == REFERENCE:
+                lines.append(f"| {candidate} | | | | | {auc:.4f} |")
+                continue
+            mean = {
+                key: np.mean([np.mean(list(row["health"][key].values())) for row in own]) for key in ("dead_units", "zero_share")
+            }
+            spreads = [v for row in own for v in row["health"]["scale_spread"].values()]
+            spread = "∞" if None in spreads else f"{max(spreads):.1f}"
+            occupied = np.mean([max(v for v in row["health"]["occupancy"] if v is not None) for row in own])
+            shares = f"{100 * mean['dead_units']:.1f} | {100 * mean['zero_share']:.1f}"
+            lines.append(f"| {candidate} | {shares} | {spread} | {occupied:.2f} | {auc:.4f} |")
+        lines.append("")
+    return lines
+
+
+def run(full: bool) -> None:
+    seeds, seconds = (5, 120.0) if full else (2, 12.0)
+    body: list[str] = []
+    for name in SETS if full else ("funnel6", "bench_0.2", "bench_0.9", "adult"):
+        rows = 40_000 if full else 16_000 if name == "funnel6" else 6_000  # its rarest task has 5 positives in 1,000 rows
+        data = prepared(name, rows)
+        cells = {}
+        for seed in range(seeds):
+            for candidate in CANDIDATES:
+                cells[candidate, seed] = row = cell(data, name, rows, candidate, seed, seconds)
+                print(name, candidate, seed, f"{row['seconds']:.1f} s", flush=True)
+        body += section(name, data.n_rows, data.tasks, cells, seconds)
+        write(body, full)
+
+
+def write(body: list[str], full: bool) -> None:
+    head = [
+        "# Sharing architectures against specialists of the same encoder", "",
+        "Δm is the mean relative change of the tasks' main metric against the specialists with the same seed, up is good.",
+        "Intervals are over seeds of training alone (one split); few seeds make them wide, and the test rows are not in them.",
+        "Every candidate ran its defaults once a seed; nothing was searched or tuned.", "",
+    ]  # fmt: skip
+    foot = [f"{machine()}; {datetime.date.today().isoformat()}; {'full' if full else 'default'} set of cells.", ""]
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "sharing.md").write_text("\n".join(head + body + foot), "utf-8")
