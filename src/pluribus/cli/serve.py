@@ -82,6 +82,6 @@ def command(
         click.echo(f"note: {host} can be reached from other machines and no token is asked for; see --token-file", err=True)
     shown = f"[{host}]" if ":" in host else host
     names = ", ".join(task.name for task in fitted.tasks[:8]) + (", …" if len(fitted.tasks) > 8 else "")
-    click.echo(f"serving {names} on http://{shown}:{listening.getsockname()[1]}/predict; Ctrl-C ends", err=True)
-    run(app, listening)
+    line = f"serving {names} on http://{shown}:{listening.getsockname()[1]}/predict; Ctrl-C ends"
+    run(app, listening, started=lambda: click.echo(line, err=True))
     click.echo("stopped", err=True)

@@ -31,6 +31,8 @@ PARQUET = "application/vnd.apache.parquet"
 _MARK = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.S)
 """A string (also one that never ends, so that a scan stays linear) or a bracket."""
 
+_SURROGATE = re.compile("[\ud800-\udfff]")
+
 
 @dataclass(frozen=True)
 class Limits:
@@ -259,8 +261,8 @@ class Reader:
     # Cells
 
     def _word(self, value: Any) -> str | None:
-        if value is None:
-            return None
+        if value is None or (type(value) is str and _sound(value, self.limits.text)):
+            return value
         if isinstance(value, float) and value.is_integer():
             value = int(value)  # 1.0 and 1 are one category
         if isinstance(value, str | bool | int | float) and not (isinstance(value, float) and not math.isfinite(value)):
@@ -278,6 +280,8 @@ def _missing(value: Any) -> Any:
 def _number(value: Any) -> float:
     if value is None:
         return math.nan
+    if type(value) is float and math.isfinite(value):
+        return value
     if not isinstance(value, int | float | decimal.Decimal):
         raise _Bad(f"takes a number, not {_called(value)}")
     try:
@@ -325,7 +329,7 @@ def _datetime(value: Any) -> datetime.datetime | None:
 def _sound(value: Any, limit: int) -> bool:
     """Short enough to handle, and encodable: JSON may hold half a surrogate pair."""
     if isinstance(value, str):
-        return len(value) <= limit and not any("\ud800" <= sign <= "\udfff" for sign in value)
+        return len(value) <= limit and (value.isascii() or _SURROGATE.search(value) is None)
     return not isinstance(value, int) or value.bit_length() <= 1024
 
 

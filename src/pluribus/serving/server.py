@@ -7,12 +7,15 @@ Nothing a request holds is ever opened as a path, unpickled or evaluated: bodies
 from __future__ import annotations
 
 import asyncio
+import gc
 import hmac
 import logging
 import signal
 import socket
+import sys
+import threading
 import time
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -28,6 +31,7 @@ from pluribus.serving.schema import document
 if TYPE_CHECKING:
     from fastapi import FastAPI, Request
 
+SWITCH = 1e-4  # seconds; a forward gives the interpreter up at every operator and must not wait 5 ms to get it back
 LARGE = 64 << 10  # bytes from which on a body is read beside the event loop
 OTHER_NAMES = {
     "application/x-parquet": PARQUET, "application/vnd.apache.arrow.file": ARROW, "application/octet-stream": "",
@@ -291,21 +295,31 @@ def bind(host: str, port: int) -> socket.socket:
     return found
 
 
-def run(app: FastAPI, listening: socket.socket, *, stop_seconds: int = 30) -> None:
-    """Serve until SIGINT or SIGTERM: then no new request is taken, those in hand are answered within `stop_seconds`."""
+def run(app: FastAPI, listening: socket.socket, *, stop_seconds: int = 30, started: Callable[[], None] | None = None) -> None:
+    """Serve until SIGINT or SIGTERM: then no new request is taken, those in hand are answered within `stop_seconds`.
+
+    started: called once a signal would end the server properly.
+    """
     uvicorn = require("uvicorn", extra="serve", purpose="serving")
+    sys.setswitchinterval(SWITCH)
+    gc.collect()
+    gc.freeze()  # what is loaded stays: collections look at what requests leave only
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, lifespan="on", timeout_keep_alive=30,
         timeout_graceful_shutdown=stop_seconds, backlog=1024,
     )  # fmt: skip
+    server = uvicorn.Server(config)
+
+    def stop(*_: Any) -> None:  # before uvicorn listens to signals, and after it has stopped, when it raises them again
+        server.should_exit = True
+
     before = {}
+    if threading.current_thread() is threading.main_thread():
+        before = {number: signal.signal(number, stop) for number in (signal.SIGINT, signal.SIGTERM)}
     try:
-        for number in (signal.SIGINT, signal.SIGTERM):  # uvicorn raises the signal again once it has stopped
-            before[number] = signal.signal(number, lambda *_: None)
-    except ValueError:  # not the main thread: whoever runs us owns the signals
-        before = {}
-    try:
-        uvicorn.Server(config).run(sockets=[listening])
+        if started is not None:
+            started()
+        server.run(sockets=[listening])
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
