@@ -103,7 +103,7 @@ def test_esmm_by_hand(seed: int) -> None:
 
 @pytest.mark.parametrize("risk", ["ips", "dr"])
 def test_escm2_by_hand(risk: Any) -> None:
-    made, data = model(Imputed(FUNNEL, SharedBottom(FUNNEL, 3, tower=4))), batch()
+    made, data = model(Imputed(FUNNEL, 3, inside="shared_bottom", tower=4)), batch()
     joint = ESMM(FUNNEL).losses(made, data)
     losses = ESCM2(FUNNEL, risk=risk, lambda_c=0.3, lambda_g=0.7, clip=2.0).losses(made, data)
     p = probabilities(made, data)

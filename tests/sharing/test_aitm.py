@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from pluribus.modeling import Features
-from pluribus.sharing import AITM, Imputed, MMoE
+from pluribus.sharing import AITM, Imputed
 from pluribus.tasks import Task
 
 TASKS = [Task("b", "binary", after=("a",)), Task("a", "binary"), Task("c", "binary", after=("b",)), Task("d")]
@@ -50,13 +50,13 @@ def test_a_request_runs_its_ancestors_only() -> None:
 def test_imputed_errors_follow_the_request() -> None:
     """One non-negative number per row that is asked for, for tasks that follow another; the architecture inside is unchanged."""
     torch.manual_seed(0)
-    sharing, x = Imputed(TASKS, MMoE(TASKS, 5)), torch.randn(20, 5)
+    sharing, x = Imputed(TASKS, 5), torch.randn(20, 5)
     rows = {"b": torch.tensor([3, 7]), "d": None}
     whole, some = sharing(Features(x), dict.fromkeys("abcd")), sharing(Features(x), rows)
     assert set(whole.extra["imputed"]) == {"b", "c"}
     assert (whole.extra["imputed"]["c"] >= 0).all()
     torch.testing.assert_close(some.extra["imputed"]["b"], whole.extra["imputed"]["b"][[3, 7]])
-    torch.testing.assert_close(whole.tasks["a"].main, sharing.sharing(Features(x), {"a": None}).tasks["a"].main)
-    assert sharing.slices("d").keys() == {f"sharing.{name}" for name in sharing.sharing.slices("d")}
+    torch.testing.assert_close(whole.tasks["a"].main, sharing.inside(Features(x), {"a": None}).tasks["a"].main)
+    assert sharing.slices("d").keys() == {f"inside.{name}" for name in sharing.inside.slices("d")}
     assert {"error.weight", "error.bias"} <= set(sharing.slices("c"))
     assert "error" not in sharing.reads("a")

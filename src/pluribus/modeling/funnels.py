@@ -205,7 +205,7 @@ class ESCM2(_Funnel):
         else:
             imputed = outputs.extra.get("imputed", {}).get(name)
             if imputed is None:
-                remedy = "wrap the model's sharing in pluribus.sharing.Imputed"
+                remedy = "give the model pluribus.sharing.Imputed around its sharing"
                 raise BadInput("the doubly robust risk needs an imputed error", where=f"task {name!r}", remedy=remedy)
             imputed = imputed[labels.rows]
             risk = dr(error, imputed, observed, propensity, self.clip)

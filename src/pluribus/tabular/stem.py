@@ -29,7 +29,7 @@ if TYPE_CHECKING:
     from pluribus.data.columns import FittedColumns
 
 
-class AllForward(Stacked):
+class _AllForward(Stacked):
     """The gates' mixture of all experts and the towers on it. width: of the experts."""
 
     def __init__(self, tasks: Sequence[Task], width: int, tower: int) -> None:
@@ -59,7 +59,7 @@ class STEM(MultiTaskModel):
     """encoder: the shared expert. own: a bank with one copy per task, in the tasks' order."""
 
     def __init__(self, tasks: Sequence[Task], encoder: TabularMLP, own: TabularMLP, tower: int = 0) -> None:
-        sharing = AllForward(tasks, encoder.width, tower)
+        sharing = _AllForward(tasks, encoder.width, tower)
         super().__init__(tasks, encoder, sharing, Heads(tasks, sharing.width))
         self.own = own
         self.index = {task.name: i for i, task in enumerate(tasks)}
