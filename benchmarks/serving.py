@@ -25,7 +25,7 @@ from typing import Any
 from benchmarks.ratio import RESULTS, machine
 
 CLIENTS = 32
-REQUESTS = 640  # a round
+REQUESTS = 960  # a round
 
 
 def serve(folder: str, mode: str, port: Any) -> None:
