@@ -60,6 +60,17 @@ def test_verdict_speaks_of_every_task(finished: Any) -> None:
     assert [c.reference for c in result.verdict.comparisons] == ["best specialists", "same-encoder specialists"]
 
 
+def test_new_groups_have_a_line(finished: Any) -> None:
+    """A time split leaves customers in both parts: what holds for new ones is said apart, from the same words."""
+    study, result = finished
+    (line,) = [note for note in result.verdict.notes if note.startswith("New groups only")]
+    new, rows = len(study.split.new_groups), len(study.split.parts["test"])
+    assert line.startswith(f"New groups only ({new} of {rows} test rows, exploratory): ")
+    assert 0 < new < rows
+    assert any(word in line for word in ("undecided", "not decided", "better", "worse", "as good", "replace"))
+    assert line in json.loads((result.folder / "report.json").read_text())["notes"]
+
+
 def test_model_predicts_rows_in_order(finished: Any, loans: pd.DataFrame) -> None:
     """The saved model gives every row's prediction wherever the row stands, and a subset of tasks is a subset of columns."""
     _, result = finished

@@ -15,7 +15,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -30,7 +30,7 @@ from pluribus.data.splitting import Split, split
 from pluribus.data.table import Table
 from pluribus.errors import BadInput
 from pluribus.evaluation import calibration
-from pluribus.evaluation.verdict import Verdict, judge
+from pluribus.evaluation.verdict import TaskTruth, Verdict, judge
 from pluribus.files import atomic_file, file_lock, read_json, read_yaml
 from pluribus.modeling import Fitted, load
 from pluribus.study import selection
@@ -377,15 +377,52 @@ class Study:
         if choice.same_encoder is not None:
             references["same-encoder specialists"] = {t.name: [p[t.name] for p in test[choice.same_encoder]] for t in tasks}
         truth, units = selection.truth_of(self.data, "test", {task.name for task in tasks})
-        verdict = judge(
-            tasks, truth, units, {t.name: [p[t.name] for p in test[choice.winner]] for t in tasks}, references,
-            constants=constants(self.data), challenger_name=_label(finalists, choice.winner), unit=self.split.unit,
-            level=self.spec.level, repeats=self.spec.repeats, seed=self.spec.seed,
-            doubts=self._doubts(finalists, choice), notes=self._notes(),
-        )  # fmt: skip
+        challenger = {t.name: [p[t.name] for p in test[choice.winner]] for t in tasks}
+        settings: dict[str, Any] = {
+            "constants": constants(self.data), "challenger_name": _label(finalists, choice.winner), "unit": self.split.unit,
+            "level": self.spec.level, "repeats": self.spec.repeats, "seed": self.spec.seed,
+            "doubts": self._doubts(finalists, choice),
+        }  # fmt: skip
+        notes = [*self.notes(), *self._new_groups(tasks, truth, units, challenger, references, settings)]
+        verdict = judge(tasks, truth, units, challenger, references, notes=notes, **settings)
         with atomic_file(self.folder / "verdict.json") as aside:
             aside.write_text(json.dumps(verdict.to_dict(), indent=1), "utf-8")
         return verdict, test
+
+    def _new_groups(
+        self,
+        tasks: Sequence[Task],
+        truth: Mapping[str, TaskTruth],
+        units: Any,
+        challenger: Mapping[str, list[Any]],
+        references: Mapping[str, Mapping[str, list[Any]]],
+        settings: Mapping[str, Any],
+    ) -> list[str]:
+        """One line on the test rows whose group was never seen in training, where other groups were (exploratory)."""
+        fresh = np.isin(self.split.parts["test"], self.split.new_groups)
+        if self.table.group is None or fresh.all():
+            return []
+        lead = f"New groups only ({int(fresh.sum())} of {len(fresh)} test rows, exploratory): "
+        kept = {name: fresh[one.rows] for name, one in truth.items()}
+        left = [task for task in tasks if kept[task.name].any()]
+        if not left:
+            return [lead + "no labelled row"]
+
+        def cut(side: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+            return {t.name: [p[kept[t.name]] for p in side[t.name]] for t in left if t.name in side}
+
+        seen = {
+            name: TaskTruth(
+                one.rows[at := kept[name]],
+                one.target[at],
+                None if one.weight is None else one.weight[at],
+                None if one.groups is None else one.groups[at],
+            )
+            for name, one in truth.items()
+        }
+        first = next(iter(references))
+        verdict = judge(left, seen, units, cut(challenger), {first: cut(references[first])}, **settings)
+        return [lead + verdict.headline]
 
     def _doubts(self, finalists: Sequence[Finalist], choice: Choice) -> dict[str, str]:
         """Tasks about which no word is given, because a side was cut short by the budget."""
@@ -397,7 +434,8 @@ class Study:
                     found[task.name] = f"{by_name[side].label} is undertrained: the budget ended before its early stop"
         return found
 
-    def _notes(self) -> tuple[str, ...]:
+    def notes(self) -> tuple[str, ...]:
+        """What was inferred and what a reader must know: kinds, the split, the champion."""
         notes = [*self.table.notes, *self.split.notes]
         if self.champion is not None:
             notes.append(f"{self.champion.path} must have been fitted on the train part only; this cannot be checked here")

@@ -101,7 +101,7 @@ def write_summary(
         "split": table.split,
         "unit": split.unit,
         "units": {part: len(np.unique(split.units[rows])) for part, rows in split.parts.items()},
-        "notes": [*table.notes, *split.notes, *notes, *([study._notes()[-1]] if study.champion is not None else [])],
+        "notes": [*(study.notes() if verdict is None else verdict.notes), *notes],
         "warnings": [finding.to_dict() for finding in findings],
         "labelled_at_random": leakage.labelled_at_random(table, study.learnable, seed=study.spec.seed),
         "holes": _hole_map(study),
