@@ -232,6 +232,7 @@ def write(body: list[str], full: bool) -> None:
         "Intervals are over seeds of training alone (one split); few seeds make them wide, and the test rows are not in them.",
         "Every candidate ran its defaults once a seed; nothing was searched or tuned.", "",
     ]  # fmt: skip
-    foot = [f"{machine()}; {datetime.date.today().isoformat()}; {'full' if full else 'default'} set of cells.", ""]
+    kind = "full" if full else "default"
+    foot = [f"{machine()}; {datetime.date.today().isoformat()}; cells of the {kind} set that the headings name.", ""]
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "sharing.md").write_text("\n".join(head + body + foot), "utf-8")
