@@ -27,6 +27,9 @@ lint: $(VENV)/.test
 types: $(VENV)/.test
 	$(BIN)/mypy
 
+docs: $(VENV)/.test
+	$(BIN)/python -m mkdocs build --strict
+
 # make bench            the default set        make bench ONLY=name   one of them        make bench FULL=1   everything
 bench: $(VENV)/.test
 	$(BIN)/python -m benchmarks $(if $(ONLY),--only $(ONLY)) $(if $(FULL),--full)
