@@ -357,16 +357,15 @@ class Trainer:
     def _active(self, present: frozenset[str]) -> dict[nn.Parameter, Tensor]:
         """Stacked parameter → the indices that the present tasks own (cached per set of tasks)."""
         if present not in self._slices:
-            found: dict[nn.Parameter, list[Tensor]] = {}
+            found: dict[nn.Parameter, set[int]] = {}  # a set: tasks may share a slice
             for name in self.model.tasks:
                 for p, where in self.model.parameters_of(name):
                     if where is not None:
-                        found.setdefault(p, [])
+                        owned = found.setdefault(p, set())
                         if name in present:
-                            found[p].append(torch.arange(len(p), device=p.device)[where])
+                            owned.update(range(*where.indices(len(p))))
             self._slices[present] = {
-                p: torch.cat([torch.zeros(0, dtype=torch.int64, device=p.device), *pieces]).sort()[0]
-                for p, pieces in found.items()
+                p: torch.tensor(sorted(owned), dtype=torch.int64, device=p.device) for p, owned in found.items()
             }
         return self._slices[present]
 
