@@ -8,7 +8,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from hypothesis import HealthCheck, settings
+
+torch.set_num_threads(1)  # small tensors: a second thread only waits, and results would depend on the machine
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # so that the processes which tests start do the same
 
 settings.register_profile("pluribus", deadline=None, derandomize=True, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("pluribus")

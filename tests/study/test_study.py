@@ -115,14 +115,14 @@ def test_swapped_predictions_swap_the_words(finished: Any) -> None:
     truth, units = truth_of(data, "test")
     rng = np.random.default_rng(0)
     good, poor = {}, {}
-    for task in data.tasks:
+    for task in data.tasks:  # both sides have skill, for a reference without skill leaves the word undecided
         y = truth[task.name].target
-        near = y * 0.8 + 0.1 if task.kind == "binary" else y
-        good[task.name] = [near + 0.01 * rng.random(len(y)) for _ in range(3)]
-        poor[task.name] = [np.clip(near + rng.normal(size=len(y)) * (0.3 if task.kind == "binary" else y.std()), 0.01, None)
-                           for _ in range(3)]  # fmt: skip
+        near = {"binary": 0.8 * y + 0.1, "count": y + 0.02}.get(task.kind, y)
+        noise = {"binary": 0.3, "count": 0.3}.get(task.kind, 0.4 * y.std())
+        good[task.name] = [near + 0.001 * rng.random(len(y)) for _ in range(3)]
+        poor[task.name] = [near + noise * rng.random(len(y)) for _ in range(3)]
         if task.kind == "binary":
-            poor[task.name] = [np.clip(p, 0, 1) for p in poor[task.name]]
+            poor[task.name] = [np.clip(near + noise * rng.normal(size=len(y)), 0, 1) for _ in range(3)]
     kwargs = {"constants": constants(data), "unit": "row", "repeats": 200}
     rows = np.arange(len(units))
     ahead = judge(data.tasks, truth, rows, good, {"r": poor}, **kwargs).comparisons[0]
