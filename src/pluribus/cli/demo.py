@@ -9,7 +9,7 @@ from pluribus.errors import BadInput
 
 @click.command("demo", epilog="Example:  pluribus demo --rows all --budget 20m")
 @click.option("--rows", default="60000", show_default=True, metavar="N|all", help="Flights drawn at random once, or all 336,776.")
-@click.option("--budget", default="5m", show_default=True, metavar="TIME", help="Core-seconds in all.")
+@click.option("--budget", default="5m30s", show_default=True, metavar="TIME", help="Core-seconds in all.")
 @click.option("--jobs", type=int, help="Trainings at a time (default: the number of cores).")
 @click.option("--runs", "folder", default="runs", show_default=True, metavar="DIR", help="Where runs are kept.")
 @click.option("--name", default=None, help="Name of the run (default: flights, or flights-N for other row counts).")

@@ -12,7 +12,12 @@ ROWS = 60_000
 
 
 def run_demo(
-    rows: int | None = ROWS, budget: str = "5m", *, folder: str | Path = "runs", jobs: int | None = None, name: str | None = None
+    rows: int | None = ROWS,
+    budget: str = "5m30s",
+    *,
+    folder: str | Path = "runs",
+    jobs: int | None = None,
+    name: str | None = None,
 ) -> str:
     """Run (or go on with) the study and return what to say at the end."""
     stem = "flights" if rows == ROWS else f"flights-{rows or 'all'}"

@@ -24,6 +24,7 @@ from pluribus.study.spec import TableStudy
 
 RESERVE = 0.1
 SCREENING = 0.25
+MARGIN = 1.5  # estimates are rough: a road screens only where its finals would fit so many times over
 SCREENING_ROWS = 20_000
 SCREENING_SHARE = 0.3
 
@@ -173,7 +174,7 @@ def plan(spec: TableStudy, data: Prepared) -> Plan:
         estimate, screen = candidate.estimate(data), candidate.estimate(screening)
         affordable = int(SCREENING * share / max(screen, 1e-3))
         fixed = base_settings(spec, name)
-        count = min(spec.configurations, affordable) if estimate * len(seeds) <= (1 - SCREENING) * share else 1
+        count = min(spec.configurations, affordable) if MARGIN * estimate * len(seeds) <= (1 - SCREENING) * share else 1
         drawn = candidate.space.sample(spec.seed, count) if count >= 2 else [{}]
         configurations = tuple({**settings, **fixed} for settings in drawn)
         screened = len(configurations) >= 2
