@@ -28,32 +28,35 @@ if __name__ == "__main__":
 
 
 def run(full: bool) -> None:
-    kills = 60 if full else 20
+    wanted = 60 if full else 20
     rng = random.Random(0)
     with tempfile.TemporaryDirectory() as place:
         script = Path(place) / "go.py"
         script.write_text(SCRIPT)
-        trials = Path(place) / "killed" / "k" / "work" / "trials"
+        kills = lost = runs = 0
         kept: set[str] = set()
-        lost = ended = 0
-        for _ in range(kills):
-            process = subprocess.Popen([sys.executable, str(script), f"{place}/killed"], stderr=subprocess.DEVNULL)
-            time.sleep(rng.uniform(0.5, 14))
-            if process.poll() is None:
+        while kills < wanted:
+            run_folder = Path(place) / f"run{runs}"
+            process = subprocess.Popen([sys.executable, str(script), str(run_folder)], stderr=subprocess.DEVNULL)
+            time.sleep(rng.uniform(0.5, 9))
+            alive = process.poll() is None
+            if alive:
                 os.kill(process.pid, signal.SIGKILL)
-            else:
-                ended += 1
             process.wait()
+            trials = run_folder / "k" / "work" / "trials"
             there = {path.name for path in trials.glob("final-*")} if trials.exists() else set()
             lost += len(kept - there)
-            kept = there
-        for name in ("killed", "whole"):
-            subprocess.run([sys.executable, str(script), f"{place}/{name}"], check=True, stderr=subprocess.DEVNULL)
-        choices = [json.loads((Path(place) / name / "k" / "choice.json").read_text()) for name in ("killed", "whole")]
-        same = choices[0] == choices[1]
+            kills, kept = kills + alive, there
+            if not alive:  # it came to its end between two kills: the next kills strike a fresh run
+                runs, kept = runs + 1, set()
+        folders = [*(Path(place) / f"run{i}" for i in range(runs + 1)), Path(place) / "whole"]
+        for folder in folders:
+            subprocess.run([sys.executable, str(script), str(folder)], check=True, stderr=subprocess.DEVNULL)
+        choices = [json.loads((folder / "k" / "choice.json").read_text()) for folder in folders]
+        same = all(choice == choices[-1] for choice in choices)
     line = (
-        f"{kills} kills ({ended} came after the end): {lost} finished trials lost; "
-        f"choice.json {'equals' if same else 'DIFFERS FROM'} that of an unkilled run"
+        f"{kills} kills over {runs + 1} runs: {lost} finished trials lost; every run came to its end, and its choice.json "
+        f"{'equals' if same else 'DIFFERS FROM'} that of a run that was never killed"
     )
     print(line)
     text = f"# Killed studies\n\n{line}.\n\n{machine()}; {datetime.date.today()}; `make bench ONLY=kill`.\n"
