@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib.util
-import socket
 import sys
 from pathlib import Path
 from typing import Any
@@ -41,21 +40,20 @@ def _run(balanced: bool) -> tuple[torch.Tensor, dict[str, list[float]]]:
     return torch.cat([p.detach().reshape(-1) for p in model.parameters()]), history.scores
 
 
-def _rank(rank: int, port: int, balanced: bool, folder: str) -> None:
+def _rank(rank: int, balanced: bool, folder: str) -> None:
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", init_method=f"tcp://127.0.0.1:{port}", rank=rank, world_size=2)
+    # A file store: a TCP store lives in rank 0, and a rank that outlives it aborts.
+    dist.init_process_group("gloo", init_method=f"file://{folder}/store", rank=rank, world_size=2)
     weights, scores = _run(balanced)
     np.savez(f"{folder}/{rank}.npz", weights=weights.numpy(), loss=np.array(scores["loss"]), auc=np.array(scores["default"]))
+    dist.barrier()
     dist.destroy_process_group()
 
 
 @pytest.mark.parametrize("balanced", [False, True])
 def test_two_processes_give_the_union_batch(tmp_path: Path, balanced: bool) -> None:
     """If this fails, a run under torchrun trains something else than the run on one process."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        port = probe.getsockname()[1]
-    mp.spawn(_rank, (port, balanced, str(tmp_path)), nprocs=2)
+    mp.spawn(_rank, (balanced, str(tmp_path)), nprocs=2)
     weights, scores = _run(balanced)
     ranks = [np.load(tmp_path / f"{rank}.npz") for rank in (0, 1)]
     np.testing.assert_array_equal(ranks[0]["weights"], ranks[1]["weights"])
