@@ -86,11 +86,13 @@ class SearchSpace:
 
 @dataclass(frozen=True)
 class Budget:
-    """What one fit may spend: core-seconds (CPU time of the process, so that a busy machine takes nothing away), and threads
-    at a time."""
+    """What one fit may spend: core-seconds (CPU time of the process, so that a busy machine takes nothing away; of each
+    process where several fit together), and threads at a time. folder: where an unfinished fit may keep what it needs to go
+    on, if anywhere."""
 
     seconds: float
     threads: int = 1
+    folder: Path | None = None
 
 
 @dataclass(frozen=True)
@@ -213,6 +215,8 @@ class Candidate(ABC):
     space: ClassVar[SearchSpace] = SearchSpace()
     per_task: ClassVar[bool] = False
     """Whether this is a specialist: one model per task, nothing shared (a reference of the verdict)."""
+    processes: ClassVar[bool] = False
+    """Whether `fit` may be called on all ranks of a running `torch.distributed` group together, and then shares the work."""
     encoder: ClassVar[str | None] = None
     """Candidates with the same word here have the same encoder: joint and single are compared among them."""
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from pluribus import catalog
 from pluribus.balancing import AutoLambda, Balancer, EqualWeighting, UncertaintyWeighting
 from pluribus.data.prepared import Prepared
-from pluribus.modeling import Budget, Candidate, Choice, SearchSpace
+from pluribus.modeling import Budget, Candidate, Choice, Objective, SearchSpace, Supervised
 from pluribus.tabular.network import Network, build
 from pluribus.tabular.settings import DEFAULTS, SPACE, batch_of, check, encoder_settings, plain_curves, reproducible, weights_of
 from pluribus.training import Stage, Trainer
@@ -28,12 +28,24 @@ class JointNetwork(Candidate):
 
     road = "train"
     encoder = "tabular_mlp"
+    processes = True
     sharing: ClassVar[str]
     sharing_settings: ClassVar[tuple[str, ...]] = ()
 
     @abstractmethod
     def balancer(self, data: Prepared) -> Balancer:
         """A fresh balancer for the tasks of `data`."""
+
+    def objective(self, data: Prepared) -> Objective:
+        """How labels become losses."""
+        return Supervised()
+
+    def config(self, data: Prepared) -> dict[str, Any]:
+        """What `pluribus.tabular.network.build` makes the model of."""
+        return {
+            "encoder": {"name": "tabular_mlp", "settings": encoder_settings(self.settings, data)},
+            "sharing": {"name": self.sharing, "settings": {name: self.settings[name] for name in self.sharing_settings}},
+        }
 
     def unfit(self, data: Prepared) -> str | None:
         return "one task alone has nothing to share" if len(data.tasks) < 2 else None
@@ -45,19 +57,17 @@ class JointNetwork(Candidate):
     def fit(self, data: Prepared, budget: Budget, seed: int) -> Network:
         check(self.settings, f"candidate {self.name!r}")
         began = time.process_time()
-        config: dict[str, Any] = {
-            "encoder": {"name": "tabular_mlp", "settings": encoder_settings(self.settings, data)},
-            "sharing": {"name": self.sharing, "settings": {name: self.settings[name] for name in self.sharing_settings}},
-        }
+        config = self.config(data)
         batch_size = batch_of(self.settings, len(data.parts["train"]))
         stage = Stage(
-            balancer=self.balancer(data), epochs=self.settings["epochs"], batch_size=batch_size, lr=self.settings["lr"],
-            weight_decay=self.settings["weight_decay"], patience=self.settings["patience"],
+            balancer=self.balancer(data), objective=self.objective(data), epochs=self.settings["epochs"], batch_size=batch_size,
+            lr=self.settings["lr"], weight_decay=self.settings["weight_decay"], patience=self.settings["patience"],
         )  # fmt: skip
         with reproducible(seed, budget.threads):
             model = build(data.tasks, data.columns, config)
             deadline = max(0.0, budget.seconds - (time.process_time() - began))
-            history = Trainer(model, [stage], seed=seed, deadline=deadline, clock=time.process_time).fit(data)
+            trainer = Trainer(model, [stage], seed=seed, deadline=deadline, clock=time.process_time, folder=budget.folder)
+            history = trainer.fit(data)
         fitted = Network(data.tasks, data.columns, config, model)
         fitted.record = {
             "settings": dict(self.settings), "seed": seed, "curves": plain_curves(history.scores),
