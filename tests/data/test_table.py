@@ -81,7 +81,7 @@ def test_inputs_are_what_has_no_role() -> None:
 def test_holes_have_kinds() -> None:
     """Missing by default; not applicable below a parent that is 0 or where a column says so; delayed where a column says so."""
     data = frame(
-        click=[1, 0, 1, 0] * 30, buy=[1.0, 1.0, np.nan, np.nan] * 30, spend=[1.5, 2.0, np.nan, 3.0] * 30,
+        click=[1, 0, 1, 0] * 30, buy=[1.0, 0.0, np.nan, np.nan] * 30, spend=[1.5, 2.0, np.nan, 3.0] * 30,
         diverted=[0, 1, 0, 0] * 30, late=[0, 0, 0, 1] * 30,
     )  # fmt: skip
     data.loc[0, ["buy", "spend"]] = 0
@@ -187,6 +187,10 @@ ODD = {
     ),
     "unknown task of a hole": (
         lambda: Table(frame(h=0), ["bought"], not_applicable={"boght": "h"}), "unknown task 'boght'.*did you mean 'bought'",
+    ),
+    "a child without its parent": (
+        lambda: Table(frame(click=[1, 0] * 60, buy=[1, 1, 0, 0] * 30), ["click:binary", Task("buy", "binary", after="click")]),
+        r"task 'buy': is '1' in row 2, where 'click' is '0'; mend the rows \(30 in all\), or leave `after` out",
     ),
     "hole of words": (lambda: Table(frame(), ["bought"], delayed={"bought": "colour"}), "must hold true and false"),
     "two targets in the long layout": (lambda: Table(frame(), ["bought", "amount"], task_column="colour"), "one target column"),

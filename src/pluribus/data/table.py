@@ -172,6 +172,7 @@ class Table:
             if task.name in self.delayed:
                 code[self._flags(self.delayed[task.name])] = DELAYED
             for parent in task.after:
+                self._check_step(task, by_name[parent][1], value, values[parent])
                 code[(values[parent] == 0) | (codes[parent] == NOT_APPLICABLE)] = NOT_APPLICABLE
             if task.name in self.not_applicable:
                 code[self._flags(self.not_applicable[task.name])] = NOT_APPLICABLE
@@ -415,6 +416,14 @@ class Table:
                     what = f"comes after {parent!r}, which is {kinds[parent]}"
                     remedy = "only a binary task can say whether another applies"
                     raise BadInput(what, where=f"{self.source}, task {task.name!r}", remedy=remedy)
+
+    def _check_step(self, task: Task, parent: Task, value: NDArray[np.float64], before: NDArray[np.float64]) -> None:
+        """A child happens only where its parent did."""
+        wrong = (value == 1) & (before == 0)
+        if task.kind == "binary" and wrong.any():
+            what = f"is {task.classes[1]!r} in row {int(wrong.argmax()) + 1}, where {parent.name!r} is {parent.classes[0]!r}"
+            remedy = f"mend the rows ({int(wrong.sum())} in all), or leave `after` out"
+            raise BadInput(what, where=f"{self.source}, task {task.name!r}", remedy=remedy)
 
     def _flags(self, column: str) -> NDArray[np.bool_]:
         series = self.frame[column]
