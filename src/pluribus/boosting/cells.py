@@ -132,11 +132,11 @@ def read_cells(y: Any, n: int, task: Any = None, sample_weight: Any = None) -> C
             f"Input y contains NaN, first in row {int(np.flatnonzero(gone)[0])}", remedy="drop the rows without a label",
         )  # fmt: skip
     weight = _weight(sample_weight, n)
-    row = np.arange(n)
+    row = np.arange(n, dtype=np.int32)
     if task is None:
-        return Cells(row, np.zeros(n, dtype=np.int64), labels, weight, (0,), SINGLE, "array", n)
+        return Cells(row, np.zeros(n, dtype=np.int32), labels, weight, (0,), SINGLE, "array", n)
     names, index = _index(read_task(task, n))
-    return Cells(row, index, labels, weight, names, LONG, "array", n)
+    return Cells(row, index.astype(np.int32), labels, weight, names, LONG, "array", n)
 
 
 def _index(ids: Any) -> tuple[tuple[Any, ...], Ints]:

@@ -59,7 +59,7 @@ BLOCKS = (SHARED, OUTLIER, NON_OUTLIER, TASK)
 
 def theta_gradient(residual: Floats, difference: Floats, s: Floats, task: Ints, *, mean: bool = False) -> Floats:
     """d_t = -sum_{i in t} <r_i, (F_out - F_non)_i> s_t (1 - s_t) for every task; residual and difference are [n, K]."""
-    inner = (residual * difference).sum(axis=1)
+    inner = np.einsum("ik,ik->i", residual, difference)
     total: Any = np.bincount(task, weights=inner, minlength=len(s))
     if mean:
         total = total / np.maximum(np.bincount(task, minlength=len(s)), 1)
@@ -181,6 +181,7 @@ class _RMTGB(TaskBooster):
         used = table if len(distinct) == len(table) else table[distinct]
         binner = Binner.fit(used, self.columns_.categorical, self.max_bins, rng)
         bins = binner.transform(used)[np.searchsorted(distinct, cells.row[order])]
+        del order, distinct, used  # a fit's memory is the binned matrix, the scores and little else
         grower = Grower(
             bins, binner, self.max_depth, self.max_leaf_nodes, self.min_samples_leaf, 0.0, self.l2_regularization,
             self.min_split_gain, self.cat_smooth, self._signs(),
@@ -308,8 +309,8 @@ class _Fit:
         self.T, self.K, self.valid, self.rng, self.theta = T, K, valid, rng, theta
         n = len(task)
         self.roots = np.searchsorted(task, np.arange(T + 1))
-        self.P_sh, self.P_out, self.P_non, self.P_task = (np.zeros((n, K)) for _ in range(4))
-        self.P_sh += model.start_
+        self.P_sh = np.zeros((n, K)) + model.start_
+        self.P_out = self.P_non = self.P_task = np.zeros((0, K))  # each block makes its own; until then it is 0 everywhere
         m = 0 if valid is None else len(valid.y)
         self.V_sh, self.V_out, self.V_non, self.V_task = (np.zeros((m, K)) for _ in range(4))
         self.V_sh += model.start_
@@ -319,8 +320,13 @@ class _Fit:
 
     def F(self) -> Floats:
         """The full score of the training rows."""
-        s = expit(self.theta)[self.task][:, None]
-        full: Floats = self.P_sh + (1 - s) * self.P_non + s * self.P_out + self.P_task
+        full: Floats = self.P_sh.copy()
+        if len(self.P_out):
+            s = expit(self.theta)
+            full += (1 - s)[self.task][:, None] * self.P_non
+            full += s[self.task][:, None] * self.P_out
+        if len(self.P_task):
+            full += self.P_task
         return full
 
     def V(self) -> Floats:
@@ -350,11 +356,15 @@ class _Fit:
             features = np.sort(self.rng.permutation(d)[: max(round(self.model.colsample * d), 1)])
         return rows, features
 
-    def tree(self, target: Floats, rows: list[Ints], features: Ints | None) -> Grown:
-        """A tree for each set of rows, fitted to the targets [n, K] by (weighted) squared error."""
+    def gradient(self, target: Floats) -> Floats:
+        """Turn targets [n, K] into the gradients of their (weighted) squared error, in place."""
+        target *= -1.0 if self.w is None else -self.w[:, None]
+        return target
+
+    def tree(self, G: Floats, rows: list[Ints], features: Ints | None) -> Grown:
+        """A tree for each set of rows, grown on the gradients [n, K]."""
         roots = np.cumsum([0, *(len(own) for own in rows)])
-        G = -target if self.w is None else -self.w[:, None] * target
-        return self.grower.grow(np.concatenate(rows), roots, G, self.H, features=features)
+        return self.grower.grow(rows[0] if len(rows) == 1 else np.concatenate(rows), roots, G, self.H, features=features)
 
     def add(self, P: Floats, grown: Grown, tree_of_task: Ints) -> None:
         """P += nu tree, also for the rows that were not drawn; tree_of_task: which tree a task's rows go down, or -1."""
@@ -369,9 +379,9 @@ class _Fit:
         model, parts = self.model, []
         everyone, one_tree = [(0, len(self.task))], np.zeros(self.T, dtype=np.int64)
         stop = None if self.valid is None else _Stopper(float(self.valid_losses(self.V_sh).mean()), self.patience)
-        best = self.V_sh.copy(), self.P_sh.copy()
+        best = (self.V_sh, self.P_sh) if stop is None else (self.V_sh.copy(), self.P_sh.copy())
         for m in range(model.n_shared):
-            grown = self.tree(model._residual(self.y, self.P_sh), *self.draw(everyone))
+            grown = self.tree(self.gradient(model._residual(self.y, self.P_sh)), *self.draw(everyone))
             self.add(self.P_sh, grown, one_tree)
             parts.append(grown.trees)
             if stop is not None and self.valid is not None:
@@ -389,20 +399,25 @@ class _Fit:
         model, A_parts, B_parts = self.model, [], []
         everyone, one_tree = [(0, len(self.task))], np.zeros(self.T, dtype=np.int64)
         rate = self.nu if model.theta_lr is None else model.theta_lr
+        if model.n_outlier:
+            self.P_out, self.P_non = np.zeros_like(self.P_sh), np.zeros_like(self.P_sh)
         stop = None if self.valid is None else _Stopper(float(self.valid_losses(self.V()).mean()), self.patience)
         best = self._state()
         for m in range(model.n_outlier):
             s = expit(self.theta)
-            s_row = s[self.task][:, None]
             r = model._residual(self.y, self.F())
-            drawn = self.draw(everyone)
-            A_job = pool.submit(self.tree, s_row * r, *drawn)  # both at the same point
-            if threads(model.n_jobs) == 1:
-                A_job.result()
-            B = self.tree((1 - s_row) * r, *drawn)
-            A = A_job.result()
             weighted = r if self.w is None else self.w[:, None] * r
             step = theta_gradient(weighted, self.P_out - self.P_non, s, self.task, mean=model.theta_step == "mean")
+            del weighted
+            target_A = s[self.task][:, None] * r
+            r *= (1 - s)[self.task][:, None]  # the target of B
+            drawn = self.draw(everyone)
+            A_job = pool.submit(self.tree, self.gradient(target_A), *drawn)  # both at the same point
+            if threads(model.n_jobs) == 1:
+                A_job.result()
+            B = self.tree(self.gradient(r), *drawn)
+            A = A_job.result()
+            del r, target_A
             self.add(self.P_out, A, one_tree)
             self.add(self.P_non, B, one_tree)
             self.theta = self.theta - rate * (step + model.theta_l2 * self.theta)
@@ -437,16 +452,18 @@ class _Fit:
                 own = self.valid.task == t
                 if own.any():
                     stops[int(t)] = _Stopper(float(losses[own].mean()), self.patience)
-        fixed = self.F() - self.P_task
+        self.P_sh = self.F()  # what this block starts from; the other blocks' parts are not looked at again
+        self.P_out = self.P_non = np.zeros((0, self.K))
+        self.P_task = np.zeros_like(self.P_sh)
         for m in range(model.n_task):
             if not len(active):
                 break
-            r = model._residual(self.y, fixed + self.P_task)
+            G = self.gradient(model._residual(self.y, self.F()))
             rows, features = self.draw([(int(self.roots[t]), int(self.roots[t + 1])) for t in active])
             chunks = np.array_split(active, min(n_threads, len(active)))
             ends = np.cumsum([0, *(len(chunk) for chunk in chunks)])
             own_rows = [rows[a:b] for a, b in pairwise(ends)]
-            grown = list(pool.map(lambda mine, r=r, features=features: self.tree(r, mine, features), own_rows))
+            grown = list(pool.map(lambda mine, G=G, features=features: self.tree(G, mine, features), own_rows))
             for chunk, found in zip(chunks, grown):
                 tree_of_task = np.full(self.T, -1)
                 tree_of_task[chunk] = np.arange(len(chunk))
