@@ -20,6 +20,15 @@ from pluribus.tabular.settings import DEFAULTS, SPACE, batch_of, check, encoder_
 from pluribus.training import Stage, Trainer
 
 
+def balancer_of(settings: Mapping[str, Any], data: Prepared) -> Balancer:
+    """A fresh balancer by its catalog name, the setting "balancer"."""
+    made: Any = catalog.get("balancer", settings["balancer"]).resolve()
+    if made is UncertaintyWeighting:
+        return UncertaintyWeighting(classification=[task.name for task in data.tasks if task.record.classes])
+    balancer: Balancer = made(lr=settings["lr"]) if made is AutoLambda else made()
+    return balancer
+
+
 class JointNetwork(Candidate):
     """One network for all tasks.
 
@@ -117,11 +126,7 @@ class SharedBottomBalanced(_SharedBottom):
         vars(self)["label"] = f"Shared bottom, {self.entry.resolve().__name__}"
 
     def balancer(self, data: Prepared) -> Balancer:
-        made: Any = self.entry.resolve()
-        if made is UncertaintyWeighting:
-            return SharedBottomUncertainty().balancer(data)
-        balancer: Balancer = made(lr=self.settings["lr"]) if made is AutoLambda else made()
-        return balancer
+        return balancer_of(self.settings, data)
 
     def estimate(self, data: Prepared) -> float:
         """Gradient balancers pass through the heads once more a task."""
