@@ -9,7 +9,7 @@ from pluribus.balancing.balancer import Balancer
 from pluribus.balancing.cagrad import CAGrad
 from pluribus.balancing.config import ConFIG
 from pluribus.balancing.db_mtl import DBMTL
-from pluribus.balancing.diagnostics import Diagnostics, group_tasks
+from pluribus.balancing.diagnostics import Diagnostics, at_features, group_tasks
 from pluribus.balancing.doors import backward, combine
 from pluribus.balancing.dualproj import DualProj
 from pluribus.balancing.dynamic_weight_average import DynamicWeightAverage
@@ -81,6 +81,7 @@ __all__ = [
     "TorchJD",
     "UPGrad",
     "UncertaintyWeighting",
+    "at_features",
     "backward",
     "combine",
     "equalise_gradients",

@@ -14,13 +14,17 @@ Where TAG's code differs: it pays a lookahead forward pass a task; here the Gram
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from pluribus.balancing.heads import from_heads, seeds_of
+from pluribus.balancing.hearing import Features, Step, features_of, listen
+from pluribus.balancing.layers import gram_of
+from pluribus.balancing.processes import Processes
 from pluribus.errors import BadInput
 from pluribus.linalg.min_norm import min_norm
 
@@ -56,6 +60,29 @@ def pareto_gap(gram: Tensor) -> Tensor:
     return ((w @ gram @ w).clamp_min(0) / mean.clamp_min(torch.finfo(gram.dtype).tiny)).sqrt()
 
 
+SCALARS = ("conflict_ratio", "effective_tasks", "pareto_gap")
+
+
+def at_features(
+    losses: Mapping[str, Tensor], features: Features, *, processes: Processes | None = None
+) -> Step:
+    """What `Diagnostics.observe` takes, from losses and the shared features they were computed from: the Gram matrix of the
+    tasks' gradients there, whatever balances them, if anything. One pass a task through its head; the graph stays.
+
+    losses, features, processes: as `balancing.combine` takes them. A task that does not reach the features has a zero row.
+    """
+    first = features if isinstance(features, Tensor) else next(iter(features))
+    heard = listen(losses, "unchecked", processes or Processes.running(), first)
+    z = features_of(features, heard)
+    rows: list[list[Tensor]] = [[] for _ in z]
+    for loss in heard.tensors:
+        for row, f, g in zip(rows, z, from_heads(loss, z, seeds_of(z))):
+            row.append(torch.zeros_like(f, requires_grad=False) if g is None else g)
+    with torch.no_grad():
+        local = gram_of([torch.stack(row) for row in rows]) if heard.tensors else heard.values.new_zeros(0, 0)
+        return Step(heard.present, heard.values, gram=heard.widen(local), source="features", why="asked for")
+
+
 class Diagnostics:
     """Averages over the steps that were observed; tasks may come and go. Nothing is copied to the host before it is read.
 
@@ -73,7 +100,7 @@ class Diagnostics:
         self.measured = 0
         self._sums: dict[str, Tensor] = {}
         self._recent: dict[str, Tensor] = {}
-        self._maps: list[tuple[int, tuple[str, ...], Tensor]] = []
+        self._maps: list[tuple[int, tuple[str, ...], Tensor, Tensor]] = []
         self._places: dict[tuple[str, ...], Tensor] = {}
 
     @torch.no_grad()
@@ -96,15 +123,15 @@ class Diagnostics:
         self._add("conflicts", grid, (G < 0).to(G.dtype))
         self._add("cosine", grid, C)
         self._add("affinity", grid, affinity(G, step.losses.to(G.dtype), self.lr))
-        one = at.new_zeros(1)
-        self._add("scalars", (one, torch.arange(3, device=at.device)), torch.stack([
-            conflict_ratio(G), effective_tasks(G), pareto_gap(G),
-        ]).to(G.dtype))  # fmt: skip
-        for name, value in (("cosine", C), ("pairs", torch.ones_like(G))):
-            self._add(name, grid, value, self._recent)
+        scalars = torch.stack([conflict_ratio(G), effective_tasks(G), pareto_gap(G)]).to(G.dtype)
+        first = (at.new_zeros(1), torch.arange(3, device=at.device))
+        self._add("scalars", first, scalars)
+        for name, where, value in (("cosine", grid, C), ("pairs", grid, torch.ones_like(G)), ("scalars", first, scalars)):
+            self._add(name, where, value, self._recent)
         if self.measured % self.window == 0:
-            seen = self._recent["pairs"]
-            self._maps.append((self.steps, tuple(self.tasks), self._recent["cosine"] / seen.clamp_min(1)))
+            T, seen = len(self.tasks), self._recent["pairs"]
+            values = (self._recent["cosine"] / seen.clamp_min(1))[:T, :T]
+            self._maps.append((self.steps, tuple(self.tasks), values, self._recent["scalars"][0, :3] / self.window))
             self._recent = {}
 
     def cosine_map(self) -> dict[str, dict[str, float]]:
@@ -113,7 +140,41 @@ class Diagnostics:
 
     def cosine_maps(self) -> list[tuple[int, tuple[str, ...], Tensor]]:
         """The map over time: (step, tasks, mean cosines [T, T] of the window that ends there)."""
-        return [(step, tasks, values.cpu()) for step, tasks, values in self._maps]
+        return [(step, tasks, values.cpu()) for step, tasks, values, _ in self._maps]
+
+    def scalars(self) -> dict[str, float]:
+        """Conflict ratio, effective number of tasks and Pareto gap, means over what was measured; empty before that."""
+        return dict(zip(SCALARS, (self._sums["scalars"][0, :3] / self.measured).tolist())) if self.measured else {}
+
+    def record(self, maps: int = 8) -> dict[str, Any]:
+        """Everything measured, as plain JSON: scalars, matrices as nested lists in the order of "tasks", and the means of up to
+        `maps` windows spread over the run ("over_time"). Empty where nothing was measured."""
+        if not self.measured:
+            return {}
+        spread = sorted({round(i * (len(self._maps) - 1) / max(1, maps - 1)) for i in range(maps)}) if self._maps else []
+        return {
+            "tasks": list(self.tasks), "steps": self.steps, "measured": self.measured, **self.scalars(),
+            **{name: self._mean(name).tolist() for name in ("cosine", "conflicts", "affinity")},
+            "over_time": [
+                {"measured": (i + 1) * self.window, **dict(zip(SCALARS, scalars.tolist())), "tasks": list(tasks),
+                 "cosine": values.tolist()}
+                for i in spread for _, tasks, values, scalars in [self._maps[i]]
+            ],
+        }  # fmt: skip
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything observed; `load_state_dict` goes on from it."""
+        return {
+            "tasks": list(self.tasks), "steps": self.steps, "measured": self.measured, "sums": dict(self._sums),
+            "recent": dict(self._recent), "maps": [list(each) for each in self._maps],
+        }  # fmt: skip
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take up what `state_dict` gave."""
+        self.tasks, self.steps, self.measured = list(state["tasks"]), state["steps"], state["measured"]
+        self._sums, self._recent = ({name: value.clone() for name, value in state[key].items()} for key in ("sums", "recent"))
+        self._maps = [(step, tuple(tasks), values, scalars) for step, tasks, values, scalars in state["maps"]]
+        self._places = {}
 
     def affinity(self) -> Tensor:
         """Ẑ [T, T] averaged, in the order of `tasks`: rows help columns. For `group_tasks`."""
@@ -126,8 +187,7 @@ class Diagnostics:
             mean = self._sums["weights"][0] / self._sums["weighed"][0].clamp_min(1)
             found["weights"] = dict(zip(self.tasks, mean.tolist()))
         if self.measured:
-            names = ("conflict_ratio", "effective_tasks", "pareto_gap")
-            found.update(zip(names, (self._sums["scalars"][0, :3] / self.measured).tolist()))
+            found.update(self.scalars())
             found["conflicts"] = self._table("conflicts")
             found["cosine"] = self._table("cosine")
             found["affinity"] = self._table("affinity")

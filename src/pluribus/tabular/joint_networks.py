@@ -71,6 +71,7 @@ class JointNetwork(Candidate):
         stage = Stage(
             balancer=self.balancer(data), objective=self.objective(data), epochs=self.settings["epochs"], batch_size=batch_size,
             lr=self.settings["lr"], weight_decay=self.settings["weight_decay"], patience=self.settings["patience"],
+            listen=True,
         )  # fmt: skip
         with reproducible(seed, budget.threads):
             model = build(data.tasks, data.columns, config)
@@ -81,6 +82,7 @@ class JointNetwork(Candidate):
         fitted.record = {
             "settings": dict(self.settings), "seed": seed, "curves": plain_curves(history.scores),
             "undertrained": history.undertrained(), "seconds": time.process_time() - began,
+            "rules": history.rule, "times": history.times, "diagnostics": history.diagnostics,
         }  # fmt: skip
         return fitted
 

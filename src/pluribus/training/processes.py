@@ -7,7 +7,9 @@ A task that has labels on some rank is present on all of them; a parameter witho
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 
 import numpy as np
 import torch
@@ -21,6 +23,25 @@ def world() -> tuple[int, int]:
     if dist.is_available() and dist.is_initialized():
         return dist.get_rank(), dist.get_world_size()
     return 0, 1
+
+
+class Gone(RuntimeError):
+    """Another process of the group has ended, so that this one cannot go on."""
+
+
+@contextmanager
+def together() -> Iterator[None]:
+    """Inside, a collective that fails because another process is gone raises `Gone`, in one line."""
+    try:
+        yield
+    except RuntimeError as error:
+        rank, size = world()
+        if size == 1 or not (isinstance(error, dist.DistError) or _LOST.search(str(error))):
+            raise
+        raise Gone(f"process {rank} of {size} stops: another process of the group has ended or cannot be reached") from error
+
+
+_LOST = re.compile(r"gloo|nccl|connection (was )?(closed|reset)|socket|timed out", re.IGNORECASE)
 
 
 def share(rows: Tensor) -> Tensor:
@@ -46,20 +67,13 @@ def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:
     """Sum gradients over the ranks in one message; a parameter that no rank has a gradient for keeps None."""
     if world()[1] == 1:
         return
-    has = torch.tensor([p.grad is not None for p in parameters], dtype=torch.int32)
-    if dist.get_backend() == "nccl":
-        has = has.to(parameters[0].device)
-    dist.all_reduce(has, op=dist.ReduceOp.MAX)
-    wanted = [p for p, flag in zip(parameters, has.tolist()) if flag]
-    if not wanted:
-        return
-    pieces = [torch.zeros_like(p) if p.grad is None else p.grad for p in wanted]
-    flat = torch.cat([piece.reshape(-1) for piece in pieces])
+    like = parameters[0]
+    has = like.new_tensor([p.grad is not None for p in parameters], requires_grad=False)
+    flat = torch.cat([*(torch.zeros_like(p).reshape(-1) if p.grad is None else p.grad.reshape(-1) for p in parameters), has])
     dist.all_reduce(flat)
-    start = 0
-    for p in wanted:
-        p.grad = flat[start : start + p.numel()].view_as(p)
-        start += p.numel()
+    *found, counts = torch.split(flat, [*(p.numel() for p in parameters), len(parameters)])
+    for p, g, count in zip(parameters, found, counts.tolist()):
+        p.grad = g.view_as(p) if count else None
 
 
 def gather(values: NDArray[np.float64]) -> NDArray[np.float64]:

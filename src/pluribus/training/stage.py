@@ -41,6 +41,8 @@ class Stage:
     rule: what "better" means on validation: "mean" or "worst" skill over the main tasks, or one task's name.
     lr, weight_decay, betas, warmup (steps), schedule: AdamW's; "cosine" falls to zero at `epochs`.
     clip: largest norm of the gradient (None: unclipped).
+    listen: compare the tasks' gradients at the features now and then (see `listens`); what was heard is in
+        `History.diagnostics`. Nothing that is trained depends on it.
     precision: "auto" is bfloat16 autocast where the device has it fast (CUDA), float32 elsewhere.
     """
 
@@ -62,6 +64,7 @@ class Stage:
     warmup: int = 0
     schedule: Literal["constant", "cosine"] = "constant"
     clip: float | None = 1.0
+    listen: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
 
     def __post_init__(self) -> None:
@@ -88,6 +91,15 @@ class Stage:
         if self.rule not in ("mean", "worst", *model.tasks):
             raise unknown("rule", self.rule, ("mean", "worst", *model.tasks), where="stage")
         return tuple(name for name in model.tasks if self.tasks is None or name in self.tasks)
+
+    def listens(self, step: int, tasks: int) -> bool:
+        """Whether the tasks' gradients are compared in step `step`: every 25 steps, or every 5 a task where that is more.
+
+        A comparison takes one pass a task through its head, the trunk none; where such a pass costs no more than a tenth of
+        a step, listening costs at most 2 %. Beyond 64 tasks nothing is compared: no map of so many could be read.
+        """
+        every = max(25, 5 * tasks)
+        return self.listen and 2 <= tasks <= 64 and step % every == every - 1
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step `step` of `steps`."""

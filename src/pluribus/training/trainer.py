@@ -20,6 +20,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from pluribus import balancing
+from pluribus.balancing import Diagnostics
 from pluribus.data import Batch
 from pluribus.data.prepared import Cells, Prepared
 from pluribus.errors import BadInput, NonFinite
@@ -36,6 +38,7 @@ from pluribus.training.stage import Stage
 
 EVALUATION_ROWS = 8192
 CHECK_EVERY = 20
+WINDOW = 8  # comparisons of the tasks' gradients in each map over time
 
 
 @dataclass
@@ -47,6 +50,8 @@ class History:
     stopped: task → whether its training ended by an early stop (not by the last epoch or the deadline).
     reason: "patience", "epochs", "deadline" or "tasks" (all tasks stopped), of the last stage.
     weights: task → the balancer's weight, mean over each epoch (empty without a balancer).
+    times: seconds since the beginning at the end of each epoch, by the trainer's clock.
+    diagnostics: what `Diagnostics.record` says of the tasks' gradients (empty unless the stage listens).
     """
 
     scores: dict[str, list[float]] = field(default_factory=dict)
@@ -57,6 +62,8 @@ class History:
     stopped: dict[str, bool] = field(default_factory=dict)
     reason: str = ""
     seconds: float = 0.0
+    times: list[float] = field(default_factory=list)
+    diagnostics: dict[str, Any] = field(default_factory=dict)
 
     def undertrained(self) -> list[str]:
         """Tasks whose training the deadline cut short."""
@@ -113,10 +120,18 @@ class Trainer:
         self.folder = None if folder is None else Path(folder)
         self.device = torch.device(device)
         self.start_heads = start_heads
+        self.diagnostics = Diagnostics(window=WINDOW)
         self._slices: dict[frozenset[str], dict[nn.Parameter, Tensor]] = {}
 
     def fit(self, data: Prepared) -> History:
-        """Train on `data.parts["train"]`, watch `data.parts["valid"]`, leave the best weights in the model."""
+        """Train on `data.parts["train"]`, watch `data.parts["valid"]`, leave the best weights in the model.
+
+        Under `torch.distributed` every rank calls this with the same arguments; where another rank ends, `Gone` is raised.
+        """
+        with processes.together():
+            return self._fit(data)
+
+    def _fit(self, data: Prepared) -> History:
         began = self.clock()
         history = History()
         torch.manual_seed(self.seed)
@@ -127,6 +142,7 @@ class Trainer:
             self._stage(index, self.stages[index], data, history, began, resume)
             resume = None
         history.seconds += self.clock() - began
+        history.diagnostics = self.diagnostics.record()
         return history
 
     # -- one stage ------------------------------------------------------------------------------------------------
@@ -156,6 +172,7 @@ class Trainer:
             )
             scores, skills = self._evaluate(data, judges)
             self._note(history, sums, scores, weights)
+            history.times.append(history.seconds + self.clock() - began)
             value = _rule(stage.rule, skills, self.model.tasks)
             history.rule.append(value)
             if value > progress.best or progress.epoch == 0:
@@ -167,7 +184,7 @@ class Trainer:
             self._freeze(stage, skills, progress, live)
             record = {
                 "stage": index, "epoch": progress.epoch, "losses": sums, "scores": scores, "rule": value,
-                "weights": weights, "seconds": self.clock() - began,
+                "weights": weights, "seconds": self.clock() - began, "diagnostics": self.diagnostics.scalars(),
             }  # fmt: skip
             self._tell("epoch", record)
             progress.epoch += 1
@@ -218,7 +235,7 @@ class Trainer:
             group += group[: max(0, whole - len(group))]
             for parameters in optimizer.param_groups:
                 parameters["lr"] = stage.rate(progress.step, steps * stage.epochs)
-            self._step(stage, group, optimizer, trained, running)
+            self._step(stage, group, optimizer, trained, running, stage.listens(progress.step, len(live)))
             progress.step += 1
             done += 1
             if done % CHECK_EVERY == 0:
@@ -238,6 +255,7 @@ class Trainer:
         optimizer: SliceAdamW,
         trained: list[nn.Parameter],
         running: _Running,
+        listening: bool,
     ) -> None:
         counts = _add([stage.objective.counts(batch) for batch in group])
         counts = processes.sum_counts(counts, list(self.model.tasks), self.device)
@@ -245,13 +263,15 @@ class Trainer:
             return
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast(stage)):
             if stage.balancer is None:
-                for batch in group:
+                for i, batch in enumerate(group):
                     losses = stage.objective.losses(self.model, batch)
+                    if listening and i == 0:
+                        self._listen(losses, counts)
                     total = self._total(stage, losses, counts, len(group), running)
                     if total is not None:
                         total.backward()  # type: ignore[no-untyped-call]
             else:
-                self._balanced(stage, group, counts, running)
+                self._balanced(stage, group, counts, running, listening)
         processes.sum_gradients(trained)
         if stage.clip is not None:
             norm = torch.nn.utils.clip_grad_norm_(trained, stage.clip)
@@ -286,7 +306,16 @@ class Trainer:
             found[name] = value / counts[name] if weight == 1.0 else value * (weight / counts[name])
         return found
 
-    def _balanced(self, stage: Stage, group: list[Batch], counts: Mapping[str, Tensor], running: _Running) -> None:
+    def _listen(self, losses: Losses, counts: Mapping[str, Tensor]) -> None:
+        """Compare the tasks' gradients at the features, before the backward pass frees the graph."""
+        if losses.shared:
+            self.diagnostics.observe(balancing.at_features(
+                self._means(losses, counts), losses.shared, processes=balancing.Processes.running(reduction="sum")
+            ))  # fmt: skip
+
+    def _balanced(
+        self, stage: Stage, group: list[Batch], counts: Mapping[str, Tensor], running: _Running, listening: bool
+    ) -> None:
         """Micro-batches share the union's counts; batches that a balancer wants independent have each its own."""
         independent = batches_of(stage.balancer) > 1
         each = [stage.objective.counts(batch) for batch in group] if independent else [counts] * len(group)
@@ -295,6 +324,8 @@ class Trainer:
         for losses, own in zip(passes, each):
             for name, value in losses.sums.items():
                 running.loss(name, value, own[name])
+        if listening:
+            self._listen(passes[0], each[0])
         parts = len(balanced) * processes.world()[1]
         extras = [None if (extra := _extra(stage, losses)) is None else extra / parts for losses in passes]
 
@@ -435,7 +466,7 @@ class Trainer:
         state = {
             "identity": self._identity(data), "stage": index, "progress": vars(progress), "history": past,
             "model": self.model.state_dict(), "best": best, "optimizer": optimizer.state_dict()["state"],
-            "generator": generator.get_state(), "torch": torch.get_rng_state(),
+            "diagnostics": self.diagnostics.state_dict(), "generator": generator.get_state(), "torch": torch.get_rng_state(),
             "balancer": None if stage.balancer is None else stage.balancer.state_dict(),
         }  # fmt: skip
         write_snapshot(self.folder, state)
@@ -460,6 +491,7 @@ class Trainer:
         held = optimizer.state_dict()
         held["state"] = {int(key): value for key, value in state["optimizer"].items()}
         optimizer.load_state_dict(held)
+        self.diagnostics.load_state_dict(state["diagnostics"])
         generator.set_state(state["generator"])
         torch.set_rng_state(state["torch"])
         for name, value in state["progress"].items():
