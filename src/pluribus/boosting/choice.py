@@ -7,7 +7,8 @@ candidates are fitted on part of the rows, compared on the others task by task, 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
+from dataclasses import KW_ONLY, dataclass
 from typing import Any
 
 import numpy as np
@@ -18,10 +19,20 @@ from pluribus.boosting.estimator import Valid, hold_out
 from pluribus.boosting.histogram import Floats, Ints
 from pluribus.boosting.kind_booster import KindBooster, KindClassifier, KindRegressor
 from pluribus.boosting.rmtgb import RMTGBClassifier, RMTGBRegressor
+from pluribus.boosting.settings import Common
 from pluribus.errors import BadInput
 
 
-class _PerTaskChoice(KindBooster):
+@dataclass(eq=False, repr=False)
+class ChoiceSettings(Common):
+    """The parameters of the choice for each task."""
+
+    estimators: Sequence[tuple[str, Any]] | None = None
+    _: KW_ONLY
+    validation_fraction: float = 0.2
+
+
+class _PerTaskChoice(ChoiceSettings, KindBooster):
     """estimators: (name, booster) pairs; None: R-MTGB with 50 rounds a block, and the same trees with 150 rounds a task.
 
     After fit: `choice_` the chosen name of each task, `losses_` [candidates, tasks] the mean held-out losses, `fitted_`
@@ -30,25 +41,6 @@ class _PerTaskChoice(KindBooster):
 
     choice_: list[str]
     fitted_: dict[str, Any]
-
-    def __init__(
-        self,
-        estimators: Sequence[tuple[str, Any]] | None = None,
-        *,
-        categorical_features: Any = "from_dtype",
-        unknown_task: str = "majority",
-        validation_fraction: float = 0.2,
-        progress: bool | Callable[[dict[str, Any]], Any] = False,
-        n_jobs: int | None = None,
-        random_state: Any = None,
-    ) -> None:
-        self.estimators = estimators
-        self.categorical_features = categorical_features
-        self.unknown_task = unknown_task
-        self.validation_fraction = validation_fraction
-        self.progress = progress
-        self.n_jobs = n_jobs
-        self.random_state = random_state
 
     early_stopping = False
     _default: type

@@ -15,7 +15,7 @@ the pooled booster plus the task's own rounds. With one cluster the method is `P
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -29,6 +29,7 @@ from pluribus.boosting.estimator import Range, Valid, hold_out
 from pluribus.boosting.histogram import Floats, Ints
 from pluribus.boosting.kind_booster import KindClassifier, KindRegressor
 from pluribus.boosting.wrappers import (
+    LightGBMSettings,
     PerTaskClassifier,
     PerTaskRegressor,
     PooledOffsetClassifier,
@@ -62,7 +63,17 @@ def clusters(distance: Floats, n_clusters: int | None = None) -> Ints:
     return numbered
 
 
-class _RMBCLE(_LightGBM):
+@dataclass(eq=False, repr=False)
+class RMBCLESettings(LightGBMSettings):
+    """The parameters of RMB-CLE."""
+
+    n_task: int = 50
+    _: KW_ONLY
+    n_clusters: int | None = None
+    validation_fraction: float = 0.25
+
+
+class _RMBCLE(RMBCLESettings, _LightGBM):
     """After fit: `cross_error_` and `distance_` [tasks, tasks], `cluster_` [tasks]."""
 
     _ranges: ClassVar[dict[str, Range]] = _LightGBM._ranges | {"n_clusters": Range(1, whole=True, none=True)}
@@ -71,53 +82,6 @@ class _RMBCLE(_LightGBM):
     fitted_: list[Any]
     _single: type[_LightGBM]
     _offset: type[_LightGBM]
-
-    def __init__(
-        self,
-        n_estimators: int = 100,
-        n_task: int = 50,
-        *,
-        n_clusters: int | None = None,
-        learning_rate: float = 0.1,
-        max_depth: int | None = None,
-        max_leaf_nodes: int | None = 31,
-        min_samples_leaf: int = 20,
-        min_child_weight: float = 1e-3,
-        l2_regularization: float = 0.0,
-        min_split_gain: float = 0.0,
-        subsample: float = 1.0,
-        colsample: float = 1.0,
-        max_bins: int = 255,
-        params: dict[str, Any] | None = None,
-        monotone_constraints: Any = None,
-        categorical_features: Any = "from_dtype",
-        unknown_task: str = "majority",
-        validation_fraction: float = 0.25,
-        progress: bool | Callable[[dict[str, Any]], Any] = False,
-        n_jobs: int | None = None,
-        random_state: Any = None,
-    ) -> None:
-        self.n_estimators = n_estimators
-        self.n_task = n_task
-        self.n_clusters = n_clusters
-        self.learning_rate = learning_rate
-        self.max_depth = max_depth
-        self.max_leaf_nodes = max_leaf_nodes
-        self.min_samples_leaf = min_samples_leaf
-        self.min_child_weight = min_child_weight
-        self.l2_regularization = l2_regularization
-        self.min_split_gain = min_split_gain
-        self.subsample = subsample
-        self.colsample = colsample
-        self.max_bins = max_bins
-        self.params = params
-        self.monotone_constraints = monotone_constraints
-        self.categorical_features = categorical_features
-        self.unknown_task = unknown_task
-        self.validation_fraction = validation_fraction
-        self.progress = progress
-        self.n_jobs = n_jobs
-        self.random_state = random_state
 
     early_stopping = False
 

@@ -27,8 +27,9 @@ Where the public code (GAA-UAM/R-MTGB) departs from this, or we from it:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
 from typing import Any, ClassVar
 
@@ -50,6 +51,7 @@ from pluribus.boosting.estimator import (
     threads,
 )
 from pluribus.boosting.histogram import Binner, Floats, Ints
+from pluribus.boosting.settings import EarlyStopping, TreeSettings
 from pluribus.boosting.tree import Grower, Grown, Trees
 from pluribus.errors import BadInput
 
@@ -80,7 +82,38 @@ class _Stopper:
         self.stopped = self.round - self.best >= self.patience
 
 
-class _RMTGB(TaskBooster):
+@dataclass(eq=False, repr=False)
+class _Blocks(EarlyStopping, TreeSettings):
+    _: KW_ONLY
+    max_leaf_nodes: int | None = 8
+    cat_smooth: float = 10.0
+    start: str = "zero"
+
+
+@dataclass(eq=False, repr=False)
+class RMTGBSettings(_Blocks):
+    """The parameters of R-MTGB."""
+
+    n_shared: int = 50
+    n_outlier: int = 50
+    n_task: int = 50
+    _: KW_ONLY
+    theta_init: Any = None
+    theta_lr: float | None = None
+    theta_l2: float = 0.0
+    theta_step: str = "sum"
+
+
+@dataclass(eq=False, repr=False)
+class MTGBSettings(_Blocks):
+    """The parameters of MTGB: those of R-MTGB without its second block."""
+
+    n_shared: int = 100
+    n_task: int = 50
+    n_outlier = 0
+
+
+class _RMTGB(RMTGBSettings, TaskBooster):
     _ranges: ClassVar[dict[str, Range]] = RANGES | {
         "n_shared": COUNT, "n_outlier": COUNT, "n_task": COUNT, "theta_lr": Range(0, none=True), "theta_l2": NON_NEGATIVE,
     }  # fmt: skip
@@ -92,65 +125,6 @@ class _RMTGB(TaskBooster):
     start_: Floats
     task_of_tree_: Ints
     theta_: Floats
-
-    def __init__(
-        self,
-        n_shared: int = 50,
-        n_outlier: int = 50,
-        n_task: int = 50,
-        *,
-        learning_rate: float = 0.1,
-        max_depth: int | None = None,
-        max_leaf_nodes: int | None = 8,
-        min_samples_leaf: int = 1,
-        l2_regularization: float = 0.0,
-        min_split_gain: float = 0.0,
-        subsample: float = 1.0,
-        colsample: float = 1.0,
-        max_bins: int = 255,
-        cat_smooth: float = 10.0,
-        start: str = "zero",
-        theta_init: Any = None,
-        theta_lr: float | None = None,
-        theta_l2: float = 0.0,
-        theta_step: str = "sum",
-        monotone_constraints: Any = None,
-        categorical_features: Any = "from_dtype",
-        unknown_task: str = "majority",
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        n_iter_no_change: int = 10,
-        progress: bool | Callable[[dict[str, Any]], Any] = False,
-        n_jobs: int | None = None,
-        random_state: Any = None,
-    ) -> None:
-        self.n_shared = n_shared
-        self.n_outlier = n_outlier
-        self.n_task = n_task
-        self.learning_rate = learning_rate
-        self.max_depth = max_depth
-        self.max_leaf_nodes = max_leaf_nodes
-        self.min_samples_leaf = min_samples_leaf
-        self.l2_regularization = l2_regularization
-        self.min_split_gain = min_split_gain
-        self.subsample = subsample
-        self.colsample = colsample
-        self.max_bins = max_bins
-        self.cat_smooth = cat_smooth
-        self.start = start
-        self.theta_init = theta_init
-        self.theta_lr = theta_lr
-        self.theta_l2 = theta_l2
-        self.theta_step = theta_step
-        self.monotone_constraints = monotone_constraints
-        self.categorical_features = categorical_features
-        self.unknown_task = unknown_task
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
-        self.progress = progress
-        self.n_jobs = n_jobs
-        self.random_state = random_state
 
     # the loss: provided by the regressor and the classifier ------------------------------------------------------------
     def _residual(self, y: Any, F: Floats) -> Floats:
@@ -636,70 +610,11 @@ class RMTGBClassifier(_RMTGB, TaskClassifier):
         return self._answer(X, task, lambda raw, t: softmax(raw, axis=1), dictionary=True)
 
 
-class _MTGB:
-    """R-MTGB with block 2 empty: M1 shared rounds, then rounds a task. Parameters as there, without theta."""
-
-    n_outlier: int = 0
-    theta_init: Any = None
-    theta_lr: float | None = None
-    theta_l2: float = 0.0
-    theta_step: str = "sum"
-
-    def __init__(
-        self,
-        n_shared: int = 100,
-        n_task: int = 50,
-        *,
-        learning_rate: float = 0.1,
-        max_depth: int | None = None,
-        max_leaf_nodes: int | None = 8,
-        min_samples_leaf: int = 1,
-        l2_regularization: float = 0.0,
-        min_split_gain: float = 0.0,
-        subsample: float = 1.0,
-        colsample: float = 1.0,
-        max_bins: int = 255,
-        cat_smooth: float = 10.0,
-        start: str = "zero",
-        monotone_constraints: Any = None,
-        categorical_features: Any = "from_dtype",
-        unknown_task: str = "majority",
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        n_iter_no_change: int = 10,
-        progress: bool | Callable[[dict[str, Any]], Any] = False,
-        n_jobs: int | None = None,
-        random_state: Any = None,
-    ) -> None:
-        self.n_shared = n_shared
-        self.n_task = n_task
-        self.learning_rate = learning_rate
-        self.max_depth = max_depth
-        self.max_leaf_nodes = max_leaf_nodes
-        self.min_samples_leaf = min_samples_leaf
-        self.l2_regularization = l2_regularization
-        self.min_split_gain = min_split_gain
-        self.subsample = subsample
-        self.colsample = colsample
-        self.max_bins = max_bins
-        self.cat_smooth = cat_smooth
-        self.start = start
-        self.monotone_constraints = monotone_constraints
-        self.categorical_features = categorical_features
-        self.unknown_task = unknown_task
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
-        self.progress = progress
-        self.n_jobs = n_jobs
-        self.random_state = random_state
-
-
-class MTGBRegressor(_MTGB, RMTGBRegressor):
+class MTGBRegressor(MTGBSettings, RMTGBRegressor):
     """Multi-Task Gradient Boosting (Emami et al., 2023) for regression: F(x, t) = F_sh(x) + F_t(x)."""
 
 
-class MTGBClassifier(_MTGB, RMTGBClassifier):
+class MTGBClassifier(MTGBSettings, RMTGBClassifier):
     """Multi-Task Gradient Boosting (Emami et al., 2023) for classification: F(x, t) = F_sh(x) + F_t(x)."""
 
 

@@ -22,8 +22,8 @@ Where the sources and the public codes differ, and what we do:
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar
 
 import numpy as np
@@ -36,6 +36,7 @@ from pluribus.boosting.estimator import POSITIVE_COUNT, RANGES, Range, Valid, th
 from pluribus.boosting.histogram import Binner, Floats, Ints
 from pluribus.boosting.kind_booster import KindBooster, KindClassifier, KindRegressor
 from pluribus.boosting.objectives import Objective, gradients, objective
+from pluribus.boosting.settings import EarlyStopping, TreeSettings
 from pluribus.boosting.tree import Grower, Trees
 from pluribus.errors import BadInput, unknown
 
@@ -43,7 +44,32 @@ MINOR = 0.1  # emphasis of the tasks that are not the main one of a round
 MEMORY = 0.9  # of the running norms
 
 
-class _VectorLeaf(KindBooster):
+@dataclass(eq=False, repr=False)
+class VectorLeafSettings(EarlyStopping, TreeSettings):
+    """The parameters of the vector-leaf boosters."""
+
+    n_estimators: int = 100
+    _: KW_ONLY
+    split_by: str = "sum_of_gains"
+    emphasis: str = "equal"
+    sketch: str | None = None
+    sketch_size: int = 5
+    output_weight: Any = "auto"
+    min_child_weight: float = 1e-3
+    cat_smooth: float = 10.0
+
+
+@dataclass(eq=False, repr=False)
+class _Kinds:
+    tasks: Any = "regression"
+
+
+@dataclass(eq=False, repr=False)
+class MultiTaskSettings(VectorLeafSettings, _Kinds):
+    """The same with, first of all, the kind of each task."""
+
+
+class _VectorLeaf(VectorLeafSettings, KindBooster):
     _ranges: ClassVar[dict[str, Range]] = RANGES | {"n_estimators": POSITIVE_COUNT, "sketch_size": POSITIVE_COUNT}
     _choices: ClassVar[dict[str, tuple[Any, ...]]] = KindBooster._choices | {
         "split_by": ("sum_of_gains", "gain_of_sum"), "emphasis": ("equal", "random"),
@@ -51,63 +77,6 @@ class _VectorLeaf(KindBooster):
     }  # fmt: skip
 
     trees_: Trees
-
-    def __init__(
-        self,
-        n_estimators: int = 100,
-        *,
-        learning_rate: float = 0.1,
-        split_by: str = "sum_of_gains",
-        emphasis: str = "equal",
-        sketch: str | None = None,
-        sketch_size: int = 5,
-        output_weight: Any = "auto",
-        max_depth: int | None = None,
-        max_leaf_nodes: int | None = 31,
-        min_samples_leaf: int = 1,
-        min_child_weight: float = 1e-3,
-        l2_regularization: float = 0.0,
-        min_split_gain: float = 0.0,
-        subsample: float = 1.0,
-        colsample: float = 1.0,
-        max_bins: int = 255,
-        cat_smooth: float = 10.0,
-        monotone_constraints: Any = None,
-        categorical_features: Any = "from_dtype",
-        unknown_task: str = "majority",
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        n_iter_no_change: int = 10,
-        progress: bool | Callable[[dict[str, Any]], Any] = False,
-        n_jobs: int | None = None,
-        random_state: Any = None,
-    ) -> None:
-        self.n_estimators = n_estimators
-        self.learning_rate = learning_rate
-        self.split_by = split_by
-        self.emphasis = emphasis
-        self.sketch = sketch
-        self.sketch_size = sketch_size
-        self.output_weight = output_weight
-        self.max_depth = max_depth
-        self.max_leaf_nodes = max_leaf_nodes
-        self.min_samples_leaf = min_samples_leaf
-        self.min_child_weight = min_child_weight
-        self.l2_regularization = l2_regularization
-        self.min_split_gain = min_split_gain
-        self.subsample = subsample
-        self.colsample = colsample
-        self.max_bins = max_bins
-        self.cat_smooth = cat_smooth
-        self.monotone_constraints = monotone_constraints
-        self.categorical_features = categorical_features
-        self.unknown_task = unknown_task
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
-        self.progress = progress
-        self.n_jobs = n_jobs
-        self.random_state = random_state
 
     def _boost(self, table: Floats, cells: Cells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
         T, first = len(cells.names), self._first
@@ -399,54 +368,12 @@ class VectorLeafBoostingClassifier(_VectorLeaf, KindClassifier):
     """
 
 
-class MultiTaskBoosting(_VectorLeaf):
+class MultiTaskBoosting(MultiTaskSettings, _VectorLeaf):
     """Vector-leaf boosting of tasks of mixed kinds in one ensemble.
 
     tasks: a kind for all, a mapping task -> kind ("regression", "binary", "multiclass", "count"), or records with `name`
     and `kind` (such as `pluribus.Task`). Other parameters as `VectorLeafBoostingRegressor`.
     """
-
-    def __init__(
-        self,
-        tasks: Any = "regression",
-        n_estimators: int = 100,
-        *,
-        learning_rate: float = 0.1,
-        split_by: str = "sum_of_gains",
-        emphasis: str = "equal",
-        sketch: str | None = None,
-        sketch_size: int = 5,
-        output_weight: Any = "auto",
-        max_depth: int | None = None,
-        max_leaf_nodes: int | None = 31,
-        min_samples_leaf: int = 1,
-        min_child_weight: float = 1e-3,
-        l2_regularization: float = 0.0,
-        min_split_gain: float = 0.0,
-        subsample: float = 1.0,
-        colsample: float = 1.0,
-        max_bins: int = 255,
-        cat_smooth: float = 10.0,
-        monotone_constraints: Any = None,
-        categorical_features: Any = "from_dtype",
-        unknown_task: str = "majority",
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        n_iter_no_change: int = 10,
-        progress: bool | Callable[[dict[str, Any]], Any] = False,
-        n_jobs: int | None = None,
-        random_state: Any = None,
-    ) -> None:
-        super().__init__(
-            n_estimators, learning_rate=learning_rate, split_by=split_by, emphasis=emphasis, sketch=sketch,
-            sketch_size=sketch_size, output_weight=output_weight, max_depth=max_depth, max_leaf_nodes=max_leaf_nodes,
-            min_samples_leaf=min_samples_leaf, min_child_weight=min_child_weight, l2_regularization=l2_regularization,
-            min_split_gain=min_split_gain, subsample=subsample, colsample=colsample, max_bins=max_bins, cat_smooth=cat_smooth,
-            monotone_constraints=monotone_constraints, categorical_features=categorical_features, unknown_task=unknown_task,
-            early_stopping=early_stopping, validation_fraction=validation_fraction, n_iter_no_change=n_iter_no_change,
-            progress=progress, n_jobs=n_jobs, random_state=random_state,
-        )  # fmt: skip
-        self.tasks = tasks
 
     def _kinds(self) -> str | dict[Any, str]:
         if isinstance(self.tasks, str):

@@ -11,7 +11,7 @@ score) and the starts are added back.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass
 from typing import Any, ClassVar
 
 import lightgbm
@@ -23,65 +23,49 @@ from pluribus.boosting.estimator import COUNT, POSITIVE_COUNT, RANGES, Range, Va
 from pluribus.boosting.histogram import Floats, Ints
 from pluribus.boosting.kind_booster import KindBooster, KindClassifier, KindRegressor
 from pluribus.boosting.objectives import Objective
+from pluribus.boosting.settings import EarlyStopping, TreeSettings
 from pluribus.errors import BadInput
 
 LIGHTGBM = {"regression": "regression", "binary": "binary", "multiclass": "multiclass", "count": "poisson"}
 
 
-class _LightGBM(KindBooster):
+@dataclass(eq=False, repr=False)
+class LightGBMSettings(TreeSettings):
+    """The parameters that go to LightGBM."""
+
+    n_estimators: int = 100
+    _: KW_ONLY
+    min_samples_leaf: int = 20
+    min_child_weight: float = 1e-3
+    params: dict[str, Any] | None = None
+
+
+@dataclass(eq=False, repr=False)
+class StoppedSettings(EarlyStopping, LightGBMSettings):
+    """The same with early stopping."""
+
+
+@dataclass(eq=False, repr=False)
+class PooledSettings(StoppedSettings):
+    """The same, with or without the task id."""
+
+    _: KW_ONLY
+    task_id: bool = False
+
+
+@dataclass(eq=False, repr=False)
+class OffsetSettings(StoppedSettings):
+    """The same, with the rounds of each task."""
+
+    n_task: int = 50
+
+
+class _LightGBM(LightGBMSettings, KindBooster):
     """Trees by LightGBM. `params`: further LightGBM parameters, which win over the named ones."""
 
     _ranges: ClassVar[dict[str, Range]] = RANGES | {"n_estimators": POSITIVE_COUNT, "n_task": COUNT}
 
-    n_estimators: int
     starts_: list[Floats]
-
-    def __init__(
-        self,
-        n_estimators: int = 100,
-        *,
-        learning_rate: float = 0.1,
-        max_depth: int | None = None,
-        max_leaf_nodes: int | None = 31,
-        min_samples_leaf: int = 20,
-        min_child_weight: float = 1e-3,
-        l2_regularization: float = 0.0,
-        min_split_gain: float = 0.0,
-        subsample: float = 1.0,
-        colsample: float = 1.0,
-        max_bins: int = 255,
-        params: dict[str, Any] | None = None,
-        monotone_constraints: Any = None,
-        categorical_features: Any = "from_dtype",
-        unknown_task: str = "majority",
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        n_iter_no_change: int = 10,
-        progress: bool | Callable[[dict[str, Any]], Any] = False,
-        n_jobs: int | None = None,
-        random_state: Any = None,
-    ) -> None:
-        self.n_estimators = n_estimators
-        self.learning_rate = learning_rate
-        self.max_depth = max_depth
-        self.max_leaf_nodes = max_leaf_nodes
-        self.min_samples_leaf = min_samples_leaf
-        self.min_child_weight = min_child_weight
-        self.l2_regularization = l2_regularization
-        self.min_split_gain = min_split_gain
-        self.subsample = subsample
-        self.colsample = colsample
-        self.max_bins = max_bins
-        self.params = params
-        self.monotone_constraints = monotone_constraints
-        self.categorical_features = categorical_features
-        self.unknown_task = unknown_task
-        self.early_stopping = early_stopping
-        self.validation_fraction = validation_fraction
-        self.n_iter_no_change = n_iter_no_change
-        self.progress = progress
-        self.n_jobs = n_jobs
-        self.random_state = random_state
 
     def _settings(self, o: Objective, seed: int, constraints: Any) -> dict[str, Any]:
         return {
@@ -160,7 +144,7 @@ class _LightGBM(KindBooster):
         return int(rng.randint(2**31 - 1))
 
 
-class _PerTask(_LightGBM):
+class _PerTask(StoppedSettings, _LightGBM):
     boosters_: list[Any]
 
     def _boost(self, table: Floats, cells: Cells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
@@ -206,9 +190,8 @@ class _PerTask(_LightGBM):
         return {"task": np.sum([self._gain(b, d) for b in chosen], axis=0)}
 
 
-class _Pooled(_LightGBM):
+class _Pooled(PooledSettings, _LightGBM):
     booster_: Any
-    task_id: bool = False
 
     def _shares_objective(self, cells: Cells) -> bool:
         return True
@@ -255,82 +238,8 @@ class _Pooled(_LightGBM):
         return {"shared": self._gain(self.booster_, len(self.columns_.categories) + int(self.task_id))}
 
 
-class _PooledId(_Pooled):
-    def __init__(
-        self,
-        n_estimators: int = 100,
-        *,
-        task_id: bool = False,
-        learning_rate: float = 0.1,
-        max_depth: int | None = None,
-        max_leaf_nodes: int | None = 31,
-        min_samples_leaf: int = 20,
-        min_child_weight: float = 1e-3,
-        l2_regularization: float = 0.0,
-        min_split_gain: float = 0.0,
-        subsample: float = 1.0,
-        colsample: float = 1.0,
-        max_bins: int = 255,
-        params: dict[str, Any] | None = None,
-        monotone_constraints: Any = None,
-        categorical_features: Any = "from_dtype",
-        unknown_task: str = "majority",
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        n_iter_no_change: int = 10,
-        progress: bool | Callable[[dict[str, Any]], Any] = False,
-        n_jobs: int | None = None,
-        random_state: Any = None,
-    ) -> None:
-        super().__init__(
-            n_estimators, learning_rate=learning_rate, max_depth=max_depth, max_leaf_nodes=max_leaf_nodes,
-            min_samples_leaf=min_samples_leaf, min_child_weight=min_child_weight, l2_regularization=l2_regularization,
-            min_split_gain=min_split_gain, subsample=subsample, colsample=colsample, max_bins=max_bins, params=params,
-            monotone_constraints=monotone_constraints, categorical_features=categorical_features, unknown_task=unknown_task,
-            early_stopping=early_stopping, validation_fraction=validation_fraction, n_iter_no_change=n_iter_no_change,
-            progress=progress, n_jobs=n_jobs, random_state=random_state,
-        )  # fmt: skip
-        self.task_id = task_id
-
-
-class _PooledOffset(_Pooled):
+class _PooledOffset(OffsetSettings, _Pooled):
     boosters_: list[Any]
-
-    def __init__(
-        self,
-        n_estimators: int = 100,
-        n_task: int = 50,
-        *,
-        learning_rate: float = 0.1,
-        max_depth: int | None = None,
-        max_leaf_nodes: int | None = 31,
-        min_samples_leaf: int = 20,
-        min_child_weight: float = 1e-3,
-        l2_regularization: float = 0.0,
-        min_split_gain: float = 0.0,
-        subsample: float = 1.0,
-        colsample: float = 1.0,
-        max_bins: int = 255,
-        params: dict[str, Any] | None = None,
-        monotone_constraints: Any = None,
-        categorical_features: Any = "from_dtype",
-        unknown_task: str = "majority",
-        early_stopping: bool = False,
-        validation_fraction: float = 0.1,
-        n_iter_no_change: int = 10,
-        progress: bool | Callable[[dict[str, Any]], Any] = False,
-        n_jobs: int | None = None,
-        random_state: Any = None,
-    ) -> None:
-        super().__init__(
-            n_estimators, learning_rate=learning_rate, max_depth=max_depth, max_leaf_nodes=max_leaf_nodes,
-            min_samples_leaf=min_samples_leaf, min_child_weight=min_child_weight, l2_regularization=l2_regularization,
-            min_split_gain=min_split_gain, subsample=subsample, colsample=colsample, max_bins=max_bins, params=params,
-            monotone_constraints=monotone_constraints, categorical_features=categorical_features, unknown_task=unknown_task,
-            early_stopping=early_stopping, validation_fraction=validation_fraction, n_iter_no_change=n_iter_no_change,
-            progress=progress, n_jobs=n_jobs, random_state=random_state,
-        )  # fmt: skip
-        self.n_task = n_task
 
     def _boost(self, table: Floats, cells: Cells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
         offset = self._fit_pool(table, cells, y, valid, self._seed(rng))
@@ -389,11 +298,11 @@ class PerTaskClassifier(_PerTask, KindClassifier):
     """One LightGBM classification booster a task; on wide labels the multi-output wrapper, missing labels left out."""
 
 
-class PooledRegressor(_PooledId, KindRegressor):
+class PooledRegressor(_Pooled, KindRegressor):
     """One LightGBM regression booster for all tasks; `task_id=True` adds the task as a categorical feature."""
 
 
-class PooledClassifier(_PooledId, KindClassifier):
+class PooledClassifier(_Pooled, KindClassifier):
     """One LightGBM classification booster for all tasks; `task_id=True` adds the task as a categorical feature."""
 
 
