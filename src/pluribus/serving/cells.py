@@ -9,8 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
@@ -21,10 +20,8 @@ from pluribus.errors import BadInput
 from pluribus.evaluation import calibration
 from pluribus.modeling import Fitted, MultiTaskModel
 from pluribus.modeling.candidate import Array
+from pluribus.serving.encoding import RowEncoder
 from pluribus.tasks import Task
-
-if TYPE_CHECKING:
-    import pandas as pd
 
 STEP = 4096  # rows of a forward
 PROBES = 64  # encodings spent on finding the rows that cannot be encoded
@@ -57,7 +54,10 @@ def scores(fitted: Fitted, data: Prepared, wanted: Wanted) -> dict[str, Array]:
 
 
 def _forward(model: MultiTaskModel, data: Prepared, wanted: Wanted) -> dict[str, Array]:
-    used = np.unique(np.concatenate(list(wanted.values())))
+    if model.training:
+        model.eval()
+    first, *others = wanted.values()
+    used = first if all(len(first) == len(rows) == data.n_rows for rows in others) else np.unique(np.concatenate([first, *others]))
     found: dict[str, list[torch.Tensor]] = {task: [] for task in wanted}
     for start in range(0, len(used), STEP):
         rows = used[start : start + STEP]
@@ -67,8 +67,9 @@ def _forward(model: MultiTaskModel, data: Prepared, wanted: Wanted) -> dict[str,
             if len(here):
                 cells[task] = None if len(here) == len(rows) else torch.from_numpy(np.searchsorted(rows, here))
         batch = data.batch(torch.from_numpy(rows), tasks=())
-        for task, value in model.predict(batch.inputs, cells, batch.context).items():
-            found[task].append(value)
+        with torch.inference_mode():
+            for task, value in model.heads.link(model(batch.inputs, cells, batch.context)).items():
+                found[task].append(value)
     return {task: torch.cat(values).double().numpy() for task, values in found.items() if values}
 
 
@@ -107,29 +108,14 @@ def decoded(task: Task, value: Array, thresholds: Mapping[str, float]) -> dict[s
     return {task.name: value.tolist()}
 
 
-@dataclass(frozen=True)
-class _Columns:
-    """What `FittedColumns` reads of a frame, without the frame, which costs more to make than a small batch to predict."""
-
-    columns: Mapping[str, pd.Series]
-    rows: int
-
-    def __getitem__(self, name: str) -> pd.Series:
-        return self.columns[name]
-
-    def __len__(self) -> int:
-        return self.rows
-
-
 class Answerer:
     """Answers rows of one artefact. Slots: `{"values": {column: value}}`, with `"failed": {task: why}` where a task failed,
     or `{"error": why}` where the row cannot be encoded."""
 
     def __init__(self, fitted: Fitted, names: Sequence[str]) -> None:
-        self.fitted, self.names = fitted, list(names)
+        self.fitted = fitted
         self.by_name = {task.name: task for task in fitted.tasks}
-        kinds = {i.name: i.type for i in fitted.columns.inputs}
-        self.kinds = [kinds.get(name, "category") for name in self.names]
+        self.encode = RowEncoder(fitted.columns, fitted.tasks, names)
 
     def __call__(self, rows: Sequence[Sequence[Any]], tasks: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
         """One slot a row. rows: cells in the order of `names`; tasks: what each row asks for."""
@@ -137,13 +123,20 @@ class Answerer:
         data, good = self._encode(rows, slots)
         if data is None:
             return slots
-        wanted: dict[str, list[int]] = {}
-        for position, place in enumerate(good):
-            slots[place]["values"] = {}
-            for task in tasks[place]:
-                wanted.setdefault(task, []).append(position)
-        order = {name: np.asarray(wanted[name], np.int64) for name in self.by_name if name in wanted}
+        if len(good) == len(rows) and all(names is tasks[0] or names == tasks[0] for names in tasks):
+            everything = np.arange(len(rows))
+            order = {name: everything for name in self.by_name if name in tasks[0]}
+        else:
+            wanted: dict[str, list[int]] = {}
+            for position, place in enumerate(good):
+                for task in tasks[place]:
+                    wanted.setdefault(task, []).append(position)
+            order = {name: np.asarray(wanted[name], np.int64) for name in self.by_name if name in wanted}
         found, failed = shielded(self.fitted, data, order)
+        if order and not failed and all(len(value) == len(rows) and np.isfinite(value).all() for value in found.values()):
+            return self._whole(found)
+        for place in good:
+            slots[place]["values"] = {}
         for name, positions in order.items():
             if name in failed:
                 for position in positions:
@@ -152,13 +145,21 @@ class Answerer:
             value = found[name]
             finite = np.asarray(np.isfinite(value.reshape(len(value), -1)).all(axis=1))
             for column, cells in decoded(self.by_name[name], value, self.fitted.thresholds).items():
-                for position, sound, cell in zip(positions, finite.tolist(), cells):
+                for position, sound, cell in zip(positions.tolist(), finite.tolist(), cells):
                     if sound:
                         slots[good[position]]["values"][column] = cell
             if not finite.all():
-                for position in np.asarray(positions)[~finite]:
+                for position in positions[~finite]:
                     slots[good[position]].setdefault("failed", {})[name] = "the prediction is not finite"
         return slots
+
+    def _whole(self, found: Mapping[str, Array]) -> list[dict[str, Any]]:
+        """Slots where every row asked for the same tasks and every cell has its answer."""
+        columns: dict[str, list[Any]] = {}
+        for name, task in self.by_name.items():
+            if name in found:
+                columns |= decoded(task, found[name], self.fitted.thresholds)
+        return [{"values": dict(zip(columns, cells))} for cells in zip(*columns.values())]
 
     def _encode(self, rows: Sequence[Sequence[Any]], slots: list[dict[str, Any]]) -> tuple[Prepared | None, list[int]]:
         """The rows that can be encoded, and their places; the others' slots get their error."""
@@ -166,7 +167,7 @@ class Answerer:
         if not good:
             return None, []
         try:
-            return self._prepare(rows), good
+            return self.encode(rows), good
         except Exception:
             good = []
         stack, probes = [(0, len(rows))], 0
@@ -174,7 +175,7 @@ class Answerer:
             low, high = stack.pop()
             probes += 1
             try:
-                self._prepare(rows[low:high])
+                self.encode(rows[low:high])
                 good += range(low, high)
             except Exception as error:
                 if high - low > 1 and probes < PROBES:
@@ -185,22 +186,4 @@ class Answerer:
                 for place in range(low, high):
                     slots[place]["error"] = what
         good.sort()
-        return (self._prepare([rows[place] for place in good]), good) if good else (None, [])
-
-    def _prepare(self, rows: Sequence[Sequence[Any]]) -> Prepared:
-        import pandas as pd
-
-        index = pd.RangeIndex(len(rows))
-        columns: dict[str, pd.Series] = {}
-        for name, kind, cells in zip(self.names, self.kinds, zip(*rows)):
-            if kind == "number":
-                columns[name] = pd.Series(np.array(cells, np.float64), index)
-            elif kind == "datetime":
-                columns[name] = pd.Series(np.array(cells, "datetime64[us]"), index)
-            else:
-                column = np.empty(len(rows), object)
-                column[:] = cells
-                columns[name] = pd.Series(column, index, dtype=object)
-        frame: Any = _Columns(columns, len(rows))
-        with np.errstate(over="ignore"):  # a number beyond float32 ends as "not finite" in its own slot
-            return self.fitted.columns.prepare(frame, self.fitted.tasks)
+        return (self.encode([rows[place] for place in good]), good) if good else (None, [])

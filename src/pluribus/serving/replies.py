@@ -15,9 +15,12 @@ if TYPE_CHECKING:
     from pluribus.tasks import Task
 
 
+_encode = json.JSONEncoder(allow_nan=False).encode
+
+
 def as_json(slots: Sequence[dict[str, Any]]) -> bytes:
     """`{"rows": [slot, …]}` in ASCII: whatever text came in, it goes out."""
-    return json.dumps({"rows": slots}, allow_nan=False).encode("ascii")
+    return _encode({"rows": slots}).encode("ascii")
 
 
 def as_table(

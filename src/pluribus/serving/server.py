@@ -15,7 +15,7 @@ import socket
 import sys
 import threading
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -80,54 +80,61 @@ class Service:
 
     # Requests
 
-    def check_token(self, request: Request) -> None:
+    def check_token(self, headers: Mapping[bytes, bytes]) -> None:
         if self.token is None:
             return
-        scheme, _, given = request.headers.get("authorization", "").partition(" ")
-        if scheme.lower() != "bearer" or not hmac.compare_digest(given.strip().encode("utf-8"), self.token):
+        scheme, _, given = headers.get(b"authorization", b"").partition(b" ")
+        if scheme.lower() != b"bearer" or not hmac.compare_digest(given.strip(), self.token):
             raise Refusal(401, "token", "the bearer token is missing or wrong; send Authorization: Bearer TOKEN")
 
     async def predict(self, request: Request) -> tuple[bytes, str]:
         """The reply and its content type."""
-        self.check_token(request)
+        headers = dict(request.scope["headers"])  # a header given twice counts as its last
+        self.check_token(headers)
         if not self.ready or self.batcher is None:
             raise Refusal(503, "not ready", "the server is not ready; try again")
         if self.in_hand >= self.limits.concurrency:
             raise Refusal(503, "overload", f"{self.limits.concurrency} requests are in hand already; try again later")
         self.in_hand += 1
         try:
-            form = _form(request.headers.get("content-type", JSON))
-            if request.headers.get("content-encoding", "identity").lower() != "identity":
+            form = _form(headers.get(b"content-type", b"").decode("latin-1"))
+            if headers.get(b"content-encoding", b"identity").lower() != b"identity":
                 raise Refusal(415, "content", "the body is compressed; send it plain")
-            body = await self._body(request)
+            body = await self._body(request, headers)
             read = {JSON: self.reader.json, ARROW: self.reader.arrow, PARQUET: self.reader.parquet}[form]
             rows = read(body) if len(body) < LARGE else await asyncio.to_thread(read, body)
             query = request.query_params.getlist("tasks") if request.scope["query_string"] else []
             tasks = self._tasks(rows, query)
             slots = await self._slots(rows, tasks)
-            wanted = _accepted(request.headers.get("accept", ""), form)
+            wanted = _accepted(headers.get(b"accept", b"").decode("latin-1"), form)
             if rows.size < 200:
                 return self._reply(rows, slots, tasks, wanted), wanted
             return await asyncio.to_thread(self._reply, rows, slots, tasks, wanted), wanted
         finally:
             self.in_hand -= 1
 
-    async def _body(self, request: Request) -> bytes:
+    async def _body(self, request: Request, headers: Mapping[bytes, bytes]) -> bytes:
         limit = self.limits.body
         what = f"body: is larger than {limit} bytes; send several requests"
-        declared = request.headers.get("content-length", "")
+        declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared[:20]) > limit:
             raise Refusal(413, "oversized", what)
-        found = bytearray()
+        parts, size = [], 0
         try:
             async with asyncio.timeout(self.limits.read_seconds):
-                async for chunk in request.stream():
-                    found += chunk
-                    if len(found) > limit:
+                more = True
+                while more:
+                    message = await request.receive()
+                    if message["type"] == "http.disconnect":
+                        raise Refusal(408, "disconnected", "the client went away")
+                    parts.append(message.get("body", b""))
+                    size += len(parts[-1])
+                    if size > limit:
                         raise Refusal(413, "oversized", what)
+                    more = message.get("more_body", False)
         except TimeoutError:
             raise Refusal(408, "slow", f"the body did not arrive within {self.limits.read_seconds:g} s") from None
-        return bytes(found)
+        return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _tasks(self, rows: Rows, query: Sequence[str]) -> list[str]:
         if not query and rows.tasks is None:
@@ -180,6 +187,8 @@ class Service:
 
 
 def _form(content_type: str) -> str:
+    if content_type == JSON:
+        return JSON
     name = content_type.partition(";")[0].strip().lower() or JSON
     name = OTHER_NAMES.get(name, name)
     if name not in (JSON, ARROW, PARQUET):
@@ -189,7 +198,7 @@ def _form(content_type: str) -> str:
 
 def _accepted(accept: str, form: str) -> str:
     """The form of the reply: the first of ours that the client names, otherwise that of the request."""
-    for part in accept.split(","):
+    for part in accept.split(",") if accept else ():
         name = part.partition(";")[0].strip().lower()
         name = OTHER_NAMES.get(name, name)
         if name in (JSON, ARROW, PARQUET):
@@ -214,7 +223,6 @@ def application(
     from fastapi import FastAPI, Response
     from fastapi.responses import JSONResponse
     from starlette.exceptions import HTTPException
-    from starlette.requests import ClientDisconnect
 
     service = Service(fitted, limits or Limits(), token, max_batch=max_batch, max_delay=max_delay)
 
@@ -241,8 +249,6 @@ def application(
             return Response(reply, media_type=form)
         except Refusal as error:
             return refused(error)
-        except ClientDisconnect:
-            return refused(Refusal(408, "disconnected", "the client went away"))
         finally:
             service.metrics.seconds.observe(time.perf_counter() - start)
 
@@ -257,7 +263,7 @@ def application(
 
     async def metrics(request: Request) -> Response:
         try:
-            service.check_token(request)
+            service.check_token(dict(request.scope["headers"]))
         except Refusal as error:
             return refused(error)
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
