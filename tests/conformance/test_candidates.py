@@ -34,6 +34,28 @@ def long_table(mixed_frame: Any) -> Prepared:
     return prepare(table, split(table, 0))
 
 
+@pytest.fixture(scope="session")
+def funnel() -> Prepared:
+    """1,200 exposures: click, then cart, then buy; a tenth of what was bought is not known."""
+    import pandas as pd
+
+    from pluribus.data.prepared import prepare
+    from pluribus.data.splitting import split
+    from pluribus.data.table import Table
+    from pluribus.tasks import Task
+
+    rng = np.random.default_rng(5)
+    x = rng.normal(size=(1200, 3))
+    click = rng.random(1200) < 1 / (1 + np.exp(-1.5 * x[:, 0]))
+    cart = click & (rng.random(1200) < 1 / (1 + np.exp(-x[:, 0] - x[:, 1])))
+    buy = np.where(rng.random(1200) < 0.1, np.nan, cart & (rng.random(1200) < 1 / (1 + np.exp(-x[:, 2]))))
+    frame = pd.DataFrame(x, columns=list("pqr")).assign(word=rng.choice(["a", "b"], 1200), click=click * 1, cart=cart * 1)
+    frame["buy"] = buy
+    tasks = [Task("click", "binary"), Task("cart", "binary", after="click"), Task("buy", "binary", after="cart")]
+    table = Table(frame, tasks, split="random")
+    return prepare(table, split(table, 0))
+
+
 class _Case:
     """One candidate with short settings, the data that it can learn from, and its fit with seed 0."""
 
@@ -58,10 +80,10 @@ _made: dict[str, _Case] = {}
 
 
 @pytest.fixture(params=ENTRIES, ids=lambda entry: entry.name)
-def case(request: pytest.FixtureRequest, mixed: Prepared, long_table: Prepared) -> _Case:
+def case(request: pytest.FixtureRequest, mixed: Prepared, long_table: Prepared, funnel: Prepared) -> _Case:
     entry = request.param
     if entry.name not in _made:
-        _made[entry.name] = _Case(entry, [mixed, long_table])
+        _made[entry.name] = _Case(entry, [mixed, long_table, funnel])
     return _made[entry.name]
 
 

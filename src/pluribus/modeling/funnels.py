@@ -22,8 +22,10 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Literal
 
+import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pluribus.data import Batch, Labels
@@ -92,6 +94,26 @@ def log1mexp(x: Tensor) -> Tensor:
     return torch.where(
         near, torch.log(-torch.expm1(torch.where(near, x, -1.0))), torch.log1p(-torch.exp(torch.where(near, -1.0, x)))
     )
+
+
+def conditional(whole: Tensor, before: Tensor) -> Tensor:
+    """Logits of P_k / P_{k−1}, cut just below 1, from those of P_k and P_{k−1}."""
+    log_p = (F.logsigmoid(whole) - F.logsigmoid(before)).clamp_max(-1e-7)
+    return log_p - log1mexp(log_p)
+
+
+def whole_way(tasks: Sequence[Task], predictions: Mapping[str, NDArray[np.float64]]) -> dict[str, NDArray[np.float64]]:
+    """P(all steps up to the task) over all exposures, from predictions of the steps (`TASK__p` of a fitted funnel): the product
+    along each chain. Tasks that follow none are handed on as they are; a step that is not there is a `BadInput`."""
+    found = {}
+    for name, value in predictions.items():
+        chain = chains(tasks)[name]
+        for step in chain[:-1]:
+            if step not in predictions:
+                raise BadInput(f"no prediction of {step!r}", where=f"task {name!r}", remedy="predict the steps before it too")
+            value = value * predictions[step]
+        found[name] = value
+    return found
 
 
 def joint_loss(chain: Sequence[str], outputs: Mapping[str, Tensor], labels: Labels) -> Tensor:
@@ -214,8 +236,8 @@ class ESCM2(_Funnel):
 
 
 class Calibrated(_Funnel):
-    """AITM's objective: every output is the probability of the whole way, σ(z_k) = P_k; alpha weighs the behavioural
-    calibrator, which is 0 iff P falls along every chain."""
+    """AITM's objective: every logit is of the probability of the whole way, σ(z_k) = P_k: the outputs, or `extra["whole"]` of a
+    model whose outputs are something else. alpha weighs the behavioural calibrator, which is 0 iff P falls along every chain."""
 
     def __init__(self, tasks: Sequence[Task], *, alpha: float = 0.6) -> None:
         super().__init__(tasks)
@@ -224,12 +246,12 @@ class Calibrated(_Funnel):
         self.alpha = alpha
 
     def cells(self, name: str, outputs: Outputs, labels: Labels, batch: Batch) -> Tensor:
-        return joint_loss(self.steps[name][-1:], outputs, labels)
+        return joint_loss(self.steps[name][-1:], outputs.extra.get("whole", outputs), labels)
 
     def penalties(self, outputs: Outputs, labels: Mapping[str, Labels]) -> dict[str, Tensor]:
-        rises = []
+        rises, whole = [], outputs.extra.get("whole", outputs)
         for name in labels:
-            if len(self.chains[name]) > 1:
-                child, parent = (torch.sigmoid(outputs[step][:, 0]) for step in (name, self.chains[name][-2]))
+            if self.alpha and len(self.chains[name]) > 1:
+                child, parent = (torch.sigmoid(whole[step][:, 0]) for step in (name, self.chains[name][-2]))
                 rises.append(F.relu(child - parent).mean())
         return {"calibrator": self.alpha * torch.stack(rises).sum()} if rises else {}

@@ -1,0 +1,198 @@
+"""Funnels as candidates: if these fail, a column does not hold what it says, a setting does nothing, or a bad funnel passes."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+import yaml
+
+from pluribus import catalog
+from pluribus.cli import run
+from pluribus.data.prepared import Prepared, prepare
+from pluribus.data.splitting import split
+from pluribus.data.table import Table
+from pluribus.errors import BadInput
+from pluribus.modeling import Budget
+from pluribus.modeling.funnels import ESCM2, Calibrated, chains, whole_way
+from pluribus.sharing import MMoE, SharedBottom
+from pluribus.study.plan import make
+from pluribus.tabular.funnel_candidates import AITMNetwork, ESCM2DRNetwork, ESCM2IPSNetwork, ESMMNetwork, Handed
+from pluribus.tasks import Task
+
+NAMES = ("esmm", "escm2_ips", "escm2_dr", "aitm")
+
+
+def frame(rows: int = 1500, seed: int = 0) -> pd.DataFrame:
+    rng = np.random.default_rng(seed)
+    x = rng.normal(size=(rows, 3))
+    click = rng.random(rows) < 1 / (1 + np.exp(-1.5 * x[:, 0]))
+    cart = click & (rng.random(rows) < 1 / (1 + np.exp(-x[:, 0] - x[:, 1])))
+    buy = cart & (rng.random(rows) < 1 / (1 + np.exp(-x[:, 2])))
+    return pd.DataFrame(x, columns=list("pqr")).assign(click=click * 1, cart=cart * 1, buy=buy * 1)
+
+
+TASKS = [Task("click", "binary"), Task("cart", "binary", after=("click",)), Task("buy", "binary", after=("cart",))]
+
+
+@pytest.fixture(scope="module")
+def funnel() -> Prepared:
+    table = Table(frame(), TASKS, split="random")
+    return prepare(table, split(table, 0))
+
+
+def whole_logits(model: Handed, inputs: Any) -> dict[str, torch.Tensor]:
+    found: dict[str, torch.Tensor] = model.eval()(inputs).extra["whole"]
+    return found
+
+
+def test_aitm_answers_the_ratio(funnel: Prepared) -> None:
+    """P(step | step before) = P(whole way) / P(whole way before), cut at 1, for any request; the first step is its own."""
+    torch.manual_seed(0)
+    model = Handed.of(funnel.tasks, funnel.columns, width=8, depth=1)
+    with torch.no_grad():
+        model.heads.bias[:] = torch.tensor([0.5, -0.5, -0.4])  # somewhere a step is likelier than the one before it
+    inputs = funnel.batch(torch.arange(64), tasks=()).inputs
+    p = {name: torch.sigmoid(value[:, 0].double()) for name, value in whole_logits(model, inputs).items()}
+    expected = {"click": p["click"], "cart": (p["cart"] / p["click"]).clamp_max(1), "buy": (p["buy"] / p["cart"]).clamp_max(1)}
+    assert float((p["buy"] > p["cart"]).double().mean()) > 0.1
+    for name, value in model.predict(inputs).items():
+        torch.testing.assert_close(value.double(), expected[name], rtol=1e-4, atol=1e-6)
+    rows = torch.tensor([5, 1, 40])
+    some = model.predict(inputs, {"buy": rows, "cart": None, "click": rows})
+    torch.testing.assert_close(some["buy"].double(), expected["buy"][rows], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(some["cart"].double(), expected["cart"], rtol=1e-4, atol=1e-6)
+    torch.testing.assert_close(some["click"].double(), expected["click"][rows], rtol=1e-4, atol=1e-6)
+
+
+def test_aitm_trains_the_whole_way(funnel: Prepared) -> None:
+    """The objective reads logits of the whole way, not the ratios that are answered."""
+    torch.manual_seed(0)
+    model = Handed.of(funnel.tasks, funnel.columns, width=8, depth=1)
+    batch = funnel.batch(torch.arange(200))
+    losses = Calibrated(funnel.tasks, alpha=0.0).losses(model, batch)
+    model.eval()
+    bought = torch.from_numpy(frame()["buy"].to_numpy()[:200].astype(np.float32))
+    torch.manual_seed(0)
+    whole = whole_logits(model, batch.inputs)["buy"][:, 0]
+    exact = torch.nn.functional.binary_cross_entropy_with_logits(whole, bought, reduction="sum")
+    assert float(losses.sums["buy"].detach()) == pytest.approx(float(exact.detach()), rel=0.05)  # dropout is on in one
+    assert not losses.penalties
+    assert Calibrated(funnel.tasks, alpha=0.6).losses(model, batch).penalties["calibrator"] >= 0
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_columns_are_conditional(funnel: Prepared, name: str) -> None:
+    """A step's column means P(step | step before): its mean over its own cells is their rate, and the product along the chain
+    is the rate over all exposures, within what so few rows allow; P(whole way) would miss it by a factor of 2."""
+    fitted = catalog.get("candidate", name).resolve()(width=16, epochs=12).fit(funnel, Budget(60.0), 0)
+    rows = np.arange(funnel.n_rows)
+    p = fitted.scores(funnel, rows, ["click", "cart", "buy"])
+    for step in ("click", "cart", "buy"):
+        cells = funnel.cells[step]
+        assert p[step][cells.rows].mean() == pytest.approx(cells.values.mean(), rel=0.35), step
+    assert whole_way(funnel.tasks, p)["buy"].mean() == pytest.approx(frame()["buy"].mean(), rel=0.35)
+
+
+def test_whole_way_by_hand() -> None:
+    p = {"buy": np.array([0.5, 0.1]), "cart": np.array([0.2, 1.0]), "click": np.array([0.5, 0.5])}
+    found = whole_way(TASKS, p)
+    np.testing.assert_allclose(found["buy"], [0.05, 0.05])
+    np.testing.assert_allclose(found["cart"], [0.1, 0.5])
+    np.testing.assert_allclose(found["click"], p["click"])
+    with pytest.raises(BadInput, match="no prediction of 'cart'"):
+        whole_way(TASKS, {"buy": p["buy"], "click": p["click"]})
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_left_out_where_there_is_no_funnel(mixed: Prepared, funnel: Prepared, name: str) -> None:
+    kind = catalog.get("candidate", name).resolve()
+    assert "no task comes after another" in kind().unfit(mixed)
+    assert "one task alone" in kind().unfit(funnel.only(["click"]))
+    assert kind().unfit(funnel) is None
+    assert not catalog.get("candidate", name).default
+    assert kind().estimate(funnel) > 0.5
+
+
+def test_settings_reach_what_they_name(funnel: Prepared) -> None:
+    objective = ESCM2IPSNetwork(lambda_c=0.3, lambda_g=0.5, clip=4.0).objective(funnel)
+    assert isinstance(objective, ESCM2)
+    assert (objective.risk, objective.lambda_c, objective.lambda_g, objective.clip) == ("ips", 0.3, 0.5, 4.0)
+    robust = ESCM2DRNetwork().objective(funnel)
+    assert isinstance(robust, ESCM2)
+    assert robust.risk == "dr"
+    calibrated = AITMNetwork(alpha=0.0).objective(funnel)
+    assert isinstance(calibrated, Calibrated)
+    assert calibrated.alpha == 0
+    short = {"width": 16, "epochs": 1, "tower": 8}
+    assert isinstance(ESMMNetwork(base="mmoe", **short).fit(funnel, Budget(60.0), 0).model.sharing, MMoE)
+    inside = ESCM2DRNetwork(**short).fit(funnel, Budget(60.0), 0).model.sharing.inside
+    assert isinstance(inside, SharedBottom)
+    assert inside.width == 8
+    with pytest.raises(BadInput, match="unknown sharing 'mmoo'; did you mean 'mmoe'"):
+        ESMMNetwork(base="mmoo")
+    with pytest.raises(BadInput, match="unknown balancer 'nosh'; did you mean 'nash'"):
+        ESMMNetwork(balancer="nosh")
+
+
+def test_any_balancer_hears_the_steps(funnel: Prepared) -> None:
+    """A study's spelling NAME+BALANCER works for funnels, through both doors."""
+    for name in ("esmm+nash", "escm2_dr+uncertainty", "aitm+upgrad"):
+        candidate = make(name, {"width": 16, "epochs": 2})
+        assert "," in candidate.label
+        value = candidate.fit(funnel, Budget(60.0), 0).scores(funnel, np.arange(20), ["buy"])["buy"]
+        assert np.isfinite(value).all()
+
+
+def test_chains_refuse_what_is_no_funnel() -> None:
+    by = [Task("a", "binary"), Task("b", "binary"), Task("c", "binary", after=("a", "b"))]
+    with pytest.raises(BadInput, match="one parent, not 2"):
+        chains(by)
+
+
+@pytest.fixture
+def study(tmp_path: Path) -> Any:
+    """`pluribus study` on a frame with these targets: exit code and what was printed."""
+
+    def go(data: pd.DataFrame, targets: list[dict[str, Any]], capsys: Any, **more: Any) -> tuple[int, str]:
+        data.to_csv(tmp_path / "shop.csv", index=False)
+        spec = {"kind": "table", "table": str(tmp_path / "shop.csv"), "targets": targets, "split": "random", **more}
+        (tmp_path / "study.yaml").write_text(yaml.safe_dump(spec), "utf-8")
+        code = run(["study", str(tmp_path / "study.yaml"), "--runs", str(tmp_path / "runs"), "--plan"])
+        said = capsys.readouterr()
+        return code, said.out + said.err
+
+    return go
+
+
+def step(name: str, *after: str) -> dict[str, Any]:
+    return {"name": name, "kind": "binary", "after": list(after)}
+
+
+def test_a_study_plans_funnels_and_says_why_not(study: Any, capsys: Any) -> None:
+    chosen = ["single_networks", "esmm", "escm2_dr+nash", "aitm"]
+    code, said = study(frame(), [step("click"), step("cart", "click"), step("buy", "cart")], capsys, candidates=chosen)
+    assert code == 0, said
+    assert all(name in said for name in chosen)
+    assert "left out" not in said
+    code, said = study(frame(), [step("click"), step("cart")], capsys, candidates=chosen, name="other")
+    assert code == 0, said
+    assert "esmm: left out, no task comes after another" in said
+
+
+def test_a_study_refuses_bad_funnels(study: Any, capsys: Any) -> None:
+    """Exit 2 and one line for a cycle and for a child that happened without its parent."""
+    code, said = study(frame(), [step("click", "buy"), step("cart", "click"), step("buy", "cart")], capsys)
+    assert code == 2
+    assert "form a cycle through" in said
+    data = frame()
+    row = int(np.flatnonzero(data["click"] == 0)[3])
+    data.loc[row, "cart"] = 1
+    code, said = study(data, [step("click"), step("cart", "click"), step("buy", "cart")], capsys)
+    assert code == 2
+    assert f"task 'cart': is '1' in row {row + 1}, where 'click' is '0'" in said
+    assert "Traceback" not in said
