@@ -20,6 +20,7 @@ from pluribus.boosting.histogram import Floats, Ints
 from pluribus.boosting.kind_booster import KindBooster, KindClassifier, KindRegressor
 from pluribus.boosting.rmtgb import RMTGBClassifier, RMTGBRegressor
 from pluribus.boosting.settings import Common
+from pluribus.boosting.treeshap import shap_values
 from pluribus.errors import BadInput
 
 
@@ -111,6 +112,14 @@ class _PerTaskChoice(ChoiceSettings, KindBooster):
             if len(rows):
                 found[rows] = self._scores(model, table[rows], task[rows])
         return found
+
+    def _contributions(self, table: Floats, t: int) -> tuple[Floats, Floats]:
+        """SHAP values of the task's chosen booster; of two scores their difference, the log-odds. More classes keep the
+        booster's own scores, whose softmax are the probabilities."""
+        phi, base = shap_values(self.fitted_[self.choice_[t]], table, t)
+        if phi.shape[2] == 2 and self.objectives_[0].kind == "binary":
+            return phi[:, :, 1:] - phi[:, :, :1], base[1:] - base[:1]
+        return phi, base
 
 
 class PerTaskChoiceRegressor(_PerTaskChoice, KindRegressor):

@@ -28,11 +28,9 @@ def shap_values(model: Any, X: Any, task: Any) -> tuple[Floats, Floats]:
     check_is_fitted(model, "tasks_")
     t = _number(model, task)
     table, _, _ = model._read_table(X, None)
-    if hasattr(model, "_contributions"):  # LightGBM's trees explain themselves
+    if hasattr(model, "_contributions"):  # LightGBM's trees explain themselves; a choice asks the chosen booster
         found: tuple[Floats, Floats] = model._contributions(table, t)
         return found
-    if not hasattr(model, "_pieces"):
-        raise BadInput(f"{type(model).__name__} chooses among boosters", remedy="explain the one in its fitted_")
     base = np.array(model._start(t), dtype=np.float64)
     phi = np.zeros((*table.shape, len(base)))
     for trees, factor in model._pieces(t):
