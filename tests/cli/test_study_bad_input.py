@@ -77,9 +77,9 @@ CASES: dict[str, tuple[Write, str]] = {
     "metric without a name": (csv(same, *BOTH, "--metric", "auc"), "NAME=VALUE"),
     "target among the inputs": (csv(same, *BOTH, "--id", "good"), "good"),
     "id twice": (csv(lambda f: f.assign(id=1), *BOTH, "--id", "id"), "id"),
-    "free text": (
-        csv(lambda f: f.assign(note=[f"a long remark about customer number {i} that nobody reads" for i in f.index]), *BOTH),
-        "note"),
+    "unknown text column": (csv(same, *BOTH, "--text", "nite"), "nite"),
+    "text that is a target": (csv(same, *BOTH, "--text", "good"), "is named as text but is no input"),
+    "items without a file": (raw("s.yaml", b"table: t.csv\ntargets: [good]\nitems: {item: {key: k}}\n"), "items.item.path"),
     "unknown candidate": (csv(same, *BOTH, "--candidate", "shared_botom_equal"), "did you mean 'shared_bottom_equal'"),
     "unknown LightGBM parameter": (
         lambda folder: [(folder / "p.yaml").write_text("num_leavs: 3"), *csv(same, *BOTH, "--lgbm-params", "p.yaml")(folder)][1:],

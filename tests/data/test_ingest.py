@@ -59,9 +59,11 @@ def test_missing_file_and_folder(tmp_path: Path) -> None:
 
 def test_nested_parquet_column_is_named(tmp_path: Path) -> None:
     path = tmp_path / "nested.parquet"
-    pd.DataFrame({"a": [1, 2], "b": [[1], [2]]}).to_parquet(path)
+    pd.DataFrame({"a": [1, 2], "b": [[[1]], [[2]]]}).to_parquet(path)
     with pytest.raises(BadInput, match=r"column 'b'.*holds list"):
         read_table(path)
+    pd.DataFrame({"a": [1, 2], "b": [[1], [2, 3]]}).to_parquet(path)
+    assert [len(cell) for cell in read_table(path)["b"]] == [1, 2], "a list of plain values is a sequence"
 
 
 def test_doubled_parquet_columns(tmp_path: Path) -> None:

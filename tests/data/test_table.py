@@ -160,10 +160,6 @@ ODD = {
     ),
     "id twice": (lambda: Table(frame(k=[1, 1, *range(2, N)]), ["bought"], id="k"), "distinct, but '1' stands in 2 rows"),
     "id empty": (lambda: Table(frame(k=[None, *map(str, range(N - 1))]), ["bought"], id="k"), "the id is empty in row 1"),
-    "free text": (
-        lambda: Table(frame(note=[f"{WORDS[i % 3]} {i}" for i in range(N)]), ["bought"]),
-        "'note': holds free text.*--ignore note",
-    ),
     "mixed types": (lambda: Table(frame(m=[1, "a"] * 60), ["bought"]), "'m'.*several or unknown types"),
     "target is the id": (lambda: Table(frame(), ["bought"], id="bought"), "is named as id and as target"),
     "target is the weight": (lambda: Table(frame(), ["bought"], weight="bought"), "is named as weight and as target"),

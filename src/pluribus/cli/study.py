@@ -35,6 +35,7 @@ def pairs(words: tuple[str, ...], option: str) -> dict[str, str]:
 @click.option("--target", "targets", multiple=True, metavar="NAME[:KIND]", help="A column to predict; repeat for each.")
 @click.option("--id", "id_", metavar="COL", help="Column kept beside predictions; distinct, never an input.")
 @click.option("--ignore", multiple=True, metavar="COL", help="Column that is no input; repeatable.")
+@click.option("--text", multiple=True, metavar="COL", help="Column of text, beside those that are found out; repeatable.")
 @click.option("--weight", metavar="COL", help="Column of row weights.")
 @click.option("--group", metavar="COL", help="Whoever must not stand in two parts; also the resampling unit.")
 @click.option("--task-column", metavar="COL", help="Long layout: the column that names each row's task.")
@@ -94,7 +95,7 @@ def _spec(table: str, options: dict[str, Any]) -> Any:
     for name in ("metrics", "not_applicable", "delayed"):
         if name in given:
             given[name] = pairs(given[name], f"--{name.rstrip('s').replace('_', '-')}")
-    for name in ("targets", "ignore", "candidates"):
+    for name in ("targets", "ignore", "text", "candidates"):
         if name in given:
             given[name] = list(given[name])
     if "id_" in given:

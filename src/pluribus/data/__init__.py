@@ -6,8 +6,12 @@ make a study lie, `sampling` mixes tasks of unequal size.
 
 from pluribus.data.batch import Batch, Labels, Rows
 from pluribus.data.columns import FittedColumns
+from pluribus.data.items import ItemTable
 from pluribus.data.prepared import Cells, Prepared, prepare
+from pluribus.data.ragged import Ragged
 from pluribus.data.splitting import Split, split
 from pluribus.data.table import Table
 
-__all__ = ["Batch", "Cells", "FittedColumns", "Labels", "Prepared", "Rows", "Split", "Table", "prepare", "split"]
+__all__ = [
+    "Batch", "Cells", "FittedColumns", "ItemTable", "Labels", "Prepared", "Ragged", "Rows", "Split", "Table", "prepare", "split",
+]  # fmt: skip

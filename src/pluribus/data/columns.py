@@ -9,6 +9,10 @@
 |                     | time of day varies; categorical `COL.weekday` and `COL.month`                                     |
 | the split's time    | only what recurs within the training range: `COL.weekday` and `COL.hour`                          |
 | long layout's task  | one categorical feature, last; also `context["task"]`, the index of the row's task                |
+| list of words       | a ragged input of codes, as of a categorical feature (at most `MAX_ELEMENTS` categories)           |
+| list of numbers     | a ragged input of numbers, centred and scaled as a numeric feature                                |
+| joined to items     | a ragged input of codes of the item table's catalogue; one item a row is a categorical feature too |
+| text                | no feature: the strings stay in `Prepared.texts` for candidates that read them                    |
 
 Codes of a categorical feature: 0 missing, 1 unseen, 2 … the categories. A category in fewer than `MIN_COUNT` training rows, or
 beyond the `MAX_CATEGORIES` most frequent, counts as unseen, so that this code is learnt too. Numbers are computed in float64 and
@@ -19,24 +23,28 @@ On disk: plain JSON inside the model's manifest, arrays in `columns.safetensors`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
-from pluribus.data.prepared import Cells, Prepared
+from pluribus.data.prepared import RESERVED, Cells, Prepared
+from pluribus.data.ragged import ElementKind, Lists, Ragged, Texts, read_lists
 from pluribus.data.table import Table, _is_text, _plain, parse_dates, task_positions
-from pluribus.errors import BadInput
+from pluribus.errors import BadInput, unknown
 from pluribus.tasks import Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pluribus.data.items import FittedItems
+
 MAX_CATEGORIES = 1000
+MAX_ELEMENTS = 100_000
 MIN_COUNT = 5
 MAX_BINS = 48
 QUANTILES = np.linspace(0, 1, 21)
@@ -51,7 +59,8 @@ _MAX_SPAN = 500_000  # days
 
 @dataclass(frozen=True)
 class Input:
-    """One input column: its name, its type ("number", "category", "boolean", "datetime") and the names of its features."""
+    """One input column: its name, its type ("number", "category", "boolean", "datetime"; "item": one item a row; "sequence";
+    "text") and the names of its features. Sequences, items and texts are no features, except that an item is a category too."""
 
     name: str
     type: str
@@ -85,6 +94,27 @@ class Category:
 
 
 @dataclass(frozen=True)
+class Elements:
+    """One ragged input.
+
+    type: "category", "number" or "item". limit: its latest so many elements are kept. typical: mean length in the training rows,
+    rounded, at least 1. category, number: how its elements are encoded. items: name of the item table that it is joined to.
+    """
+
+    type: Literal["category", "number", "item"]
+    limit: int
+    typical: int
+    category: Category | None = None
+    number: Number | None = None
+    items: str | None = None
+
+    @property
+    def kind(self) -> ElementKind:
+        """What a list's elements must be."""
+        return "number" if self.type == "number" else "category"
+
+
+@dataclass(frozen=True)
 class FittedColumns:
     """The fitted preprocessing of one table.
 
@@ -93,6 +123,7 @@ class FittedColumns:
     time: the column that splits by time, if it is an input.
     task_column, task_names: long layout: the column, and the tasks in the order of `context["task"]`.
     roles: columns with other roles ("id", "weight", "group"), for readers of the artefact.
+    sequences: the ragged inputs by name. items: the catalogues of item tables by name.
     """
 
     inputs: tuple[Input, ...]
@@ -102,6 +133,8 @@ class FittedColumns:
     task_column: str | None = None
     task_names: tuple[str, ...] = ()
     roles: dict[str, str] = field(default_factory=dict)
+    sequences: dict[str, Elements] = field(default_factory=dict)
+    items: dict[str, FittedItems] = field(default_factory=dict)
 
     # What it says
 
@@ -132,30 +165,53 @@ class FittedColumns:
     def id(self) -> str | None:
         return self.roles.get("id")
 
+    @property
+    def texts(self) -> tuple[str, ...]:
+        """Names of the text columns."""
+        return tuple(i.name for i in self.inputs if i.type == "text")
+
+    def ragged_size(self, name: str) -> int:
+        """Number of codes of a ragged input (missing and unseen included); 0 where its elements are numbers."""
+        elements = self.sequences[name]
+        if elements.items is not None:
+            return self.items[elements.items].size
+        return 0 if elements.category is None else len(elements.category.categories) + FIRST
+
     # Fitting
 
     @classmethod
-    def fit(cls, table: Table, rows: NDArray[np.int64] | None = None) -> FittedColumns:
-        """Fit on these rows of the table (the training part; default all)."""
+    def fit(cls, table: Table, rows: NDArray[np.int64] | None = None, *, min_count: int = MIN_COUNT) -> FittedColumns:
+        """Fit on these rows of the table (the training part; default all). min_count: see `MIN_COUNT`."""
         picked: Any = slice(None) if rows is None else rows
         time = table.time if table.time in table.inputs and table.split.startswith("time") else None
-        inputs, numbers, categories = [], {}, {}
+        inputs, numbers, categories, sequences = [], {}, {}, {}
+        catalogue = {column: name for name, columns in table.joined.items() for column in columns}
         for name in table.inputs:
-            kind = _type_of(table.frame[name])
+            kind = _kind_of(table, name)
+            if kind in ("sequence", "item"):
+                if name in RESERVED:
+                    raise BadInput(f"is called {name!r}", where=table._at(name), remedy="rename it: plain columns have that name")
+                lists = table.lists.get(name)
+                sequences[name] = _fit_elements(lists, picked, table.max_length, catalogue.get(name), min_count)
             column = _of_table(table, name, kind, name == time)
             for feature, values in column.numeric.items():
                 numbers[feature] = _fit_number(values[picked])
             for feature, (codes, words) in column.categorical.items():
-                categories[feature] = _fit_category(codes[picked], words, fixed=kind != "category")
+                fixed = kind not in ("category", "item")
+                categories[feature] = _fit_category(codes[picked], words, fixed, min_count, MAX_CATEGORIES)
             inputs.append(Input(name, kind, tuple(column.numeric), tuple(column.categorical)))
         if table.task_column is not None:
-            categories[table.task_column] = _fit_category(table.task_index[picked], list(table.names), fixed=True)
+            named = list(table.names)
+            categories[table.task_column] = _fit_category(table.task_index[picked], named, True, min_count, MAX_CATEGORIES)
         doubled = [name for name in categories if name in numbers]
         if doubled:
             raise BadInput(f"two features are called {doubled[0]!r}", where=table.source, remedy="rename the column")
         roles = {r: c for r, c in (("id", table.id), ("weight", table.weight), ("group", table.group)) if c is not None}
         names = table.names if table.long else ()
-        return cls(tuple(inputs), numbers, categories, time, table.task_column, names, roles)
+        items = {name: _fit_items(table, name, picked) for name in table.items}
+        return cls(
+            tuple(inputs), numbers, categories, time, table.task_column, names, roles, sequences=sequences, items=items
+        )
 
     # Encoding
 
@@ -180,6 +236,46 @@ class FittedColumns:
         """`encode` of the table that was fitted on, whose words and dates need no second look."""
         found = (_of_table(table, i.name, i.type, i.name == self.time) for i in self.inputs)
         return self._encode(table.n_rows, found, table.task_index if table.long else None)
+
+    def encode_ragged(
+        self, frame: pd.DataFrame, read: Mapping[str, Lists] | None = None
+    ) -> tuple[dict[str, Ragged], dict[str, Texts]]:
+        """The frame's ragged inputs and texts by name. read: columns of lists that have been read already."""
+        return {
+            name: self._ragged(name, elements, frame, (read or {}).get(name)) for name, elements in self.sequences.items()
+        }, {name: Texts.of(_as_texts(frame[name], f"table, column {name!r}")) for name in self.texts}
+
+    def _ragged(self, name: str, elements: Elements, frame: pd.DataFrame, read: Lists | None) -> Ragged:
+        where = f"table, column {name!r}"
+        if any(i.name == name and i.type == "item" for i in self.inputs):  # one item a row: a list of one, or of none
+            codes, words = _as_words(frame[name], False, where)
+            read = Lists("category", np.concatenate(([0], np.cumsum(codes >= 0))), np.empty(0), codes[codes >= 0], words)
+        elif read is None or read.kind != elements.kind:
+            read = read_lists(frame[name], where, elements.kind)
+        values: Any
+        if elements.number is not None:
+            values = ((read.numbers - elements.number.centre) / elements.number.scale).astype(np.float32)
+        elif elements.items is not None:
+            values = np.append(self.items[elements.items].codes(read.words), np.int32(MISSING))[read.codes]
+        else:
+            known = self._element_codes[name]
+            values = np.array([*(known.get(word, UNSEEN) for word in read.words), MISSING], np.int32)[read.codes]
+        return Ragged(values, read.starts).latest(elements.limit)
+
+    @cached_property
+    def _element_codes(self) -> dict[str, dict[str, int]]:
+        return {
+            name: {word: code for code, word in enumerate(e.category.categories, FIRST)}
+            for name, e in self.sequences.items()
+            if e.category is not None
+        }
+
+    def grown(self, items: Mapping[str, pd.DataFrame]) -> FittedColumns:
+        """The same preprocessing with more items in its catalogues (item table → the frame of its new items)."""
+        for name in items:
+            if name not in self.items:
+                raise unknown("item table", name, self.items, where="items")
+        return replace(self, items={n: i.grown(items[n]) if n in items else i for n, i in self.items.items()})
 
     def _encode(
         self, n_rows: int, columns: Iterable[_Features], task_index: NDArray[np.int64] | None
@@ -217,6 +313,7 @@ class FittedColumns:
         """A table to predict: encoded, without labels, without parts, every row its own unit."""
         tasks = tuple(tasks)
         numeric, categorical = self.encode(frame)
+        ragged, texts = self.encode_ragged(frame)
         nothing = Cells(np.empty(0, np.int64), np.empty(0, np.float64))
         return Prepared(
             tasks=tasks,
@@ -227,6 +324,8 @@ class FittedColumns:
             parts={},
             units=np.arange(len(frame)),
             context={} if self.task_column is None else {"task": self._task_index(frame)},
+            ragged=ragged,
+            texts=texts,
         )
 
     # On disk
@@ -235,7 +334,9 @@ class FittedColumns:
         """Write the arrays to `columns.safetensors` in the folder and return the rest as plain JSON."""
         from safetensors.numpy import save_file
 
-        numbers, categories = list(self.numbers.values()), list(self.categories.values())
+        each = list(self.sequences.values())  # their numbers and categories stand behind those of the features
+        numbers = [*self.numbers.values(), *(e.number for e in each if e.number is not None)]
+        categories = [*self.categories.values(), *(e.category for e in each if e.category is not None)]
         arrays = {
             "centre": np.array([n.centre for n in numbers], np.float64),
             "scale": np.array([n.scale for n in numbers], np.float64),
@@ -246,7 +347,17 @@ class FittedColumns:
             "frequency": np.concatenate([np.empty(0), *(c.frequency for c in categories)]),
         }
         save_file(arrays, str(Path(folder) / FILE))
-        return {
+        own: dict[str, Any] = {}
+        if self.sequences:
+            own["sequences"] = [
+                {
+                    "name": name, "type": e.type, "limit": e.limit, "typical": e.typical, "items": e.items,
+                    "categories": None if e.category is None else list(e.category.categories),
+                } for name, e in self.sequences.items()
+            ]  # fmt: skip
+        if self.items:
+            own["items"] = [found.write(Path(folder) / f"items_{i}") for i, found in enumerate(self.items.values())]
+        return own | {
             "inputs": [
                 {"name": i.name, "type": i.type, "numeric": list(i.numeric), "categorical": list(i.categorical)}
                 for i in self.inputs
@@ -265,6 +376,8 @@ class FittedColumns:
         from safetensors import SafetensorError
         from safetensors.numpy import load_file
 
+        from pluribus.data.items import FittedItems
+
         path = Path(folder) / FILE
         remedy = "restore the folder"
         if not path.is_file():
@@ -276,11 +389,14 @@ class FittedColumns:
         try:
             names = list(manifest["numeric"])
             words = {name: tuple(map(str, found)) for name, found in manifest["categorical"].items()}
-            sizes = [len(found) + FIRST for found in words.values()]
+            ragged = list(manifest.get("sequences", ()))
+            lists = [list(map(str, row["categories"])) for row in ragged if row["type"] == "category"]
+            sizes = [len(found) + FIRST for found in (*words.values(), *lists)]
+            count = len(names) + sum(row["type"] == "number" for row in ragged)
             each = arrays["edges_each"].astype(np.int64)
             shapes = {
-                "centre": (len(names),), "scale": (len(names),), "missing": (len(names),), "edges_each": (len(names),),
-                "quantiles": (len(names), len(QUANTILES)), "edges": (int(each.sum()),), "frequency": (sum(sizes),),
+                "centre": (count,), "scale": (count,), "missing": (count,), "edges_each": (count,),
+                "quantiles": (count, len(QUANTILES)), "edges": (int(each.sum()),), "frequency": (sum(sizes),),
             }  # fmt: skip
             for key, shape in shapes.items():
                 if arrays[key].shape != shape:
@@ -289,24 +405,41 @@ class FittedColumns:
             for key in ("centre", "scale", "edges"):
                 if not np.isfinite(arrays[key]).all():
                     raise BadInput(f"has {key!r} that is not finite", where=str(path), remedy=remedy)
-            edges = np.split(arrays["edges"].astype(np.float32), np.cumsum(each)[:-1]) if names else []
-            frequency = np.split(arrays["frequency"], np.cumsum(sizes)[:-1]) if words else []
+            edges = np.split(arrays["edges"].astype(np.float32), np.cumsum(each)[:-1]) if count else []
+            frequency = np.split(arrays["frequency"], np.cumsum(sizes)[:-1]) if sizes else []
+            numbers = [
+                Number(
+                    float(arrays["centre"][i]), float(arrays["scale"][i]), edges[i], arrays["quantiles"][i],
+                    float(arrays["missing"][i]),
+                )
+                for i in range(count)
+            ]  # fmt: skip
+            own_numbers = iter(numbers[len(names) :])
+            own_categories = (Category(tuple(each), share) for each, share in zip(lists, frequency[len(words) :]))
+            sequences = {
+                str(row["name"]): Elements(
+                    row["type"], int(row["limit"]), int(row["typical"]),
+                    next(own_categories) if row["type"] == "category" else None,
+                    next(own_numbers) if row["type"] == "number" else None, row["items"],
+                )
+                for row in ragged
+            }  # fmt: skip
+            items = {
+                str(row["name"]): FittedItems.read(Path(folder) / f"items_{i}", row)
+                for i, row in enumerate(manifest.get("items", ()))
+            }
             found = cls(
                 inputs=tuple(
                     Input(i["name"], i["type"], tuple(i["numeric"]), tuple(i["categorical"])) for i in manifest["inputs"]
                 ),
-                numbers={
-                    name: Number(
-                        float(arrays["centre"][i]), float(arrays["scale"][i]), edges[i], arrays["quantiles"][i],
-                        float(arrays["missing"][i]),
-                    )
-                    for i, name in enumerate(names)
-                },
+                numbers=dict(zip(names, numbers)),
                 categories={name: Category(found, frequency[i]) for i, (name, found) in enumerate(words.items())},
                 time=manifest["time"],
                 task_column=manifest["task_column"],
                 task_names=tuple(manifest["task_names"]),
                 roles=dict(manifest["roles"]),
+                sequences=sequences,
+                items=items,
             )  # fmt: skip
         except (KeyError, TypeError, AttributeError) as error:
             what = f"lacks a field of the columns or has one of the wrong type ({type(error).__name__}: {error})"
@@ -315,6 +448,10 @@ class FittedColumns:
         categorical = [f for i in found.inputs for f in i.categorical]
         if numeric != list(found.numbers) or categorical != [c for c in found.categories if c != found.task_column]:
             raise BadInput("the columns' features do not match their inputs", where=str(folder), remedy=remedy)
+        joined = {e.items for e in sequences.values() if e.items is not None}
+        ragged_inputs = [i.name for i in found.inputs if i.type in ("sequence", "item")]
+        if ragged_inputs != list(sequences) or not joined <= set(items):
+            raise BadInput("the columns' sequences do not match their inputs", where=str(folder), remedy=remedy)
         return found
 
 
@@ -337,6 +474,17 @@ def _of_table(table: Table, name: str, kind: str, recurring: bool) -> _Features:
         table.encoded[name] = _features(table.frame[name], kind, name, recurring, table.source)
     found: _Features = table.encoded[name]
     return found
+
+
+def _kind_of(table: Table, name: str) -> str:
+    """The type of an input column, by its role and its values."""
+    if name in table.text:
+        return "text"
+    if name in table.lists:
+        return "sequence"
+    if any(name in columns for columns in table.joined.values()):
+        return "item"
+    return _type_of(table.frame[name])
 
 
 def _type_of(series: pd.Series) -> str:
@@ -368,6 +516,8 @@ def _features(
     """The features of one column as it was fitted; `wanted`: the numeric features of the fitted column (None while fitting)."""
     found = _Features()
     where = f"{source}, column {name!r}"
+    if kind in ("sequence", "text"):
+        return found
     if kind == "number":
         found.numeric[name] = _as_numbers(series, where)
     elif kind == "datetime":
@@ -419,6 +569,17 @@ def _as_words(series: pd.Series, boolean: bool, where: str) -> tuple[NDArray[np.
         back = np.array([*(("False", "True").index(word) for word in words), -1], np.int64)
         codes, words = back[codes], ["False", "True"]
     return np.asarray(codes, np.int64), words
+
+
+def _as_texts(series: pd.Series, where: str) -> list[str | None]:
+    """Cells as strings, None where missing; a list is no text."""
+    missing = series.isna().to_numpy()
+    cells = series.to_numpy(object)
+    for row, cell in enumerate(cells):
+        if isinstance(cell, list | tuple | dict | np.ndarray):
+            what = f"was fitted on text but holds {type(cell).__name__} in row {row + 1}"
+            raise BadInput(what, where=where, remedy="give it text")
+    return [None if absent else _plain(cell) for cell, absent in zip(cells, missing.tolist())]
 
 
 def _datetime_features(
@@ -509,7 +670,40 @@ def _quantiles_of_sorted(values: NDArray[np.float64], at: NDArray[np.float64]) -
     return np.asarray(values[low] * (1 - share) + values[high] * share)
 
 
-def _fit_category(codes: NDArray[np.int64], words: Sequence[str], fixed: bool) -> Category:
+def _fit_elements(lists: Lists | None, picked: Any, limit: int, items: str | None, least: int) -> Elements:
+    """lists: None for a column of one item a row."""
+    if lists is None:
+        return Elements("item", 1, 1, items=items)
+    lengths = np.minimum(np.diff(lists.starts)[picked], limit)
+    typical = max(1, round(float(lengths.mean()))) if len(lengths) else 1
+    if items is not None:
+        return Elements("item", limit, typical, items=items)
+    numbers, codes = lists.rows(picked)
+    if lists.kind == "number":
+        return Elements("number", limit, typical, number=_fit_number(numbers))
+    category = _fit_category(codes, lists.words, False, least, MAX_ELEMENTS)
+    return Elements("category", limit, typical, category=category)
+
+
+def _fit_items(table: Table, name: str, picked: Any) -> FittedItems:
+    """The catalogue of an item table, with the statistics of those items that the picked rows mention."""
+    from pluribus.data.items import FittedItems
+
+    mentioned: set[str] = set()
+    for column in table.joined[name]:
+        if column in table.lists:
+            lists = table.lists[column]
+            codes, words = lists.rows(picked)[1], lists.words
+        else:
+            each, words = _of_table(table, column, "item", False).categorical[column]
+            codes = each[picked]
+        mentioned |= {words[code] for code in np.unique(codes[codes >= 0])}
+    return FittedItems.fit(name, table.items[name].key, table.joined[name], table.attributes[name], mentioned)
+
+
+def _fit_category(
+    codes: NDArray[np.int64], words: Sequence[str], fixed: bool, least: int, most: int
+) -> Category:
     """`fixed`: the categories are known beforehand (weekdays, booleans, tasks) and keep their order."""
     counts = np.bincount(codes + 1, minlength=len(words) + 1)
     by_word: dict[str, int] = {}
@@ -518,8 +712,8 @@ def _fit_category(codes: NDArray[np.int64], words: Sequence[str], fixed: bool) -
     if fixed:
         kept = list(dict.fromkeys(words))
     else:
-        frequent = [word for word, count in by_word.items() if count >= MIN_COUNT]
-        kept = sorted(frequent, key=lambda word: (-by_word[word], word))[:MAX_CATEGORIES]
+        frequent = [word for word, count in by_word.items() if count >= least]
+        kept = sorted(frequent, key=lambda word: (-by_word[word], word))[:most]
     seen = [by_word[word] for word in kept]
     total = max(len(codes), 1)
     shares = [int(counts[0]), int(counts[1:].sum()) - sum(seen), *seen]

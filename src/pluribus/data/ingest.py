@@ -79,9 +79,12 @@ def _check_type(field: pa.Field, where: str) -> None:
     import pyarrow as pa
 
     kind = field.type
+    if pa.types.is_list(kind) or pa.types.is_large_list(kind):
+        kind = kind.value_type  # a sequence: its elements must be plain
     if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
-        remedy = "write one plain value a cell, or leave the column out"
-        raise BadInput(f"holds {kind}, which is not a plain value", where=f"{where}, column {field.name!r}", remedy=remedy)
+        remedy = "write one plain value, or a list of plain values, a cell, or leave the column out"
+        what = f"holds {field.type}, which is neither a plain value nor a list of them"
+        raise BadInput(what, where=f"{where}, column {field.name!r}", remedy=remedy)
 
 
 def _read_parquet(path: Path) -> pa.Table:

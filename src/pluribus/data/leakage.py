@@ -15,6 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluribus.data.prepared import Prepared
+from pluribus.data.ragged import looks_like_lists
 from pluribus.data.splitting import PARTS, Split
 from pluribus.data.table import LABELLED, NOT_APPLICABLE, Table, _plain
 
@@ -62,7 +63,14 @@ def check(table: Table, split: Split, data: Prepared, *, seed: int = 0) -> list[
 def _row_hashes(frame: pd.DataFrame) -> NDArray[np.uint64]:
     import pandas as pd
 
+    lists = {str(name): [repr(_listed(cell)) for cell in frame[name]] for name in frame if looks_like_lists(frame[name])}
+    frame = frame.assign(**lists) if lists else frame
     return np.asarray(pd.util.hash_pandas_object(frame, index=False), np.uint64)
+
+
+def _listed(cell: Any) -> Any:
+    """A list as Python writes it, whatever holds it."""
+    return cell.tolist() if isinstance(cell, np.ndarray) else list(cell) if isinstance(cell, list | tuple) else cell
 
 
 def duplicates(table: Table, split: Split) -> list[Finding]:
@@ -90,7 +98,8 @@ def copies(table: Table) -> list[Finding]:
         return []
     rows = np.arange(0, table.n_rows, -(-table.n_rows // _COPY_ROWS))
     sample = table.frame.iloc[rows]
-    inputs = [name for name in table.inputs if not pd.api.types.is_datetime64_any_dtype(sample[name].dtype)]
+    dates = pd.api.types.is_datetime64_any_dtype
+    inputs = [name for name in table.inputs if name not in table.lists and not dates(sample[name].dtype)]
     numbers = [name for name in inputs if _is_number(sample[name])]
     matrix = sample[numbers].to_numpy(np.float64, na_value=np.nan)
     words = {name: _texts(sample[name]) for name in inputs if name not in numbers}
@@ -327,10 +336,13 @@ def lineage(table: Table) -> dict[str, str]:
     """
     columns = [c for c in (*table.inputs, table.id, table.weight, table.group, table.time, table.task_column) if c is not None]
     hashes = _row_hashes(table.frame[list(dict.fromkeys(columns))])
+    items = [_row_hashes(each.frame) for each in table.attributes.values()]
     found = {}
     for task in table.tasks:
         cells = table.cells[task.name]
         digest = hashlib.sha256(repr((task.name, task.kind, task.classes, sorted(set(columns)))).encode())
+        for each in items:
+            digest.update(each.tobytes())
         for array in (cells.rows, cells.values, hashes[cells.rows]):
             digest.update(np.ascontiguousarray(array).tobytes())
         found[task.name] = digest.hexdigest()

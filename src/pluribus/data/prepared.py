@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pluribus.data.batch import Batch, Labels
+from pluribus.data.ragged import Ragged, Texts
 from pluribus.errors import BadInput
 from pluribus.files import atomic_folder, read_json
 from pluribus.tasks import Task
@@ -60,6 +61,8 @@ class Prepared:
     parts: "train", "valid", "test" → ascending rows. A candidate is handed no test part.
     units: [n] int64, the resampling unit of each row (group, day, or the row itself).
     context: per-row side information by name [n] (long layout: "task", the index of the row's task).
+    ragged: sequence → its elements: numbers as `numeric`, categories as `categorical` codes, items as codes of `items`.
+    texts: text column → its strings, None where missing; a tokenizer's ids come in by `with_ragged`.
     """
 
     tasks: tuple[Task, ...]
@@ -70,10 +73,17 @@ class Prepared:
     parts: Mapping[str, IntArray]
     units: IntArray
     context: Mapping[str, IntArray] = field(default_factory=dict)
+    ragged: Mapping[str, Ragged] = field(default_factory=dict)
+    texts: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
 
     @property
     def n_rows(self) -> int:
         return len(self.numeric)
+
+    @property
+    def items(self) -> dict[str, Prepared]:
+        """Item table → the attributes of its items; code c of a joined column is row c − 2."""
+        return {name: found.data for name, found in self.columns.items.items()}
 
     def labelled(self, task: str, part: str) -> Cells:
         """The labelled cells of one task in one part."""
@@ -88,6 +98,27 @@ class Prepared:
         """The same table with these parts instead (a subsample for screening, say)."""
         return replace(self, parts=parts)
 
+    def with_ragged(self, name: str, ragged: Ragged) -> Prepared:
+        """The same table with one more ragged input (a tokenizer's ids, say), or with this one in its place."""
+        if len(ragged) != self.n_rows:
+            raise BadInput(f"has {len(ragged)} rows for a table of {self.n_rows}", where=f"ragged input {name!r}")
+        if name in RESERVED:
+            raise BadInput(f"is called {name!r}, as the plain columns are", where="ragged input", remedy="choose another name")
+        return replace(self, ragged={**self.ragged, name: ragged})
+
+    def followed_by(self, other: Prepared) -> Prepared:
+        """The rows of both tables, these first: for tables without tasks, as items are, encoded by the same columns."""
+        if self.tasks or other.tasks:
+            raise BadInput("tables with tasks are not joined end to end", where="Prepared.followed_by")
+        return replace(
+            self,
+            numeric=np.concatenate((self.numeric, other.numeric)),
+            categorical=np.concatenate((self.categorical, other.categorical)),
+            units=np.arange(self.n_rows + other.n_rows),
+            ragged={name: mine.followed_by(other.ragged[name]) for name, mine in self.ragged.items()},
+            texts={name: Texts.of(mine).followed_by(Texts.of(other.texts[name])) for name, mine in self.texts.items()},
+        )
+
     @cached_property
     def _inputs(self) -> tuple[Tensor, Tensor]:
         return torch.from_numpy(self.numeric), torch.from_numpy(self.categorical)
@@ -101,13 +132,19 @@ class Prepared:
         return {}
 
     def batch(self, rows: Tensor, tasks: Sequence[str] | None = None) -> Batch:
-        """The batch of these rows (int64 [B]), with the labels of `tasks` (default all) that they have."""
+        """The batch of these rows (int64 [B]), with the labels of `tasks` (default all) that they have.
+
+        A ragged input NAME is `inputs[NAME]` = {"values": [B, L], "mask": [B, L] bool}, L the longest of the batch (at least 1).
+        """
         names = tuple(task.name for task in self.tasks) if tasks is None else tuple(tasks)
         if names not in self._by_row:
             self._by_row[names] = _CellsByRow.of({name: self.cells[name] for name in names}, self.n_rows)
         numeric, categorical = self._inputs
         return Batch(
-            inputs={"numeric": numeric[rows], "categorical": categorical[rows]},
+            inputs={
+                "numeric": numeric[rows], "categorical": categorical[rows],
+                **{name: each.padded(rows) for name, each in self.ragged.items()},
+            },
             n_rows=len(rows),
             labels=self._by_row[names].labels(rows.numpy()),
             context={name: value[rows] for name, value in self._context.items()},
@@ -138,12 +175,17 @@ class Prepared:
         ]
         arrays |= {f"part_{name}": rows for name, rows in self.parts.items()}
         arrays |= {f"context_{name}": value for name, value in self.context.items()}
+        for i, ragged in enumerate(self.ragged.values()):
+            arrays |= {f"ragged_{i}_values": ragged.values, f"ragged_{i}_starts": ragged.starts}
+        for i, texts in enumerate(map(Texts.of, self.texts.values())):
+            arrays |= {f"texts_{i}_data": texts.data, f"texts_{i}_starts": texts.starts, f"texts_{i}_present": texts.present}
         with atomic_folder(folder) as aside:
             for name, array in arrays.items():
                 np.save(aside / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
-            manifest = {
+            manifest: dict[str, Any] = {
                 "cells": cells, "parts": list(self.parts), "context": list(self.context), "columns": self.columns.write(aside)
             }  # fmt: skip
+            manifest |= {key: list(held) for key, held in (("ragged", self.ragged), ("texts", self.texts)) if held}
             (aside / _MANIFEST).write_text(json.dumps(manifest, allow_nan=False), "utf-8")
 
     @classmethod
@@ -181,6 +223,14 @@ class Prepared:
             parts={name: array(f"part_{name}") for name in manifest["parts"]},
             units=array("units"),
             context={name: array(f"context_{name}") for name in manifest["context"]},
+            ragged={
+                name: Ragged(array(f"ragged_{i}_values"), array(f"ragged_{i}_starts"))
+                for i, name in enumerate(manifest.get("ragged", ()))
+            },
+            texts={
+                name: Texts(*(array(f"texts_{i}_{part}") for part in ("data", "starts", "present")))
+                for i, name in enumerate(manifest.get("texts", ()))
+            },
         )
 
 
@@ -234,6 +284,7 @@ class _CellsByRow:
         }
 
 
+RESERVED = ("numeric", "categorical")
 _MANIFEST = "prepared.json"
 _NPY_HEADER = 128
 
@@ -247,6 +298,7 @@ def prepare(table: Table, split: Split, columns: FittedColumns | None = None) ->
         numeric, categorical = columns.encode_table(table)
     else:
         numeric, categorical = columns.encode(table.frame)
+    ragged, texts = columns.encode_ragged(table.frame, table.lists)
     return Prepared(
         tasks=table.tasks,
         columns=columns,
@@ -256,4 +308,6 @@ def prepare(table: Table, split: Split, columns: FittedColumns | None = None) ->
         parts=split.parts,
         units=split.units,
         context={"task": table.task_index} if table.long else {},
+        ragged=ragged,
+        texts=texts,
     )

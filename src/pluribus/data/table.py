@@ -13,6 +13,10 @@ Kinds, where none is given (`Table.notes` says what was taken and why), looking 
 | whole numbers from 0 or 1 up to at most 1000, more than two of them | count      |
 | other numbers                                                       | regression |
 
+Input columns of lists (Python lists, Arrow lists, JSON lists in text) are sequences. A column of words is text where it is
+declared so, or where it has more than 50 different values, more than half of them distinct, of more than 30 letters or at
+least four words on average. Sequences and texts are inputs of the candidates that read them; others go by the other columns.
+
 Classes are sorted (numbers by value, words by letter); of two classes the second is the positive one. A `Task` object that
 names its classes overrides both.
 """
@@ -29,12 +33,15 @@ from numpy.typing import NDArray
 
 from pluribus.data.ingest import read_table
 from pluribus.data.prepared import Cells
+from pluribus.data.ragged import Lists, looks_like_lists, read_lists
 from pluribus.errors import BadInput, unknown
 from pluribus.tasks import KINDS, Task
 from pluribus.tasks.task import check_graph
 
 if TYPE_CHECKING:
     import pandas as pd
+
+    from pluribus.data.items import Attributes, ItemTable
 
 TABLE_KINDS = ("binary", "multiclass", "ordinal", "regression", "count")
 MAX_CLASSES = 50
@@ -73,6 +80,9 @@ class Table:
     split: "random", "time:COL" or "column:COL"; default: by `time`, else by the first datetime input, else at random.
     not_applicable, delayed: task → column; where that column is true (1), the task's cell is not applicable, or its label is
         still to come. Such a column is not an input. (`Task.after` and `Task.absent` say the same for whole tasks.)
+    text: input columns of text, beside those that are found out to be (see the module's text).
+    items: name → `ItemTable`, a second table whose key columns of this one hold.
+    max_length: of a sequence the latest so many elements are kept.
     source: the file's name, for messages.
 
     Attributes
@@ -81,11 +91,14 @@ class Table:
     inputs: names of the input columns, in the frame's order.
     notes: one line for each thing that was inferred.
     encoded: words and dates of input columns as codes, kept by `FittedColumns` so that they are looked up once.
+    lists: the input columns of lists, read. joined: item table → the columns that are joined to it. attributes: item table →
+        its table of attributes.
 
     Raises
     ------
     BadInput: unknown or doubly used columns, targets without values or with one value, kinds that do not fit, infinite
-        numbers, ids that are not distinct, dates that do not parse, free text.
+        numbers, ids that are not distinct, dates that do not parse, lists of several types or of lists, keys of items that are
+        missing or doubled.
     """
 
     def __init__(
@@ -102,6 +115,9 @@ class Table:
         split: str | None = None,
         not_applicable: Mapping[str, str] | None = None,
         delayed: Mapping[str, str] | None = None,
+        text: Iterable[str] = (),
+        items: Mapping[str, ItemTable] | None = None,
+        max_length: int = 100,
         source: str = "table",
     ) -> None:
         self.source = source
@@ -115,6 +131,12 @@ class Table:
         self.time, self.split_column, kind_of_split = self._parse_split(split, time)
         self._targets = self._named(tasks)
         self.inputs = self._check_roles()
+        self.text = self._check_declared_text(text)
+        self.items, self.max_length = dict(items or {}), max_length
+        self.joined = {name: table.joined(name, self.inputs) for name, table in self.items.items()}
+        self.lists = self._read_lists()
+        self.attributes: dict[str, Attributes] = {name: table.attributes() for name, table in self.items.items()}
+        self._check_joins()
         self._parse_dates()
         if kind_of_split is None:
             kind_of_split = self._default_split()
@@ -132,6 +154,7 @@ class Table:
     def read(cls, path: str | Path, tasks: Sequence[str | Task], **roles: Any) -> Table:
         """A table from a CSV or Parquet file; `roles` as for `Table`. Ids and groups keep their leading zeros."""
         text = [roles[role] for role in ("id", "group") if roles.get(role)]
+        text += [*roles.get("text", ()), *(column for items in (roles.get("items") or {}).values() for column in items.columns)]
         roles.setdefault("source", str(path))
         return cls(read_table(path, text=text), tasks, **roles)
 
@@ -291,11 +314,61 @@ class Table:
             raise BadInput("has no input column left", where=self.source, remedy="ignore fewer columns")
         return inputs
 
+    def _check_declared_text(self, text: Iterable[str]) -> tuple[str, ...]:
+        if isinstance(text, str):
+            raise BadInput("text must be a list of columns", where=self.source, remedy=f"write [{text!r}]")
+        found = tuple(dict.fromkeys(text))
+        for column in found:
+            if column not in self.frame.columns:
+                raise unknown("text column", column, list(self.frame.columns), where=self.source)
+            if column not in self.inputs:
+                raise BadInput("is named as text but is no input", where=self._at(column), remedy="give it one role")
+        return found
+
+    def _read_lists(self) -> dict[str, Lists]:
+        if not (isinstance(self.max_length, int) and self.max_length >= 1):
+            raise BadInput(f"max_length must be a whole number of at least 1, not {self.max_length!r}", where=self.source)
+        joined = {column for columns in self.joined.values() for column in columns}
+        found = {}
+        for column in self.inputs:
+            series = self.frame[column]
+            if column in self.text or not looks_like_lists(series):
+                continue
+            found[column] = read_lists(series, self._at(column), "category" if column in joined else None)
+            what = "numbers" if found[column].kind == "number" else "categories"
+            longest = int(np.diff(found[column].starts).max())
+            kept = f", the latest {self.max_length} of which are kept" if longest > self.max_length else ""
+            self.notes.append(f"{column!r} is a sequence of {what} (at most {longest} in a row{kept})")
+        return found
+
+    def _check_joins(self) -> None:
+        taken: dict[str, str] = {}
+        for name, columns in self.joined.items():
+            known = set(self.attributes[name].keys)
+            for column in columns:
+                if column in taken:
+                    what = f"is joined to the items {taken[column]!r} and {name!r}"
+                    raise BadInput(what, where=self._at(column), remedy="join it to one table")
+                if column in self.text:
+                    raise BadInput(f"is text and joined to {name!r}", where=self._at(column), remedy="give it one role")
+                taken[column] = name
+                if column in self.lists:
+                    found = self.lists[column].words
+                else:
+                    found = [_plain(value) for value in self.frame[column].dropna().unique()]
+                lacking = [word for word in found if word not in known]
+                if lacking and len(lacking) == len(found):
+                    what = f"holds no key of the items {name!r} ({lacking[0]!r} is none)"
+                    raise BadInput(what, where=self._at(column), remedy=f"check the key {self.items[name].key!r}")
+                if lacking:
+                    line = f"{len(lacking)} of {len(found)} items in {column!r} are not in {name!r} (such as {lacking[0]!r})"
+                    self.notes.append(f"{line}: they are encoded as unseen")
+
     def _parse_dates(self) -> None:
         """Text columns that hold ISO dates, and the time column, become datetimes."""
         for column in dict.fromkeys((*self.inputs, *((self.time,) if self.time else ()))):
             series = self.frame[column]
-            if not _is_text(series):
+            if column in self.text or column in self.lists or not _is_text(series):
                 continue
             if column == self.time or _looks_like_dates(series):
                 self.frame[column] = parse_dates(series, self._at(column))
@@ -345,7 +418,8 @@ class Table:
                 row = int(self.frame[name].isna().to_numpy().argmax()) + 1
                 raise BadInput(f"the {role} is empty in row {row}", where=self._at(name), remedy="fill it, or drop the row")
         for column in self.inputs:
-            self._check_text(column)
+            if column not in self.text and column not in self.lists:
+                self._check_text(column)
 
     def _check_text(self, column: str) -> None:
         import pandas as pd
@@ -367,9 +441,11 @@ class Table:
         sample = values.iloc[:: max(1, len(values) // 2000)].astype(str)
         letters, words = sample.str.len().mean(), sample.str.count(r"\s+").mean() + 1
         if letters > _FREE_TEXT_LETTERS or words >= _FREE_TEXT_WORDS:
-            what = f"holds free text ({distinct} different values of {letters:.0f} letters on average), which tables cannot use"
-            raise BadInput(what, where=self._at(column), remedy=f"--ignore {column}")
-        if distinct == len(values):
+            if not any(column in columns for columns in self.joined.values()):
+                self.text += (column,)
+                line = f"{column!r} is text ({distinct} different values of {letters:.0f} letters on average)"
+                self.notes.append(f"{line}: candidates that read no text leave it out")
+        elif distinct == len(values):
             self.notes.append(f"{column!r} has another value in every row and cannot help: --id or --ignore it")
 
     # Tasks
@@ -387,6 +463,8 @@ class Table:
         tasks = []
         for declared, column, kind in self._targets:
             series = self.frame[column]
+            if looks_like_lists(series):
+                raise BadInput("a list cannot be a target", where=self._at(column), remedy="name a column of plain values")
             if not series.notna().any():
                 raise BadInput("the target has no value at all", where=self._at(column), remedy="name another target")
             if kind is None:

@@ -194,6 +194,11 @@ class Fitted(ABC):
                 found[task.name] = value
         return pd.DataFrame(found, index=table.index)
 
+    def add_items(self, **items: pd.DataFrame) -> None:
+        """Put new items into the catalogues of item tables: `add_items(TABLE=frame)`, with the frame's key and attributes as they
+        were fitted. Changes no parameter and no earlier item's code."""
+        self.columns = self.columns.grown(items)
+
     def save(self, folder: str | Path) -> None:
         """Write the model folder atomically (see `pluribus.modeling.checkpoint`)."""
         from pluribus.modeling.checkpoint import save
@@ -215,6 +220,8 @@ class Candidate(ABC):
     space: ClassVar[SearchSpace] = SearchSpace()
     per_task: ClassVar[bool] = False
     """Whether this is a specialist: one model per task, nothing shared (a reference of the verdict)."""
+    reads: ClassVar[frozenset[str]] = frozenset()
+    """What it reads beside plain columns: "text", "sequence" or both."""
     processes: ClassVar[bool] = False
     """Whether `fit` may be called on all ranks of a running `torch.distributed` group together, and then shares the work."""
     encoder: ClassVar[str | None] = None
@@ -229,6 +236,17 @@ class Candidate(ABC):
     def unfit(self, data: Prepared) -> str | None:
         """Why this candidate cannot run on `data`, or None where it can."""
         return None
+
+    def ignored(self, data: Prepared) -> list[str]:
+        """Input columns that it cannot read: texts and sequences, unless `reads` names them."""
+        return [i.name for i in data.columns.inputs if i.type in {"text", "sequence"} - self.reads]
+
+    def unreadable(self, data: Prepared) -> str | None:
+        """Why it has nothing to read on `data`, where all inputs are of types that it cannot read, else None."""
+        kinds = sorted({i.type for i in data.columns.inputs})
+        if data.columns.names or len(self.ignored(data)) < len(data.columns.inputs):
+            return None
+        return f"the inputs are {' and '.join(kinds)} only, which it does not read"
 
     @abstractmethod
     def estimate(self, data: Prepared) -> float:

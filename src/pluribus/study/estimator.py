@@ -107,8 +107,10 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
         seed = int(check_random_state(self.random_state).randint(2**31 - 1))
         data = prepare(table, self._split(len(frame), seed))
         candidate = make(self.candidate, dict(self.settings or {}))
-        why = candidate.unfit(data)
-        if why is not None and len(data.tasks) > 1:
+        why = candidate.unreadable(data)
+        if why is None and len(data.tasks) > 1:
+            why = candidate.unfit(data)
+        if why is not None:
             raise BadInput(why, where=f"candidate {self.candidate!r}", remedy="choose another candidate")
         self.model_ = candidate.fit(data, Budget(float("inf") if self.budget is None else self.budget), seed)
         calibrate(self.model_, data)

@@ -158,7 +158,7 @@ def plan(spec: TableStudy, data: Prepared) -> Plan:
     running: list[tuple[str, Candidate]] = []
     for name in chosen_candidates(spec):
         candidate = make(name, base_settings(spec, name))
-        why = candidate.unfit(data)
+        why = candidate.unreadable(data) or candidate.unfit(data)
         if why is None:
             running.append((name, candidate))
         else:

@@ -52,6 +52,18 @@ class TaskSpec(BaseModel):
     tolerance: float | None = Field(default=None, ge=0)
 
 
+class ItemSpec(BaseModel):
+    """An item table: its file, its key, and the columns of the study's table that hold keys."""
+
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    path: str
+    key: str
+    columns: list[str] = []
+    ignore: list[str] = []
+    text: list[str] = []
+
+
 class TableStudy(BaseModel):
     """A study of one table (`kind: table`)."""
 
@@ -70,6 +82,9 @@ class TableStudy(BaseModel):
     split: str | None = None
     not_applicable: dict[str, str] = {}
     delayed: dict[str, str] = {}
+    text: list[str] = []
+    items: dict[str, ItemSpec] = {}
+    max_length: Annotated[int, Field(ge=1, le=100_000)] = 100
     metrics: dict[str, str | list[str]] = {}
     candidates: list[str] | None = None
     balancers: list[str] = []
@@ -153,7 +168,8 @@ def load(path: str | Path) -> TableStudy:
         return name if Path(name).is_absolute() or Path(name).exists() else str(beside / name)
 
     champion = place(spec.champion) if spec.champion else None
-    return spec.model_copy(update={"table": place(spec.table), "champion": champion})
+    items = {name: item.model_copy(update={"path": place(item.path)}) for name, item in spec.items.items()}
+    return spec.model_copy(update={"table": place(spec.table), "champion": champion, **({"items": items} if items else {})})
 
 
 def metrics_of(spec: TableStudy, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
@@ -174,6 +190,11 @@ def metrics_of(spec: TableStudy, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
 def configuration_hash(spec: TableStudy, data_hash: str) -> str:
     """What a run is identified by: every setting but its name, and the data; a resumed run must agree."""
     row = spec.model_dump(exclude={"name", "table", "champion"})
+    for item in row["items"].values():  # their content is part of the data's hash
+        del item["path"]
+    for name, plain in (("text", []), ("items", {}), ("max_length", 100)):  # runs of before these settings go on
+        if row[name] == plain:
+            del row[name]
     if spec.champion and os.path.exists(spec.champion):
         from pluribus.files import sha256
 

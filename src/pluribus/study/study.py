@@ -136,8 +136,15 @@ class Study:
         roles: dict[str, Any] = {
             "id": spec.id, "ignore": tuple(spec.ignore), "weight": spec.weight, "group": spec.group,
             "task_column": spec.task_column, "split": spec.split, "not_applicable": spec.not_applicable,
-            "delayed": spec.delayed,
+            "delayed": spec.delayed, "text": tuple(spec.text), "max_length": spec.max_length,
         }  # fmt: skip
+        if spec.items and not isinstance(self._given, Table):
+            from pluribus.data import ItemTable
+
+            roles["items"] = {
+                name: ItemTable.read(i.path, i.key, i.columns, ignore=i.ignore, text=i.text, max_length=spec.max_length)
+                for name, i in spec.items.items()
+            }
         if isinstance(self._given, Table):
             table = self._given
         elif self._given is not None:

@@ -38,7 +38,10 @@ def run_trial(prepared: str, trials: str, trial: Trial, screening_seed: int) -> 
     with atomic_folder(Path(trials) / trial.id) as aside:
         try:
             part = screening_part(data, screening_seed) if trial.phase == "screen" else data
-            fitted = make(trial.candidate, trial.settings).fit(part, Budget(trial.seconds), trial.seed)
+            candidate = make(trial.candidate, trial.settings)
+            fitted = candidate.fit(part, Budget(trial.seconds), trial.seed)
+            if ignored := candidate.ignored(data):
+                fitted.record["ignored_inputs"] = ignored
             predictions = calibrate(fitted, data)
             scores = valid_scores(data, predictions)
             np.savez(aside / "valid.npz", **predictions)  # type: ignore[arg-type]

@@ -231,7 +231,8 @@ class _Bank:
     def _outputs(self, rows: Tensor) -> Tensor:
         """Outputs [A, b, width] at a batch of rows [A, b] for each task."""
         inputs = self.data.batch(rows.reshape(-1), tasks=()).inputs
-        hidden = self.encoder.run({name: value.reshape(*rows.shape, value.shape[1]) for name, value in inputs.items()})
+        plain = {name: inputs[name].reshape(*rows.shape, inputs[name].shape[1]) for name in ("numeric", "categorical")}
+        hidden = self.encoder.run(plain)
         outputs: Tensor = self.head(hidden)
         return outputs
 

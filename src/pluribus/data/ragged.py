@@ -1,0 +1,328 @@
+"""Columns whose cells have lengths: sequences of codes or numbers, and texts.
+
+Both are stored flat, one array of everything and one of where each row starts, so that a million rows are two arrays, can be
+mapped from disk, and a padded batch is one gather. `read_lists` turns a column of lists, as pandas, Arrow or JSON hold them,
+into this form.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, overload
+
+import numpy as np
+import torch
+from numpy.typing import ArrayLike, NDArray
+from torch import Tensor
+
+from pluribus.errors import BadInput
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+IntArray = NDArray[np.int64]
+
+ElementKind = Literal["category", "number"]
+
+
+@dataclass(frozen=True)
+class Ragged:
+    """Rows of different lengths.
+
+    values: [total] int32 (codes) or float32 (numbers), row after row. starts: [n + 1] int64, row i is
+    `values[starts[i]:starts[i + 1]]`; a row may be empty.
+    """
+
+    values: NDArray[np.int32] | NDArray[np.float32]
+    starts: IntArray
+
+    def __post_init__(self) -> None:
+        if self.values.ndim != 1 or self.values.dtype not in (np.int32, np.float32):
+            what = f"values must be one row of int32 or float32, not {self.values.dtype} of shape {list(self.values.shape)}"
+            raise BadInput(what, where="Ragged")
+        starts = self.starts
+        sound = starts.ndim == 1 and starts.dtype == np.int64 and len(starts) >= 1 and starts[0] == 0
+        if not sound or starts[-1] != len(self.values) or (np.diff(starts) < 0).any():
+            raise BadInput("starts must ascend from 0 to the number of values, in int64", where="Ragged")
+
+    @classmethod
+    def of(cls, rows: Iterable[ArrayLike], dtype: Any = np.int32) -> Ragged:
+        """From one array-like a row."""
+        each = [np.asarray(row, dtype).reshape(-1) for row in rows]
+        starts = np.concatenate(([0], np.cumsum([len(row) for row in each]))).astype(np.int64)
+        return cls(np.concatenate([np.empty(0, dtype), *each]), starts)
+
+    def __len__(self) -> int:
+        return len(self.starts) - 1
+
+    @property
+    def lengths(self) -> IntArray:
+        """[n]"""
+        return np.diff(self.starts)
+
+    def row(self, index: int) -> NDArray[Any]:
+        return self.values[self.starts[index] : self.starts[index + 1]]
+
+    def take(self, rows: IntArray) -> Ragged:
+        """These rows, in this order."""
+        return self._pick(self.starts[rows], self.starts[rows + 1])
+
+    def latest(self, limit: int) -> Ragged:
+        """At most the last `limit` elements of each row."""
+        if not len(self.values) or int(self.lengths.max()) <= limit:
+            return self
+        return self._pick(np.maximum(self.starts[:-1], self.starts[1:] - limit), self.starts[1:])
+
+    def followed_by(self, other: Ragged) -> Ragged:
+        """The rows of both, these first."""
+        values: Any = np.concatenate((self.values, other.values))
+        return Ragged(values, np.concatenate((self.starts, self.starts[-1] + other.starts[1:])))
+
+    def _pick(self, first: IntArray, end: IntArray) -> Ragged:
+        lengths = end - first
+        starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+        return Ragged(self.values[np.arange(starts[-1]) + np.repeat(first - starts[:-1], lengths)], starts)
+
+    def padded(self, rows: Tensor) -> dict[str, Tensor]:
+        """{"values": [B, L], "mask": [B, L] bool, True where there is an element} of these rows (int64 [B]); L is the longest
+        of them, at least 1; 0 fills the rest."""
+        values, starts = self._tensors
+        first = starts[rows]
+        lengths = starts[rows + 1] - first
+        place = torch.arange(max(1, int(lengths.max()) if len(lengths) else 1))
+        mask = place < lengths[:, None]
+        if not len(values):
+            return {"values": torch.zeros(mask.shape, dtype=values.dtype), "mask": mask}
+        at = (first[:, None] + place).clamp_max_(len(values) - 1)
+        return {"values": values[at].masked_fill_(~mask, 0), "mask": mask}
+
+    @property
+    def _tensors(self) -> tuple[Tensor, Tensor]:
+        found: tuple[Tensor, Tensor] | None = vars(self).get("_cached")
+        if found is None:
+            found = torch.from_numpy(self.values), torch.from_numpy(self.starts)
+            vars(self)["_cached"] = found  # a view of the arrays, which are not written to
+        return found
+
+
+@dataclass(frozen=True)
+class Texts(Sequence["str | None"]):
+    """Strings, some missing, as UTF-8: data [bytes] uint8, starts [n + 1] int64, present [n] bool."""
+
+    data: NDArray[np.uint8]
+    starts: IntArray
+    present: NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, texts: Iterable[str | None]) -> Texts:
+        if isinstance(texts, Texts):
+            return texts
+        found = list(texts)
+        each = [b"" if text is None else text.encode("utf-8", "replace") for text in found]
+        starts = np.concatenate(([0], np.cumsum([len(text) for text in each]))).astype(np.int64)
+        data = np.frombuffer(b"".join(each), np.uint8).copy()
+        return cls(data, starts, np.array([text is not None for text in found], bool))
+
+    def __len__(self) -> int:
+        return len(self.present)
+
+    @overload
+    def __getitem__(self, index: int) -> str | None: ...
+    @overload
+    def __getitem__(self, index: slice) -> list[str | None]: ...
+
+    def __getitem__(self, index: int | slice) -> str | list[str | None] | None:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        if not -len(self) <= index < len(self):
+            raise IndexError(index)
+        index = index + len(self) if index < 0 else index
+        if not self.present[index]:
+            return None
+        return self.data[self.starts[index] : self.starts[index + 1]].tobytes().decode("utf-8", "replace")
+
+    def followed_by(self, other: Texts) -> Texts:
+        """The strings of both, these first."""
+        starts = np.concatenate((self.starts, self.starts[-1] + other.starts[1:]))
+        return Texts(np.concatenate((self.data, other.data)), starts, np.concatenate((self.present, other.present)))
+
+
+# A column of lists
+
+
+@dataclass(frozen=True)
+class Lists:
+    """A column of lists, read.
+
+    kind: what its elements are: words and whole numbers are categories, numbers with decimals are numbers.
+    starts: [n + 1] int64; a missing cell is an empty list.
+    numbers: [total] float64, NaN where missing (kind "number"). codes: [total] int64, −1 where missing, into `words`.
+    """
+
+    kind: ElementKind
+    starts: IntArray
+    numbers: NDArray[np.float64]
+    codes: IntArray
+    words: list[str]
+
+    def rows(self, picked: Any) -> tuple[NDArray[np.float64], IntArray]:
+        """The numbers and the codes of these rows (indices or a slice), flat."""
+        kept = np.zeros(len(self.starts) - 1, bool)
+        kept[picked] = True
+        each = np.repeat(kept, np.diff(self.starts))
+        return (self.numbers[each], self.codes[:0]) if self.kind == "number" else (self.numbers[:0], self.codes[each])
+
+
+def looks_like_lists(series: pd.Series) -> bool:
+    """Whether a column holds lists: the first value that is there is one, or nine in ten of the first thousand are text that
+    starts with [ and ends with ], as JSON writes them."""
+    import pandas as pd
+
+    if series.dtype == np.dtype(object):
+        for cell in series.to_numpy(object):
+            if _is_list(cell):
+                return True
+            if not _is_missing(cell):
+                break
+    if series.dtype == np.dtype(object) or pd.api.types.is_string_dtype(series.dtype):
+        head = [cell for cell in series.iloc[:1000].to_numpy(object) if isinstance(cell, str)]
+        return bool(head) and sum(_written_list(cell) for cell in head) >= 0.9 * len(head)
+    return False
+
+
+def _is_list(cell: Any) -> bool:
+    return isinstance(cell, list | tuple | np.ndarray)
+
+
+def _is_missing(cell: Any) -> bool:
+    return cell is None or (isinstance(cell, float) and cell != cell) or type(cell).__name__ in ("NAType", "NaTType")
+
+
+def _written_list(cell: str) -> bool:
+    cell = cell.strip()
+    return cell.startswith("[") and cell.endswith("]")
+
+
+def read_lists(series: pd.Series, where: str, kind: ElementKind | None = None) -> Lists:
+    """Read a column of lists. kind: what the elements must be (None: found out).
+
+    Raises
+    ------
+    BadInput: a cell that is no list, a list within a list, an element of another type than the others or than `kind`, an
+        infinite number; the row is named (from 1).
+    """
+    cells = [_cell(cell, row, where) for row, cell in enumerate(series.to_numpy(object))]
+    lengths = np.fromiter((len(cell) for cell in cells), np.int64, len(cells))
+    starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
+    found, flat = _flat(cells, where, kind)
+    if found == "number":
+        infinite = np.isinf(flat)
+        if infinite.any():
+            row = int(np.searchsorted(starts, int(infinite.argmax()), "right"))
+            raise BadInput(f"holds an infinite number in row {row}", where=where, remedy="leave it out of the list")
+        return Lists("number", starts, flat, np.empty(0, np.int64), [])
+    codes, words = _dictionary(flat)
+    return Lists("category", starts, np.empty(0), codes, words)
+
+
+def _cell(cell: Any, row: int, where: str) -> Sequence[Any] | NDArray[Any]:
+    if isinstance(cell, list | tuple):
+        return cell
+    if isinstance(cell, np.ndarray) and cell.ndim == 1:
+        return cell
+    if isinstance(cell, np.ndarray):
+        raise BadInput(f"holds an array of {cell.ndim} dimensions in row {row + 1}", where=where, remedy="give it plain lists")
+    if _is_missing(cell):
+        return ()
+    if isinstance(cell, str) and _written_list(cell):
+        try:
+            read: list[Any] = json.loads(cell)
+            return read
+        except ValueError:
+            pass
+    what = f"holds {cell!r:.60} in row {row + 1}, where the other rows hold lists"
+    raise BadInput(what, where=where, remedy="give every row a list; [] where there is nothing")
+
+
+def _flat(cells: Sequence[Any], where: str, kind: ElementKind | None) -> tuple[ElementKind, Any]:
+    """All elements: float64 for numbers, an Arrow array for categories."""
+    import pyarrow as pa
+
+    plain = [cell for cell in cells if isinstance(cell, np.ndarray)]
+    if plain and len(plain) == len(cells) and len({cell.dtype for cell in plain}) == 1 and plain[0].dtype != object:
+        elements: Any = np.concatenate(plain)
+    else:
+        elements = list(itertools.chain.from_iterable(cells))
+    try:
+        array = pa.array(elements, from_pandas=True)
+    except (pa.ArrowException, OverflowError, TypeError, ValueError) as error:
+        raise _odd_element(cells, where) from error
+    kinds = pa.types
+    if kinds.is_floating(array.type):
+        numbers = np.asarray(array.to_numpy(zero_copy_only=False), np.float64)
+        if kind != "category":
+            return "number", numbers
+        whole = np.isnan(numbers) | ((numbers == np.floor(numbers)) & (np.abs(numbers) < 2**53))
+        if not whole.all():
+            raise _wrong_kind(cells, where, "words or whole numbers", int((~whole).argmax()), float(numbers[(~whole).argmax()]))
+        array = array.cast(pa.int64())
+    if kinds.is_null(array.type):  # nothing in any list
+        if kind == "number":
+            return "number", np.full(len(array), np.nan)
+        return "category", array.cast(pa.string())
+    if kinds.is_integer(array.type):
+        if kind == "number":
+            return "number", np.asarray(array.cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64)
+        return "category", array
+    if kinds.is_string(array.type) or kinds.is_large_string(array.type) or kinds.is_boolean(array.type):
+        if kind == "number":
+            at = int(np.flatnonzero(array.is_valid().to_numpy(zero_copy_only=False))[0])
+            raise _wrong_kind(cells, where, "numbers", at, array[at].as_py())
+        return "category", array
+    raise _odd_element(cells, where)
+
+
+def _wrong_kind(cells: Sequence[Any], where: str, wanted: str, at: int, value: Any) -> BadInput:
+    row = int(np.searchsorted(np.cumsum([len(cell) for cell in cells]), at, "right"))
+    what = f"was fitted on lists of {wanted} but holds {value!r:.60} in row {row + 1}"
+    return BadInput(what, where=where, remedy=f"give it lists of {wanted}")
+
+
+def _called(value: Any) -> str:
+    if isinstance(value, bool | np.bool_):
+        return "a boolean"
+    if isinstance(value, int | float | np.integer | np.floating):
+        return "a number"
+    if isinstance(value, str):
+        return "a word"
+    if isinstance(value, list | tuple | np.ndarray):
+        return "a list within the list"
+    return f"a value of type {type(value).__name__}"
+
+
+def _odd_element(cells: Sequence[Any], where: str) -> BadInput:
+    """The first element that is neither word nor number, or is of another type than the first."""
+    first = None
+    for row, cell in enumerate(cells):
+        for value in cell:
+            if _is_missing(value):
+                continue
+            called = _called(value)
+            if called not in ("a boolean", "a number", "a word"):
+                what = f"holds {called} in row {row + 1}"
+                return BadInput(what, where=where, remedy="give it flat lists of words or numbers")
+            first = first or called
+            if called != first:
+                what = f"holds {called} ({value!r:.60}) in row {row + 1}, where the elements before are each {first}"
+                return BadInput(what, where=where, remedy="give all lists elements of one type")
+    return BadInput("holds lists of numbers beyond 64 bits", where=where, remedy="write them as words")
+
+
+def _dictionary(array: Any) -> tuple[IntArray, list[str]]:
+    """Codes [total], −1 where missing, and the distinct elements as words."""
+    encoded = array.dictionary_encode()
+    codes = np.asarray(encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
+    return codes, [str(word) for word in encoded.dictionary.to_pylist()]
