@@ -12,11 +12,8 @@ offers it: it is not the weighted update, for cross terms B_i A_j appear.
 
 from __future__ import annotations
 
-import json
 import math
-import re
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,79 +21,12 @@ import torch
 from torch import Tensor
 
 from pluribus.errors import BadInput, unknown
-from pluribus.files import atomic_folder, read_json, safetensors
-from pluribus.merging.source import Source, _foreign, accumulator
+from pluribus.files.peft_folder import Factors, read_adapter, write_adapter
+from pluribus.merging.source import Source, accumulator
 
-PREFIX = "base_model.model."
-HALF = re.compile(r"(.*)\.lora_(?:(A|B)(?:\.default)?\.weight|embedding_(A|B)(?:\.default)?|(magnitude_vector).*)")
+__all__ = ["COMBINATIONS", "Factors", "Lora", "combine", "read_adapter", "squeeze", "write_adapter"]
+
 ROWS = 256  # products are taken in blocks of rows at fixed places, so that no bit depends on who asks for which rows
-
-
-@dataclass
-class Factors:
-    """The update of one tensor: scale · left [out, r] @ right [r, in]. magnitude [out]: of DoRA, where it is used."""
-
-    left: Tensor
-    right: Tensor
-    scale: float
-    magnitude: Tensor | None = None
-
-    def product(self) -> Tensor:
-        """The whole update, [out, in]."""
-        return self.scale * (self.left @ self.right)
-
-
-def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Factors], dict[str, Tensor]]:
-    """An adapter folder: its configuration, the updates by module name, and the tensors it holds whole, by name."""
-    folder = Path(folder)
-    about = read_json(folder / "adapter_config.json", what="adapter configuration")
-    if not isinstance(about, dict) or about.get("peft_type") != "LORA":
-        kind = about.get("peft_type") if isinstance(about, dict) else None
-        raise BadInput(f"is a {kind} adapter, only LORA can be merged", where=str(folder), remedy="merge it with PEFT first")
-    if (folder / "adapter_model.safetensors").is_file():
-        tensors = safetensors.load(folder / "adapter_model.safetensors")
-    elif (folder / "adapter_model.bin").is_file():
-        tensors = _foreign([folder / "adapter_model.bin"]).tensors
-    else:
-        raise BadInput("holds no adapter_model.safetensors", where=str(folder), remedy="save the adapter again")
-    halves: dict[str, dict[str, Tensor]] = {}
-    whole: dict[str, Tensor] = {}
-    for name, tensor in tensors.items():
-        plain = name.removeprefix(PREFIX)
-        found = HALF.fullmatch(plain)
-        if found:
-            part = found[2] or (f"embedding_{found[3]}" if found[3] else "magnitude")
-            halves.setdefault(found[1], {})[part] = tensor.double() if tensor.dtype == torch.float64 else tensor.float()
-        else:
-            whole[re.sub(r"\.(modules_to_save(\.default)?|original_module|base_layer)\.", ".", plain)] = tensor
-    updates: dict[str, Factors] = {}
-    for module, parts in halves.items():
-        embedding = "embedding_A" in parts
-        a, b = parts.get("embedding_A" if embedding else "A"), parts.get("embedding_B" if embedding else "B")
-        if a is None or b is None or a.shape[0] != b.shape[1]:
-            raise BadInput(f"module {module!r} has no matching A and B", where=str(folder), remedy="save the adapter again")
-        rank = a.shape[0]
-        alpha = float(_by_pattern(about.get("alpha_pattern"), module, about.get("lora_alpha", rank)))
-        stated = int(_by_pattern(about.get("rank_pattern"), module, about.get("r", rank)))
-        if stated != rank:
-            what = f"module {module!r} has rank {rank}, its configuration says {stated}"
-            raise BadInput(what, where=str(folder), remedy="mend r or rank_pattern")
-        scale = alpha / (math.sqrt(rank) if about.get("use_rslora") else rank)
-        left, right = b.flatten(1), a.flatten(1)
-        if embedding or about.get("fan_in_fan_out"):
-            left, right = right.T.contiguous(), left.T.contiguous()
-        updates[module] = Factors(left, right, scale, parts.get("magnitude"))
-    if not updates:
-        raise BadInput("holds no LoRA matrices", where=str(folder), remedy="save the adapter again")
-    return about, updates, whole
-
-
-def _by_pattern(patterns: Any, module: str, default: Any) -> Any:
-    """PEFT's rule: the first pattern that is the whole name or its end after a dot, as a regular expression."""
-    for pattern, value in (patterns or {}).items():
-        if re.match(rf"(.*\.)?({pattern})$", module):
-            return value
-    return default
 
 
 class Lora:
@@ -176,36 +106,6 @@ def _shift(wanted: Sequence[str], names: set[str], place: str) -> Any:
             return lambda name: on + name.removeprefix(off) if name.startswith(off) else name
     missing = next((w for w in wanted if w not in names), wanted[0])
     raise BadInput(f"adapts {missing!r}, which the base does not have", where=place, remedy="name the base it was trained on")
-
-
-def write_adapter(
-    out: str | Path, factors: Mapping[str, Factors], *, base: str = "", whole: Mapping[str, Tensor] | None = None,
-    task_type: str | None = None, overwrite: bool = False, card: str = "",
-) -> None:  # fmt: skip
-    """A PEFT folder of updates by module name; ranks may differ. whole: tensors of modules that are saved as they are."""
-    out = Path(out)
-    if out.exists() and not overwrite and any(out.iterdir() if out.is_dir() else [out]):
-        raise BadInput("exists already", where=str(out), remedy="choose another place or overwrite")
-    ranks = {module: f.left.shape[1] for module, f in factors.items()}
-    usual = max(set(ranks.values()), key=list(ranks.values()).count) if ranks else 1
-    odd = {re.escape(module): r for module, r in ranks.items() if r != usual}
-    whole = dict(whole or {})
-    about = {
-        "peft_type": "LORA", "task_type": task_type, "base_model_name_or_path": base, "inference_mode": True,
-        "r": usual, "lora_alpha": usual, "rank_pattern": odd, "alpha_pattern": odd, "lora_dropout": 0.0, "bias": "none",
-        "target_modules": sorted(factors), "fan_in_fan_out": False, "use_rslora": False, "use_dora": False,
-        "modules_to_save": sorted({n.rpartition(".")[0] for n in whole}) or None,
-    }  # fmt: skip
-    tensors: dict[str, Tensor] = {}
-    for module, f in factors.items():
-        tensors[f"{PREFIX}{module}.lora_A.weight"] = f.right.contiguous()
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = (f.scale * f.left).contiguous()
-    tensors.update({PREFIX + n: t for n, t in whole.items()})
-    with atomic_folder(out) as aside:
-        (aside / "adapter_config.json").write_text(json.dumps(about, indent=1), "utf-8")
-        safetensors.save(aside / "adapter_model.safetensors", tensors, {"format": "pt"})
-        if card:
-            (aside / "README.md").write_text(card, "utf-8")
 
 
 def squeeze(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,148 @@
+"""LoRA folders of PEFT: `adapter_config.json` beside `adapter_model.safetensors`, read tolerantly and written minimally.
+
+    W_t = W_0 + s_t B_t A_t,    s = α/r, or α/√r where rank-stabilised; rank and α may differ by module (`rank_pattern`, …)
+
+Tensors are called `base_model.model.<module>.lora_A.weight` [r, in] and `.lora_B.weight` [out, r]; modules that are saved whole
+(heads) go by their own names behind the same beginning. Written is no field that readers know a default for and that has it,
+since older readers refuse fields they do not know.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from pluribus.errors import BadInput
+from pluribus.files import safetensors
+from pluribus.files.atomic import atomic_folder
+from pluribus.files.hostile import read_json
+
+PREFIX = "base_model.model."
+HALF = re.compile(r"(.*)\.lora_(?:(A|B)(?:\.default)?\.weight|embedding_(A|B)(?:\.default)?|(magnitude_vector).*)")
+
+
+@dataclass
+class Factors:
+    """The update of one tensor: scale · left [out, r] @ right [r, in]. magnitude [out]: of DoRA, where it is used."""
+
+    left: Tensor
+    right: Tensor
+    scale: float
+    magnitude: Tensor | None = None
+
+    def product(self) -> Tensor:
+        """The whole update, [out, in]."""
+        return self.scale * (self.left @ self.right)
+
+
+def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Factors], dict[str, Tensor]]:
+    """An adapter folder: its configuration, the updates by module name, and the tensors it holds whole, by name.
+
+    The updates are laid out as the weights are: transposed for embeddings and for maps stored [in, out] (`fan_in_fan_out`).
+    """
+    folder = Path(folder)
+    about = read_json(folder / "adapter_config.json", what="adapter configuration")
+    if not isinstance(about, dict) or about.get("peft_type") != "LORA":
+        kind = about.get("peft_type") if isinstance(about, dict) else None
+        raise BadInput(f"is a {kind} adapter, only LORA is read", where=str(folder), remedy="merge it with PEFT first")
+    halves: dict[str, dict[str, Tensor]] = {}
+    whole: dict[str, Tensor] = {}
+    for name, tensor in _tensors(folder).items():
+        plain = name.removeprefix(PREFIX)
+        found = HALF.fullmatch(plain)
+        if found:
+            part = found[2] or (f"embedding_{found[3]}" if found[3] else "magnitude")
+            halves.setdefault(found[1], {})[part] = tensor.double() if tensor.dtype == torch.float64 else tensor.float()
+        else:
+            whole[re.sub(r"\.(modules_to_save(\.default)?|original_module|base_layer)\.", ".", plain)] = tensor
+    updates: dict[str, Factors] = {}
+    for module, parts in halves.items():
+        embedding = "embedding_A" in parts
+        a, b = parts.get("embedding_A" if embedding else "A"), parts.get("embedding_B" if embedding else "B")
+        if a is None or b is None or a.shape[0] != b.shape[1]:
+            raise BadInput(f"module {module!r} has no matching A and B", where=str(folder), remedy="save the adapter again")
+        rank = a.shape[0]
+        alpha = float(_by_pattern(about.get("alpha_pattern"), module, about.get("lora_alpha", rank)))
+        stated = int(_by_pattern(about.get("rank_pattern"), module, about.get("r", rank)))
+        if stated != rank:
+            what = f"module {module!r} has rank {rank}, its configuration says {stated}"
+            raise BadInput(what, where=str(folder), remedy="mend r or rank_pattern")
+        scale = alpha / (math.sqrt(rank) if about.get("use_rslora") else rank)
+        left, right = b.flatten(1), a.flatten(1)
+        if embedding or about.get("fan_in_fan_out"):
+            left, right = right.T.contiguous(), left.T.contiguous()
+        updates[module] = Factors(left, right, scale, parts.get("magnitude"))
+    if not updates:
+        raise BadInput("holds no LoRA matrices", where=str(folder), remedy="save the adapter again")
+    return about, updates, whole
+
+
+def _tensors(folder: Path) -> dict[str, Tensor]:
+    if (folder / "adapter_model.safetensors").is_file():
+        return safetensors.load(folder / "adapter_model.safetensors")
+    path = folder / "adapter_model.bin"
+    if not path.is_file():
+        raise BadInput("holds no adapter_model.safetensors", where=str(folder), remedy="save the adapter again")
+    try:
+        loaded = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # the loader raises a zoo of types for what is not a plain checkpoint
+        what = "cannot be opened by the weights-only loader (it may hold code)"
+        raise BadInput(what, where=str(path), remedy="convert it to safetensors where you trust it") from error
+    if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
+        raise BadInput("is not a state dict", where=str(path), remedy="save the adapter again")
+    return dict(loaded)
+
+
+def _by_pattern(patterns: Any, module: str, default: Any) -> Any:
+    """PEFT's rule: the first pattern that is the whole name or its end after a dot, as a regular expression."""
+    for pattern, value in (patterns or {}).items():
+        if re.match(rf"(.*\.)?({pattern})$", module):
+            return value
+    return default
+
+
+def _number(value: float) -> int | float:
+    return int(value) if float(value).is_integer() else value
+
+
+def write_adapter(
+    out: str | Path, factors: Mapping[str, Factors], *, base: str = "", whole: Mapping[str, Tensor] | None = None,
+    task_type: str | None = None, overwrite: bool = False, card: str = "", transposed: bool = False,
+) -> None:  # fmt: skip
+    """A PEFT folder of updates by module name; ranks and scales may differ. whole: tensors of modules that are saved as they are.
+    transposed: the adapted weights are stored [in, out]; the factors are given as [out, r] and [r, in] all the same."""
+    out = Path(out)
+    if out.exists() and not overwrite and any(out.iterdir() if out.is_dir() else [out]):
+        raise BadInput("exists already", where=str(out), remedy="choose another place or overwrite")
+    ranks = {module: f.left.shape[1] for module, f in factors.items()}
+    alphas = {module: _number(f.scale * ranks[module]) for module, f in factors.items()}
+    usual = max(set(ranks.values()), key=list(ranks.values()).count) if ranks else 1
+    alpha = max(set(alphas.values()), key=list(alphas.values()).count) if alphas else 1
+    whole = dict(whole or {})
+    about = {
+        "peft_type": "LORA", "task_type": task_type, "base_model_name_or_path": base or None, "inference_mode": True,
+        "r": usual, "lora_alpha": alpha,
+        "rank_pattern": {re.escape(module): r for module, r in ranks.items() if r != usual},
+        "alpha_pattern": {re.escape(module): a for module, a in alphas.items() if a != alpha},
+        "target_modules": sorted(factors), "fan_in_fan_out": transposed,
+        "modules_to_save": sorted({n.rpartition(".")[0] for n in whole}),
+    }  # fmt: skip
+    tensors: dict[str, Tensor] = {}
+    for module, f in factors.items():
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = f.right.contiguous()
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = f.left.contiguous()
+    tensors.update({PREFIX + n: t.contiguous() for n, t in whole.items()})
+    with atomic_folder(out) as aside:
+        said = {name: value for name, value in about.items() if value not in (None, False, {}, [])}
+        (aside / "adapter_config.json").write_text(json.dumps(said, indent=1), "utf-8")
+        safetensors.save(aside / "adapter_model.safetensors", tensors, {"format": "pt"})
+        if card:
+            (aside / "README.md").write_text(card, "utf-8")
