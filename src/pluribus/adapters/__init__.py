@@ -20,6 +20,8 @@ small parameters over tasks), *where* it acts (sites of the model, found by patt
     lora.merge("mnli")           # into the weights: no hook, no route; lora.unmerge() gives them back bit for bit
     lora.add("qnli"); lora.evict("sst2")                                 # slots of the bank
     lora.save("folder"); lora = load(model, "folder")                    # all tasks, this project's format (any method)
+    write_peft(lora, "qnli", "peft/"); read_peft(lora, "new", "peft/")   # one task, PEFT's folder format
+    lora = from_peft(model, {"a": "peft/a", "b": "peft/b"})              # a bank from many folders
     lora.detach()                # the model is what it was, bit for bit
 
 A task the adapters do not know, or no route at all, is an error (`BadInput`), never silently the base model. Every other method
@@ -35,6 +37,7 @@ from torch import nn
 
 from pluribus import catalog
 from pluribus.adapters.adapter import Adapters, check_base, read_folder
+from pluribus.adapters.formats import from_peft, read_peft, write_peft
 from pluribus.adapters.heads import TaskHeads
 from pluribus.adapters.lora import LoRA
 from pluribus.adapters.route import Route, fork, route
@@ -56,4 +59,4 @@ def load(model: nn.Module, folder: str | Path, **given: Any) -> Any:
     return made
 
 
-__all__ = ["Adapters", "LoRA", "Route", "TaskHeads", "fork", "load", "route"]
+__all__ = ["Adapters", "LoRA", "Route", "TaskHeads", "fork", "from_peft", "load", "read_peft", "route", "write_peft"]

@@ -1,0 +1,140 @@
+"""LoRA adapters from and to PEFT's folders, one folder a task."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pluribus.adapters.lora import LoRA
+from pluribus.adapters.sites import every_linear, transposed
+from pluribus.errors import BadInput
+from pluribus.files.peft_folder import Factors, read_adapter, write_adapter
+
+REFUSED = {
+    "use_dora": "DoRA", "alora_invocation_tokens": "aLoRA", "lora_bias": "a bias on B", "layer_replication": "layer replication",
+    "trainable_token_indices": "trained token embeddings", "target_parameters": "LoRA on bare parameters",
+    "arrow_config": "Arrow routing", "use_bdlora": "block-diagonal LoRA",
+}  # fmt: skip
+KNOWN = {"use_rslora"}
+
+
+def _refuse(about: Mapping[str, Any], where: str) -> None:
+    for field, what in REFUSED.items():
+        if about.get(field):
+            raise BadInput(f"uses {what} ({field})", where=where, remedy="merge it with PEFT, or train it as plain LoRA")
+    if about.get("bias") not in (None, "none"):
+        raise BadInput(f"trains biases (bias={about['bias']!r})", where=where, remedy="merge it with PEFT")
+    for field, value in about.items():
+        if field.startswith("use_") and field not in KNOWN and value:
+            raise BadInput(f"uses a variant of LoRA unknown here ({field}={value!r})", where=where, remedy="merge it with PEFT")
+
+
+def read_updates(folder: str | Path, model: nn.Module) -> tuple[dict[str, Factors], dict[str, Tensor]]:
+    """The updates of a PEFT folder by the model's own paths, as [out, r] and [r, in]; and the tensors it holds whole (heads)."""
+    about, found, whole = read_adapter(folder)
+    _refuse(about, str(folder))
+    if about.get("fan_in_fan_out"):
+        found = {m: Factors(f.right.T.contiguous(), f.left.T.contiguous(), f.scale, f.magnitude) for m, f in found.items()}
+    linear = every_linear(model)
+    rename = _shift(list(found), set(linear), str(folder))
+    updates = {rename(module): factors for module, factors in found.items()}
+    for path, f in updates.items():
+        got, wanted = (f.right.shape[1], f.left.shape[0]), linear[path]
+        if f.magnitude is not None:
+            raise BadInput("uses DoRA (it holds magnitudes)", where=str(folder), remedy="merge it with PEFT")
+        if got != wanted:
+            what = f"adapts {path!r} as {got[0]} → {got[1]}, the model has {wanted[0]} → {wanted[1]}"
+            raise BadInput(what, where=str(folder), remedy="it was made for another base model")
+    return updates, whole
+
+
+def _shift(modules: Sequence[str], names: set[str], where: str) -> Any:
+    """How the folder's names become the model's: as they are, or without or with one beginning (a head around the encoder)."""
+    parts = modules[0].split(".")
+    tries = [("", "")] + [(".".join(parts[:i]) + ".", "") for i in range(1, len(parts))]
+    tries += [("", name[: -len(modules[0])]) for name in names if name.endswith("." + modules[0])]
+    for off, on in tries:
+        if all(m.startswith(off) and on + m.removeprefix(off) in names for m in modules):
+            return lambda m: on + m.removeprefix(off)
+    missing = next((m for m in modules if m not in names), modules[0])
+    what = f"adapts {missing!r}, which is no linear map of the model"
+    raise BadInput(what, where=where, remedy="it was made for another base model, or adapts embeddings or convolutions")
+
+
+def from_peft(model: nn.Module, folders: Mapping[str, str | Path]) -> LoRA:
+    """One bank from several PEFT folders, task → folder; ranks, scales and the maps they adapt may differ."""
+    read = {task: read_updates(folder, model)[0] for task, folder in folders.items()}
+    paths = [path for path in every_linear(model) if any(path in updates for updates in read.values())]
+    rank = max(f.left.shape[1] for updates in read.values() for f in updates.values())
+    lora = LoRA(model, list(folders), where=paths, rank=rank, alpha=rank)
+    try:
+        for task, updates in read.items():
+            lora.load_task(task, state_from(lora, updates, str(folders[task])))
+    except Exception:
+        lora.detach()
+        raise
+    return lora
+
+
+def read_peft(lora: LoRA, task: str, folder: str | Path) -> dict[str, Tensor]:
+    """Add the task of a PEFT folder to a bank; returns the tensors the folder holds whole (heads), by name."""
+    updates, whole = read_updates(folder, lora.model)
+    lora.add(task, state_from(lora, updates, str(folder)))
+    return whole
+
+
+def state_from(lora: LoRA, updates: Mapping[str, Factors], where: str) -> dict[str, Tensor]:
+    """One slot's tensors: smaller ranks padded with zeros, maps that the folder leaves alone zero."""
+    for path, f in updates.items():
+        if path not in lora.places:
+            raise BadInput(f"adapts {path!r}, the bank does not", where=where, remedy="make the bank with from_peft")
+        if f.left.shape[1] > lora.rank:
+            what = f"has rank {f.left.shape[1]} at {path!r}, the bank {lora.rank}"
+            raise BadInput(what, where=where, remedy=f"make the bank with rank={f.left.shape[1]}")
+    scales = {f.scale for f in updates.values()}
+    common = next(iter(scales)) if len(scales) == 1 else 1.0  # several scales in one adapter go into its B
+    state: dict[str, Tensor] = {"scale": torch.tensor(common)}
+    for path in lora.places:
+        bank, name = lora.site(path), f"sites.{path.replace('.', '/')}"
+        A, B = bank.A.new_zeros(bank.A.shape[1:]), bank.B.new_zeros(bank.B.shape[1:])
+        if path in updates:
+            f = updates[path]
+            rank = f.left.shape[1]
+            A[:rank], B[:, :rank] = f.right.to(A), (f.left if f.scale == common else f.scale / common * f.left).to(B)
+        state |= {f"{name}.A": A, f"{name}.B": B}
+    return state
+
+
+def write_peft(
+    lora: LoRA, task: str, folder: str | Path, *, base: str = "", heads: Mapping[str, Tensor] | None = None,
+    task_type: str | None = None, overwrite: bool = False,
+) -> None:  # fmt: skip
+    """One task as a PEFT folder. base: name or path of the base model. heads: tensors of modules saved whole, by their names.
+
+    Ranks that padding filled up are cut off again; a map whose update is zero throughout is left out.
+    """
+    slot = lora.slot(task)
+    scale = float(lora.scale[slot])
+    factors: dict[str, Factors] = {}
+    stored = set()
+    for path in lora.places:
+        module = lora.model.get_submodule(path)
+        if getattr(module, "is_projection", False):
+            what = f"adapts {path!r}, which inside nn.MultiheadAttention has no module of its own"
+            raise BadInput(what, where="write_peft", remedy="merge it, or save it with `save`")
+        A, B = lora.site(path).A[slot].detach().cpu(), lora.site(path).B[slot].detach().cpu()
+        used = ((A != 0).any(1) | (B != 0).any(0)).nonzero()[:, 0]
+        if len(used):
+            factors[path] = Factors(B[:, : int(used[-1]) + 1].clone(), A[: int(used[-1]) + 1].clone(), scale)
+            stored.add(transposed(module))
+    if not factors:
+        raise BadInput(f"the adapter of {task!r} is zero everywhere", where="write_peft", remedy="train it first")
+    if len(stored) > 1:
+        raise BadInput("adapts maps stored both ways", where="write_peft", remedy="adapt nn.Linear or Conv1D, not both")
+    write_adapter(
+        folder, factors, base=base, whole=heads, task_type=task_type, overwrite=overwrite, transposed=stored.pop()
+    )
