@@ -71,3 +71,20 @@ def test_a_dead_expert_is_seen(mixed: Prepared) -> None:
     assert before.scale_spread["experts"] < 3
     assert after.scale_spread["experts"] == math.inf
     assert after.to_dict()["scale_spread"]["experts"] is None
+
+
+def test_health_of_a_packed_model_is_the_same(mixed: Prepared) -> None:
+    """Packed for prediction, experts do not run one by one; the report sees them all the same, and towers are no experts."""
+    from pluribus.modeling.experts import pack
+    from pluribus.tabular import TabularMLP
+
+    torch.manual_seed(0)
+    encoder = TabularMLP.of(mixed.columns, width=8)
+    model = MultiTaskModel(mixed.tasks, encoder, MMoE(mixed.tasks, encoder.width)).eval()
+    inputs = mixed.batch(torch.arange(50), tasks=()).inputs
+    before = health(model, inputs)
+    assert set(before.dead_units) == {"experts"}
+    pack(model)
+    assert health(model, inputs) == before
+    with torch.inference_mode():
+        assert model.sharing.everything(dict.fromkeys(model.tasks))  # type: ignore[operator]

@@ -1,19 +1,67 @@
-"""Banks: E small networks of one shape side by side, every layer one stacked weight and one batched product.
+"""Banks: E small networks of one shape side by side, every layer one stacked weight.
 
 The layout serves accelerators, small batches and batch-one serving, where the cost of many small networks is in the calls.
 An absent slice does not run, gets a zero gradient and, stepped by `pluribus.training.SliceAdamW` with `active`, keeps weight
-and moments bit-identical.
+and moments bit-identical, whatever the plan.
+
+A plan is how the products of one layer are carried out; the answers are the same to rounding. `plan` chooses by shape:
+
+| plan      | what                                                           | where                                           |
+|-----------|----------------------------------------------------------------|-------------------------------------------------|
+| "single"  | one plain product                                              | one slice runs                                  |
+| "wide"    | one product with the slices' weights side by side [in, E·out]  | on a CPU, at least `WIDE_SLICES` slices on the  |
+|           |                                                                | same rows, slices × rows at least `WIDE_ROWS`   |
+| "stacked" | one batched product                                            | all else                                        |
+
+`Packed` parts put several layers that read the same rows into one product for prediction, where the weights stand still and their
+joint matrix can be kept. The thresholds are read off docs/results/sharing_speed.md; a loop over the slices was measured there too
+and is no plan, since it is nowhere clearly the fastest.
 """
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, Literal, Self
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+Plan = Literal["single", "stacked", "wide"]
+WIDE_SLICES = 4
+WIDE_ROWS = 4096  # slices times rows from which on one wide product pays for laying the weights side by side
+
+
+def plan(slices: int, rows: int, *, common: bool, cpu: bool) -> Plan:
+    """How a stacked layer multiplies: slices that run, rows each, whether all read the same rows, and where."""
+    if slices == 1:
+        return "single"
+    if common and cpu and slices >= WIDE_SLICES and slices * rows >= WIDE_ROWS:
+        return "wide"
+    return "stacked"
+
+
+def _single(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    flat, one = x.flatten(0, -2), weight.squeeze(0)
+    h = flat @ one if bias is None else torch.addmm(bias[0], flat, one)
+    return h.reshape(1, -1, weight.shape[2])
+
+
+def _stacked(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    each = x.expand(len(weight), *x.shape[-2:])
+    return torch.bmm(each, weight) if bias is None else torch.baddbmm(bias[:, None], each, weight)
+
+
+def _wide(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    size, _, outputs = weight.shape
+    flat, beside = x.flatten(0, -2), weight.transpose(0, 1).flatten(1)
+    h = flat @ beside if bias is None else torch.addmm(bias.flatten(), flat, beside)
+    return h.reshape(-1, size, outputs).transpose(0, 1)
+
+
+PLANS: dict[Plan, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {"single": _single, "stacked": _stacked, "wide": _wide}
 
 
 class StackedLinear(nn.Module):
@@ -32,12 +80,12 @@ class StackedLinear(nn.Module):
         active: int64 [A], which maps run; default all (A = E).
         """
         weight: Tensor = self.weight
-        bias: Tensor = self.bias
+        bias: Tensor | None = self.bias
         if active is not None:
-            weight, bias = weight[active], bias[active]
-        if len(weight) == 1:  # a plain product is faster than a batch of one
-            return torch.addmm(bias[0], x.flatten(0, -2), weight.squeeze(0)).reshape(1, -1, self.outputs)
-        return torch.baddbmm(bias[:, None], x.expand(len(weight), *x.shape[-2:]), weight)
+            weight, bias = weight[active], None if bias is None else bias[active]
+        common = x.ndim == 2 or (len(x) == 1 < len(weight))
+        chosen = plan(len(weight), x.shape[-2], common=common, cpu=x.device.type == "cpu")
+        return PLANS[chosen](x, weight, bias)
 
     def extra_repr(self) -> str:
         return f"{self.size} × ({self.inputs} → {self.outputs})"
@@ -104,3 +152,67 @@ class StackedNorm(nn.Module):
         scale = self.weight * torch.rsqrt(self.variance + self.eps)
         layer.bias.copy_((layer.bias - self.mean) * scale + self.bias)
         layer.weight.mul_(scale[:, None])
+
+
+def beside(*layers: StackedLinear, groups: int = 1) -> tuple[Tensor, Tensor]:
+    """Stacked layers that read the same rows as one: weight [G, in, W] and bias [G, 1, W], W = Σ (slices / G) · out, the layers
+    one after the other, a layer's slices side by side. `groups` = G row sets: the k-th G-th of a layer's slices reads set k."""
+    weights, biases = [], []
+    for layer in layers:
+        given: Tensor | None = layer.bias
+        bias = layer.weight.new_zeros(layer.size, layer.outputs) if given is None else given
+        by_group = layer.weight.reshape(groups, -1, layer.inputs, layer.outputs)
+        weights.append(by_group.transpose(1, 2).flatten(2))
+        biases.append(bias.reshape(groups, -1))
+    return torch.cat(weights, -1).contiguous(), torch.cat(biases, -1)[:, None].contiguous()
+
+
+class Packed(nn.Module):
+    """A module that, for prediction, keeps joint matrices of its weights: what they answer is the same, in far fewer operations,
+    which is what a request of a few rows costs.
+
+    `pack` (or `pluribus.modeling.experts.pack` for a whole model) makes `kept` from `joined`; it is dropped when training begins
+    and when weights are loaded or moved, and does not count (`stands`) where gradients are wanted or a weight has changed under
+    torch's version count, so that only writes to `.data` go unseen. Packed, the weights are in memory twice.
+    """
+
+    kept: tuple[Tensor, ...] | None = None
+    seen: tuple[tuple[Tensor, int], ...] = ()
+
+    def joined(self) -> tuple[Tensor, ...] | None:
+        """What to keep; None where these settings have no packed form."""
+        raise NotImplementedError
+
+    @torch.no_grad()
+    def pack(self) -> None:
+        self.kept = None if self.training else self.joined()
+        self.seen = tuple((p, p._version) for p in self.parameters())
+
+    def stands(self) -> bool:
+        if self.kept is None or torch.is_grad_enabled():
+            return False
+        return all([p._version == version for p, version in self.seen])  # noqa: C419 (a list is half the time)
+
+    def __getstate__(self) -> dict[str, Any]:
+        """Copies and pickles start unpacked: versions are counted anew there."""
+        return {**self.__dict__, "kept": None, "seen": ()}
+
+    def train(self, mode: bool = True) -> Self:
+        if mode:
+            self.kept, self.seen = None, ()
+        return super().train(mode)
+
+    def _apply(self, *args: Any, **kwargs: Any) -> Any:
+        self.kept, self.seen = None, ()
+        return super()._apply(*args, **kwargs)  # type: ignore[no-untyped-call]
+
+    def _load_from_state_dict(self, *args: Any, **kwargs: Any) -> None:
+        self.kept, self.seen = None, ()
+        super()._load_from_state_dict(*args, **kwargs)
+
+
+def pack(model: nn.Module) -> None:
+    """Pack every part of a model whose weights stand (see `Packed`); parts in training mode stay as they are."""
+    for part in model.modules():
+        if isinstance(part, Packed):
+            part.pack()

@@ -18,8 +18,9 @@ import torch
 from torch import Tensor, nn
 
 from pluribus.modeling import MultiTaskModel
+from pluribus.modeling.experts import Packed
 from pluribus.sharing.home import NormalisedExperts
-from pluribus.sharing.stacked import Experts
+from pluribus.sharing.stacked import Experts, Towers
 
 
 def zero_share(outputs: Tensor) -> Tensor:
@@ -87,17 +88,23 @@ def health(model: MultiTaskModel, inputs: Any) -> Health:
 
         return hook
 
+    towers = {id(part.bank) for part in model.modules() if isinstance(part, Towers)}
     handles = [
         part.register_forward_hook(listen(name))
         for name, part in model.sharing.named_modules()
-        if isinstance(part, Experts | NormalisedExperts)
+        if isinstance(part, Experts | NormalisedExperts) and id(part) not in towers
     ]
+    packed = [(part, part.kept) for part in model.modules() if isinstance(part, Packed)]
     training = model.training
     model.eval()
     try:
+        for part, _ in packed:  # packed, experts do not run one by one
+            part.kept = None
         with torch.no_grad():
             extra = model(inputs).extra
     finally:
+        for part, kept in packed:
+            part.kept = kept
         model.train(training)
         for handle in handles:
             handle.remove()

@@ -12,42 +12,66 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+import torch
 from torch import Tensor
 
 from pluribus.data import Rows
 from pluribus.errors import BadInput
 from pluribus.modeling import Features, Shared
-from pluribus.sharing.stacked import Experts, Gates, Stacked, Towers, alone, at_least, mix, vectors
+from pluribus.modeling.experts import beside
+from pluribus.sharing.stacked import Experts, Gates, Stacked, Towers, at_least, mix, towered, vectors, widths_of
 from pluribus.tasks import Task
 
 
 class MMoE(Stacked):
-    """tasks: in order. width: of the incoming features. experts: E. expert: units of an expert's layer. tower: hidden units a
-    task, 0 for none. top_k: experts a row and task keeps (None: all). gate_dropout: see `Gates`."""
+    """tasks: in order. width: of the incoming features. experts: E. expert: units of an expert's layer, or of its layers. tower:
+    hidden units a task, 0 for none. norm: batch norms in the experts. top_k: experts a row and task keeps (None: all).
+    gate_dropout: see `Gates`."""
 
     def __init__(
-        self, tasks: Sequence[Task], width: int, *, experts: int = 8, expert: int = 64, tower: int = 32,
-        top_k: int | None = None, gate_dropout: float = 0.0,
+        self, tasks: Sequence[Task], width: int, *, experts: int = 8, expert: int | Sequence[int] = 64,
+        tower: int = 32, norm: bool = False, top_k: int | None = None, gate_dropout: float = 0.0,
     ) -> None:  # fmt: skip
         super().__init__(tasks)
-        at_least(1, "mmoe", experts=experts, expert=expert)
+        at_least(1, "mmoe", experts=experts)
+        layers = widths_of(expert, "mmoe")
         at_least(0, "mmoe", tower=tower)
         if top_k is not None and not 1 <= top_k <= experts:
             raise BadInput(f"top_k must lie between 1 and experts = {experts}, not {top_k}", where="mmoe")
-        self.experts = Experts(experts, (width, expert))
+        self.experts = Experts(experts, (width, *layers), norm=norm)
         self.gates = Gates(len(self.index), width, experts, top_k=top_k, dropout=gate_dropout)
-        self.towers = Towers(len(self.index), expert, tower)
+        self.towers = Towers(len(self.index), layers[-1], tower)
         self.width = self.towers.width
+        self.shape = experts, layers[0], len(layers) > 1
         self.owned = {"gates": 1, "towers": 1}
 
     def forward(self, features: Features, rows: Rows) -> Shared:
         x = vectors(features, "mmoe")
+        if self.everything(rows):
+            return self.handed(self._packed(x), features)
         order, active = self.requested(rows, x.device)
         weights = self.gates(x, active)
         dense = self.gates.top_k is None
         hidden = mix(weights, self.experts(x)) if dense else mix_sparse(self.experts, x, weights)
         extra = {"gates": dict(zip(order, weights)), "shared": slice(None)}
         return Shared(self.towers(hidden, order, active, rows, features), extra=extra)
+
+    def joined(self) -> tuple[Tensor, ...] | None:
+        if self.gates.top_k is not None or self.normed:
+            return None
+        weight, bias = beside(self.experts.first, self.gates)
+        return weight[0], bias[0], *self.towers.joined()
+
+    def _packed(self, x: Tensor) -> Tensor:
+        """The experts' first layer and the gates in one product: [T, B, d]."""
+        assert self.kept is not None
+        weight, bias, *towers = self.kept
+        size, units, deep = self.shape
+        h = torch.addmm(bias, x, weight)
+        e = h[:, : size * units].view(-1, size, units)
+        e = self.experts.after_first(e.transpose(0, 1)).transpose(0, 1) if deep else e.relu_()
+        g = torch.softmax(h[:, size * units :].view(len(x), -1, size), -1)
+        return towered(torch.bmm(g, e).transpose(0, 1), *towers)
 
 
 def mix_sparse(experts: Experts, x: Tensor, weights: Tensor) -> Tensor:
@@ -59,5 +83,5 @@ def mix_sparse(experts: Experts, x: Tensor, weights: Tensor) -> Tensor:
     hidden = x.new_zeros(len(weights), len(x), experts.widths[-1])
     for e in running.tolist():  # as many calls as experts in use: their row sets differ in size
         places = used[:, e].nonzero()[:, 0]
-        hidden = hidden.index_add(1, places, weights[:, places, e, None] * alone(experts, e, x[places]))
+        hidden = hidden.index_add(1, places, weights[:, places, e, None] * experts.alone(e, x[places]))
     return hidden

@@ -14,33 +14,37 @@ level's experts, the last two levels' gates and the tower are a task's own.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import itertools
+from collections.abc import Iterable, Sequence
+from typing import cast
 
 from torch import Tensor, nn
 
 from pluribus.data import Rows
 from pluribus.modeling import Features, Shared
 from pluribus.sharing.cgc import Extraction, check_experts
-from pluribus.sharing.stacked import Stacked, Towers, at_least, vectors
+from pluribus.sharing.stacked import Stacked, Towers, at_least, towered, vectors
 from pluribus.tasks import Task
 
 
 class PLE(Stacked):
     """tasks: in order. width: of the incoming features. levels: L. own: experts of each task a level. shared: shared experts
-    a level. expert: units of an expert's layer. tower: hidden units a task, 0 for none."""
+    a level. expert: units of an expert's layer, or of its layers. tower: hidden units a task, 0 for none. norm: batch norms in
+    the experts."""
 
     def __init__(
-        self, tasks: Sequence[Task], width: int, *, levels: int = 2, own: int = 1, shared: int = 2, expert: int = 64,
-        tower: int = 32,
+        self, tasks: Sequence[Task], width: int, *, levels: int = 2, own: int = 1, shared: int = 2,
+        expert: int | Sequence[int] = 64, tower: int = 32, norm: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(tasks)
         at_least(1, "ple", levels=levels)
-        check_experts("ple", own, shared, expert, tower)
+        layers = check_experts("ple", own, shared, expert, tower)
         count = len(self.index)
         self.levels = nn.ModuleList(
-            Extraction(count, expert if i else width, expert, own, shared, last=i == levels - 1) for i in range(levels)
+            Extraction(count, layers[-1] if i else width, layers, own, shared, last=i == levels - 1, norm=norm)
+            for i in range(levels)
         )
-        self.towers = Towers(count, expert, tower)
+        self.towers = Towers(count, layers[-1], tower)
         self.width = self.towers.width
         self.own, self.apart = own, shared == 0  # nothing in common: T separate stacks
         self.owned = {"towers": 1}
@@ -52,6 +56,8 @@ class PLE(Stacked):
 
     def forward(self, features: Features, rows: Rows) -> Shared:
         x = vectors(features, "ple")
+        if self.everything(rows):
+            return self.handed(self._packed(x), features)
         order, active = self.requested(rows, x.device)
         h, h_shared, last = x, x, len(self.levels) - 1
         weights: Tensor = x
@@ -62,3 +68,16 @@ class PLE(Stacked):
         gates = dict(zip(order, weights))
         extra = {"gates": gates, "shared": slice(self.own, None)}
         return Shared(self.towers(h, order, active, rows, features), extra=extra)
+
+    def joined(self) -> tuple[Tensor, ...] | None:
+        if self.apart or not self.own or self.normed:
+            return None
+        levels = [level.joined(i == 0) for i, level in enumerate(cast(Iterable[Extraction], self.levels))]
+        return *itertools.chain.from_iterable(levels), *self.towers.joined()
+
+    def _packed(self, x: Tensor) -> Tensor:
+        kept = cast(tuple[Tensor, ...], self.kept)
+        h, common = x, x  # the first level keeps two tensors, every other one four
+        for i, level in enumerate(cast(Iterable[Extraction], self.levels)):
+            h, common = level.packed(h, common, kept[:2] if i == 0 else kept[4 * i - 2 : 4 * i + 2])
+        return towered(h, *kept[4 * len(self.levels) - 2 :])

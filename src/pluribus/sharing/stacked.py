@@ -6,7 +6,8 @@ in the tasks' order, is named in `owned`; the rows of an absent task then neithe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,8 +15,8 @@ from torch import Tensor, nn
 
 from pluribus.data import Rows
 from pluribus.errors import BadInput
-from pluribus.modeling import Features, Sharing
-from pluribus.modeling.experts import Bank, StackedLinear
+from pluribus.modeling import Features, Shared, Sharing
+from pluribus.modeling.experts import Bank, Packed, StackedLinear, StackedNorm
 from pluribus.tasks import Task
 
 
@@ -34,21 +35,60 @@ def vectors(features: Features, where: str) -> Tensor:
     return features.main
 
 
+def widths_of(expert: int | Sequence[int], where: str) -> tuple[int, ...]:
+    """Units of an expert's layers, first to last, from one number or a list."""
+    found = tuple(expert) if isinstance(expert, list | tuple) else (expert,)
+    if not found:
+        raise BadInput("an expert needs a layer: expert is empty", where=where, remedy="name the units of at least one")
+    for units in found:
+        at_least(1, where, expert=cast(int, units))
+    return cast("tuple[int, ...]", found)
+
+
 class Experts(Bank):
-    """E experts of one hidden shape whose output passes a ReLU: x [B, in] or [A, B, in] → [A, B, out]."""
+    """E experts of one shape, every layer Linear → (batch norm) → activation: x [B, in] or [A, B, in] → [A, B, out].
+
+    norm: with batch norms; `fold` writes them into the linear layers before them, for prediction.
+    """
+
+    def __init__(
+        self, size: int, widths: Sequence[int], *, norm: bool = False, activation: Callable[[Tensor], Tensor] = F.relu
+    ) -> None:
+        super().__init__(size, widths)
+        self.activation, self.depth = activation, len(widths) - 1
+        self.norms = nn.ModuleList(StackedNorm(size, width) for width in widths[1:]) if norm else None
 
     def forward(self, x: Tensor, active: Tensor | None = None) -> Tensor:
-        return F.relu(super().forward(x, active))
+        for i, layer in enumerate(self.layers):
+            x = self._end(i, layer(x, active), active)
+        return x
 
+    def after_first(self, h: Tensor) -> Tensor:
+        """The rest of all experts without norms, where the first layer's products [E, B, out] are there already."""
+        h = self.activation(h)
+        for i in range(1, self.depth):
+            h = self.activation(self.layers[i](h))
+        return h
 
-def alone(bank: Bank, i: int, x: Tensor) -> Tensor:
-    """Entry i of a bank on rows of its own [m, in] → [m, out], a ReLU after every layer."""
-    for layer in bank.layers:
-        assert isinstance(layer, StackedLinear)
-        weight: Tensor = layer.weight
-        bias: Tensor = layer.bias
-        x = F.relu(torch.addmm(bias[i], x, weight[i]))
-    return x
+    def _end(self, i: int, h: Tensor, active: Tensor | None) -> Tensor:
+        return self.activation(h if self.norms is None else self.norms[i](h, active))
+
+    @property
+    def first(self) -> StackedLinear:
+        return cast(StackedLinear, self.layers[0])
+
+    def alone(self, e: int, x: Tensor) -> Tensor:
+        """Expert e on rows of its own [m, in] → [m, out]."""
+        active = None if self.norms is None else torch.tensor([e], device=x.device)
+        for i, layer in enumerate(self.layers):
+            weight, bias = cast(StackedLinear, layer).weight[e], cast(StackedLinear, layer).bias[e]
+            x = self._end(i, torch.addmm(bias, x, weight)[None], active)[0]
+        return x
+
+    def fold(self) -> None:
+        for layer, norm in zip(self.layers, self.norms or ()):
+            cast(StackedNorm, norm).fold_into(cast(StackedLinear, layer))
+        self.norms = None
 
 
 class Gates(StackedLinear):
@@ -66,8 +106,10 @@ class Gates(StackedLinear):
         self.top_k, self.dropout = None if top_k is None or top_k >= experts else top_k, dropout
 
     def forward(self, x: Tensor, active: Tensor | None = None) -> Tensor:
-        weight: Tensor = self.weight if active is None else self.weight[active]
-        logits = torch.matmul(x, weight)
+        return self.shares(super().forward(x, active))
+
+    def shares(self, logits: Tensor) -> Tensor:
+        """Logits [A, B, E] → weights."""
         if self.top_k is not None:
             kept, where = logits.topk(self.top_k, -1)
             logits = torch.full_like(logits, -torch.inf).scatter(-1, where, kept)
@@ -95,7 +137,11 @@ class Towers(nn.Module):
     def __init__(self, tasks: int, width: int, tower: int) -> None:
         super().__init__()
         self.width = tower or width
-        self.bank = Bank(tasks, (width, tower)) if tower else None
+        self.bank = Experts(tasks, (width, tower)) if tower else None
+
+    def joined(self) -> tuple[Tensor, ...]:
+        """What `packed` needs: weight [T, d, tower] and bias [T, 1, tower], or nothing."""
+        return () if self.bank is None else (self.bank.first.weight.detach(), self.bank.first.bias.detach()[:, None])
 
     def forward(
         self, hidden: Tensor, order: Sequence[str], active: Tensor | None, rows: Rows, features: Features
@@ -106,23 +152,57 @@ class Towers(nn.Module):
         wanted = [rows[name] for name in order]
         asked = sum(hidden.shape[1] if r is None else len(r) for r in wanted)
         if asked > 0.75 * hidden.shape[0] * hidden.shape[1]:  # nearly all: one batched product
-            high = F.relu(self.bank(hidden, active))
+            high = self.bank(hidden, active)
             return {name: Features(one, context=features.context) for name, one in zip(order, high.unbind())}
         found = {}
         places = range(len(order)) if active is None else active.tolist()
         for i, (name, place) in enumerate(zip(order, places)):
             one = Features(hidden[i], context=features.context).at(rows[name])
-            found[name] = Features(alone(self.bank, place, one.main), context=one.context, selected=one.selected)
+            found[name] = Features(self.bank.alone(place, one.main), context=one.context, selected=one.selected)
         return found
 
 
-class Stacked(Sharing):
+def towered(hidden: Tensor, *kept: Tensor) -> Tensor:
+    """All towers on all rows, hidden [T, B, d] → [T, B, tower], from what `Towers.joined` gave."""
+    return torch.baddbmm(kept[1], hidden, kept[0]).relu_() if kept else hidden
+
+
+class Stacked(Packed, Sharing):
     """Base of the architectures: `index` gives a task's place, `owned` the parts that hold `each` entries a task."""
 
     def __init__(self, tasks: Sequence[Task]) -> None:
         super().__init__()
         self.index = {task.name: i for i, task in enumerate(tasks)}
         self.owned: dict[str, int] = {}
+
+    def joined(self) -> tuple[Tensor, ...] | None:
+        return None
+
+    def everything(self, rows: Rows) -> bool:
+        """Whether every task is asked for on every row, no gradient is wanted, and what was packed stands."""
+        if self.kept is None or len(rows) != len(self.index):
+            return False
+        return self.stands() and not [r for r in rows.values() if r is not None]
+
+    def handed(self, hidden: Tensor, features: Features) -> Shared:
+        """hidden [T, B, d] of all tasks → what their heads read."""
+        context = features.context
+        return Shared({name: Features(one, context=context) for name, one in zip(self.index, hidden.unbind())})
+
+    @property
+    def normed(self) -> bool:
+        """Whether batch norms wait to be folded."""
+        return any(isinstance(part, Experts) and part.norms is not None for part in self.modules())
+
+    def fold(self) -> None:
+        """Write every expert's batch norms into the linear layers before them, for serving: the same predictions from fewer
+        operations, and the state of the same architecture built with `norm=False`."""
+        for part in self.modules():
+            if isinstance(part, Experts):
+                part.fold()
+        for part in self.modules():
+            if isinstance(part, Packed) and part.kept is not None:
+                part.pack()
 
     def requested(self, rows: Rows, device: torch.device) -> tuple[list[str], Tensor | None]:
         """Names in the order of their places, and these places (None: all)."""
