@@ -26,6 +26,7 @@ from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
 from pluribus.modeling import Costs, Fitted, MultiTaskModel
 from pluribus.modeling.candidate import Array
+from pluribus.modeling.experts import pack
 from pluribus.tasks import Task
 
 if TYPE_CHECKING:
@@ -56,6 +57,7 @@ class Network(Fitted):
     ) -> None:
         super().__init__(tasks, columns)
         self.config, self.model = dict(config), model.eval()
+        pack(self.model)
 
     def scores(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str]) -> dict[str, Array]:
         wanted = dict.fromkeys(tasks)
