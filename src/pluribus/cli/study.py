@@ -50,13 +50,16 @@ def pairs(words: tuple[str, ...], option: str) -> dict[str, str]:
 @click.option("--budget", metavar="TIME", help="Core-seconds in all: 90s, 10m, 2h (default 10m).")
 @click.option("--seeds", type=int, help="Trainings of each finalist (default 3).")
 @click.option("--jobs", type=int, help="Trainings at a time (default: the number of cores).")
+@click.option("--processes", type=int, default=1, metavar="N", help="Processes that train one joint network together.")
 @click.option("--allow-committee", is_flag=True, default=None, help="Allow one model plus specialists where sharing hurts.")
 @click.option("--seed", type=int, help="Seed of split and search (default 0).")
 @click.option("--name", help="Name of the run (default: the file's stem).")
 @click.option("--runs", "folder", default="runs", show_default=True, metavar="DIR", help="Where runs are kept.")
 @click.option("--plan", "plan_only", is_flag=True, help="Check, print candidates and costs, write split.parquet; stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict (or the plan) as JSON.")
-def command(table: str, folder: str, jobs: int | None, plan_only: bool, as_json: bool, **options: Any) -> None:
+def command(
+    table: str, folder: str, jobs: int | None, processes: int, plan_only: bool, as_json: bool, **options: Any
+) -> None:
     """Train several roads to one model on TABLE and judge it against one model per target.
 
     TABLE is a CSV or Parquet file, or a study file whose keys are those of `pluribus schema`. Results land in runs/NAME/:
@@ -65,7 +68,7 @@ def command(table: str, folder: str, jobs: int | None, plan_only: bool, as_json:
     spec = _spec(table, options)
     from pluribus.study import Study
 
-    study = Study.from_spec(spec, folder=folder, jobs=jobs, quiet=as_json)
+    study = Study.from_spec(spec, folder=folder, jobs=jobs, processes=processes, quiet=as_json)
     if plan_only:
         planned = study.plan()
         if as_json:

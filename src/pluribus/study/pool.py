@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import multiprocessing
 import os
 import threading
@@ -14,7 +15,7 @@ from typing import Any
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
 
-def _watch(parent: int) -> None:
+def watch(parent: int) -> None:
     """End this worker when its parent is gone (a killed study must not leave trainings behind)."""
 
     def look() -> None:
@@ -23,6 +24,21 @@ def _watch(parent: int) -> None:
         os._exit(1)
 
     threading.Thread(target=look, daemon=True).start()
+
+
+@contextlib.contextmanager
+def one_thread_each() -> Iterator[None]:
+    """Processes that are started inside compute on one thread."""
+    old = {name: os.environ.get(name) for name in THREAD_VARIABLES}
+    os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
+    try:
+        yield
+    finally:
+        for name, value in old.items():
+            if value is None:
+                os.environ.pop(name, None)
+            else:
+                os.environ[name] = value
 
 
 def run_all(
@@ -39,38 +55,32 @@ def run_all(
     todo = list(enumerate(calls))
     alone = False  # after a death the suspects run one at a time, so that the innocent finish
     while todo:
-        old = {name: os.environ.get(name) for name in THREAD_VARIABLES}
-        os.environ.update(dict.fromkeys(THREAD_VARIABLES, "1"))
         width = 1 if alone else min(jobs, len(todo))
         context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(width, mp_context=context, initializer=_watch, initargs=(os.getpid(),))
+        pool = ProcessPoolExecutor(width, mp_context=context, initializer=watch, initargs=(os.getpid(),))
         left = dict(todo)
-        try:
-            waiting = iter(todo)
-            running: dict[Future[dict[str, Any]], int] = {}
-            broken = False
-            while True:
-                while not broken and len(running) < width and (item := next(waiting, None)) is not None:
-                    running[pool.submit(function, *item[1])] = item[0]
-                if not running:
-                    break
-                for future in wait(running, return_when=FIRST_COMPLETED).done:
-                    i = running.pop(future)
-                    try:
-                        outcome: dict[str, Any] | str = future.result()
-                    except BrokenProcessPool:
-                        broken = True
-                        if not alone:
-                            continue
-                        outcome = "the worker process died (out of memory?)"
-                    left.pop(i)
-                    yield i, outcome
-        finally:
-            pool.shutdown(wait=True, cancel_futures=True)
-            for name, value in old.items():
-                if value is None:
-                    os.environ.pop(name, None)
-                else:
-                    os.environ[name] = value
+        with one_thread_each():
+            try:
+                waiting = iter(todo)
+                running: dict[Future[dict[str, Any]], int] = {}
+                broken = False
+                while True:
+                    while not broken and len(running) < width and (item := next(waiting, None)) is not None:
+                        running[pool.submit(function, *item[1])] = item[0]
+                    if not running:
+                        break
+                    for future in wait(running, return_when=FIRST_COMPLETED).done:
+                        i = running.pop(future)
+                        try:
+                            outcome: dict[str, Any] | str = future.result()
+                        except BrokenProcessPool:
+                            broken = True
+                            if not alone:
+                                continue
+                            outcome = "the worker process died (out of memory?)"
+                        left.pop(i)
+                        yield i, outcome
+            finally:
+                pool.shutdown(wait=True, cancel_futures=True)
         todo = sorted(left.items())
         alone = True

@@ -37,10 +37,11 @@ from pluribus.study import selection
 from pluribus.study import spec as specs
 from pluribus.study.champion import Champion, read_champion
 from pluribus.study.committee import Committee
-from pluribus.study.plan import RESERVE, Plan, Road, Trial, plan
+from pluribus.study.plan import RESERVE, Plan, Road, Trial, make, plan
 from pluribus.study.pool import run_all
 from pluribus.study.progress import Reporter
 from pluribus.study.selection import CHAMPION, Choice, Finalist
+from pluribus.study.teams import run_together
 from pluribus.study.trial import Predictions, cell_scores, constants, finished, run_trial, score, valid_predictions
 from pluribus.tasks import Task
 
@@ -76,7 +77,9 @@ class Study:
     table: a CSV or Parquet file, a DataFrame, or a `Table` (then the roles are the table's own).
     targets: `NAME[:KIND]` strings or `Task` objects; what is predicted.
     folder: where runs are kept; a study's own folder is `folder/NAME`.
-    jobs: trainings at a time, one thread each (default: the number of cores).
+    jobs: trainings at a time, one thread each (default: the number of cores, divided by `processes` where they count).
+    processes: how many processes train one joint network together, each its share of every batch (default 1); what has no such
+        training (trees, specialists) keeps one. Results agree with those of one process up to rounding and the draws of dropout.
     quiet: no progress bars.
     settings: any key of `pluribus schema`, with the same meaning and default as on the command line: id, ignore, weight,
         group, task_column, split, metrics, candidates, lgbm_params, champion, budget, seeds, allow_committee, name, …
@@ -93,6 +96,7 @@ class Study:
         *,
         folder: str | Path = "runs",
         jobs: int | None = None,
+        processes: int = 1,
         quiet: bool = True,
         **settings: Any,
     ) -> None:
@@ -102,15 +106,16 @@ class Study:
             named = [_spec_of(task) for task in table.tasks]
         row = {"table": source, "targets": named, **settings}
         given = None if isinstance(table, (str, Path)) else table
-        self._begin(specs.parse(row, where="study"), given, folder, jobs, quiet)
+        self._begin(specs.parse(row, where="study"), given, folder, jobs, processes, quiet)
 
     @classmethod
     def from_spec(
-        cls, spec: specs.TableStudy, *, folder: str | Path = "runs", jobs: int | None = None, quiet: bool = True
-    ) -> Study:
+        cls, spec: specs.TableStudy, *, folder: str | Path = "runs", jobs: int | None = None, processes: int = 1,
+        quiet: bool = True,
+    ) -> Study:  # fmt: skip
         """A study from checked settings (`pluribus.study.spec.load` reads them from a file)."""
         study = cls.__new__(cls)
-        study._begin(spec, None, folder, jobs, quiet)
+        study._begin(spec, None, folder, jobs, processes, quiet)
         return study
 
     def _begin(
@@ -119,13 +124,18 @@ class Study:
         given: pd.DataFrame | Table | None,
         folder: str | Path,
         jobs: int | None,
+        processes: int,
         quiet: bool,
     ) -> None:
         self.spec, self.quiet, self._given = spec, quiet, given
         self.folder = Path(folder) / spec.run_name
-        self.jobs = jobs if jobs is not None else max(1, os.cpu_count() or 1)
-        if self.jobs < 1:
-            raise BadInput(f"jobs must be at least 1, not {self.jobs}", where="jobs")
+        cores = max(1, os.cpu_count() or 1)
+        self.processes = processes
+        self.jobs = jobs if jobs is not None else cores
+        self.teams = jobs if jobs is not None else max(1, cores // max(1, processes))
+        for word, value in (("jobs", self.jobs), ("processes", self.processes)):
+            if value < 1:
+                raise BadInput(f"{word} must be at least 1, not {value}", where=word)
 
     # -- the steps ------------------------------------------------------------------------------------------------
 
@@ -312,11 +322,15 @@ class Study:
             else:
                 report.trial(trial, result, again=True)
                 yield trial, result
-        calls = [(str(prepared), str(trials), trial, self.spec.seed) for trial in missing]
-        for i, outcome in run_all(run_trial, calls, self.jobs):
-            result = {"status": "failed", "error": outcome} if isinstance(outcome, str) else outcome
-            report.trial(missing[i], result)
-            yield missing[i], {**vars(missing[i]), **result}
+        shared = [self.processes > 1 and make(trial.candidate, {}).processes for trial in missing]
+        for together in (False, True):
+            mine = [trial for trial, flag in zip(missing, shared) if flag == together]
+            calls = [(str(prepared), str(trials), trial, self.spec.seed) for trial in mine]
+            teams = run_together(run_trial, calls, self.teams, self.processes) if together else None
+            for i, outcome in teams or run_all(run_trial, calls, self.jobs):
+                result = {"status": "failed", "error": outcome} if isinstance(outcome, str) else outcome
+                report.trial(mine[i], result)
+                yield mine[i], {**vars(mine[i]), **result}
 
     def _finalist(self, road: Road, good: Sequence[tuple[Trial, dict[str, Any]]], trials: Path) -> Finalist:
         _, per_task, encoder = selection.describe(road.candidate)
@@ -446,6 +460,8 @@ class Study:
         notes = [*self.table.notes, *self.split.notes]
         if self.champion is not None:
             notes.append(f"{self.champion.path} must have been fitted on the train part only; this cannot be checked here")
+        if self.processes > 1:
+            notes.append(f"Joint networks were trained by {self.processes} processes each, one thread a process")
         return tuple(notes)
 
     # -- the model ------------------------------------------------------------------------------------------------

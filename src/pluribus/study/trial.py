@@ -28,10 +28,17 @@ Predictions = dict[str, NDArray[np.float64]]
 
 
 def run_trial(prepared: str, trials: str, trial: Trial, screening_seed: int) -> dict[str, Any]:
-    """Fit and judge on the valid part. A diverged or refused fit is a failed trial, with the reason, not an exception."""
+    """Fit and judge on the valid part. A diverged or refused fit is a failed trial, with the reason, not an exception.
+
+    In the processes of a team all fit, and the first judges and writes."""
     import torch
 
+    from pluribus.training import processes
+
     torch.set_num_threads(1)
+    rank, size = processes.world()
+    if rank > 0:
+        return _assist(prepared, trial, screening_seed)
     data = Prepared.load(prepared, mmap=True)
     began = time.process_time()
     result: dict[str, Any] = {"trial": trial.id, **vars(trial)}
@@ -39,7 +46,8 @@ def run_trial(prepared: str, trials: str, trial: Trial, screening_seed: int) -> 
         try:
             part = screening_part(data, screening_seed) if trial.phase == "screen" else data
             candidate = make(trial.candidate, trial.settings)
-            fitted = candidate.fit(part, Budget(trial.seconds), trial.seed)
+            fitted = candidate.fit(part, Budget(trial.seconds / size), trial.seed)
+            _together(fitted, time.process_time() - began)
             if ignored := candidate.ignored(data):
                 fitted.record["ignored_inputs"] = ignored
             predictions = calibrate(fitted, data)
@@ -48,7 +56,8 @@ def run_trial(prepared: str, trials: str, trial: Trial, screening_seed: int) -> 
             result |= {
                 "status": "done", "scores": scores, "rule": rule(data, predictions), "curves": fitted.record.get("curves", {}),
                 "undertrained": fitted.record.get("undertrained", []),
-                "seconds": fitted.record.get("seconds", time.process_time() - began),
+                "seconds": fitted.record["seconds"], "processes": size,
+                **{name: fitted.record[name] for name in ("rules", "times", "diagnostics") if fitted.record.get(name)},
             }  # fmt: skip
             if trial.phase != "screen":
                 fitted.save(aside / "model")
@@ -57,6 +66,29 @@ def run_trial(prepared: str, trials: str, trial: Trial, screening_seed: int) -> 
             result |= {"status": "failed", "error": str(error), "seconds": time.process_time() - began}
         (aside / "result.json").write_text(json.dumps(plain(result), allow_nan=False), "utf-8")
     return result
+
+
+def _assist(prepared: str, trial: Trial, screening_seed: int) -> dict[str, Any]:
+    """What the other processes of a team do of a trial."""
+    from pluribus.training import processes
+
+    data, began = Prepared.load(prepared, mmap=True), time.process_time()
+    try:
+        part = screening_part(data, screening_seed) if trial.phase == "screen" else data
+        fitted = make(trial.candidate, trial.settings).fit(part, Budget(trial.seconds / processes.world()[1]), trial.seed)
+        _together(fitted, time.process_time() - began)
+    except (BadInput, ArithmeticError, MemoryError) as error:
+        return {"status": "failed", "error": str(error), "seconds": time.process_time() - began}
+    return {"status": "done"}
+
+
+def _together(fitted: Fitted, spent: float) -> None:
+    """Put the core-seconds of all processes of a team into the record; each epoch's by the first one's clock."""
+    from pluribus.training import processes
+
+    fitted.record["seconds"] = processes.total(fitted.record.get("seconds", spent))
+    if "times" in fitted.record:
+        fitted.record["times"] = [processes.world()[1] * seconds for seconds in fitted.record["times"]]
 
 
 def finished(trials: Path, trial: Trial) -> dict[str, Any] | None:

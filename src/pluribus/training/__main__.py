@@ -57,7 +57,7 @@ EXAMPLE = """Examples:
 @click.option("--split", "how", metavar="SPEC", help="random | time:COL | column:COL.")
 @click.option("--seed", default=0, show_default=True, help="Of split, initial weights and shuffling.")
 @click.option("--budget", default=None, type=float, metavar="SECONDS", help="Core-seconds of all processes together.")
-@click.option("--work", default=None, type=click.Path(), metavar="DIR", help="Prepared table and snapshot (default: OUTPUT.work).")
+@click.option("--work", default=None, type=click.Path(), metavar="DIR", help="Where the snapshot is kept (default: OUTPUT.work).")
 @click.option("--keep", is_flag=True, help="Keep the work folder when the model is written.")
 def command(
     table: str, output: str, candidate: str, settings: tuple[str, ...], seed: int, budget: float | None, work: str | None,

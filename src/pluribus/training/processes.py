@@ -100,3 +100,12 @@ def agree(flag: bool) -> bool:
         box = box.cuda()
     dist.all_reduce(box, op=dist.ReduceOp.MAX)
     return bool(box.item())
+
+
+def total(value: float) -> float:
+    """The sum of a number over the ranks."""
+    if world()[1] == 1:
+        return value
+    box = torch.tensor([value], dtype=torch.float64)
+    dist.all_reduce(box)
+    return float(box)
