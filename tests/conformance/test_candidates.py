@@ -16,8 +16,8 @@ from pluribus.data.prepared import Cells, Prepared
 from pluribus.errors import BadInput
 from pluribus.modeling import Budget, Candidate, Fitted, load
 
-ENTRIES = [entry for entry in catalog.entries(family="candidate") if entry.extra is None]
-SHORT = {"epochs": 2, "rounds": 15, "patience": 2, "width": 16}
+ENTRIES = [entry for entry in catalog.entries(family="candidate") if entry.extra in (None, "text")]
+SHORT = {"epochs": 2, "rounds": 15, "patience": 2, "width": 16, "backbone": "small", "vocabulary": 300, "max_length": 24}
 BUDGET = Budget(60.0)
 
 
@@ -31,6 +31,23 @@ def long_table(mixed_frame: Any) -> Prepared:
     frame = mixed_frame[["x0", "x1", "x2", "word", "loss"]].dropna(subset="loss")
     frame = frame.assign(shop=[f"shop{i % 3}" for i in range(len(frame))])
     table = Table(frame, ["loss:regression"], task_column="shop", split="random")
+    return prepare(table, split(table, 0))
+
+
+@pytest.fixture(scope="session")
+def texts(mixed_frame: Any) -> Prepared:
+    """300 rows with a text, a number, and three tasks with holes."""
+    from pluribus.data.prepared import prepare
+    from pluribus.data.splitting import split
+    from pluribus.data.table import Table
+
+    frame = mixed_frame[["x3", "default", "loss", "grade"]].head(300)
+    rng = np.random.default_rng(3)
+    said = [" ".join(rng.choice(["so", "and", "it", "was"], rng.integers(0, 9))) for _ in range(300)]
+    good = np.where(mixed_frame["x0"].head(300).fillna(0) > 0, "good", "bad")
+    frame = frame.assign(body=[f"{word} thing, {more}" for word, more in zip(good, said)])
+    frame.loc[5, "body"] = None
+    table = Table(frame, ["default:binary", "loss:regression", "grade:multiclass"], split="random", text=["body"])
     return prepare(table, split(table, 0))
 
 
@@ -80,10 +97,10 @@ _made: dict[str, _Case] = {}
 
 
 @pytest.fixture(params=ENTRIES, ids=lambda entry: entry.name)
-def case(request: pytest.FixtureRequest, mixed: Prepared, long_table: Prepared, funnel: Prepared) -> _Case:
+def case(request: pytest.FixtureRequest, mixed: Prepared, long_table: Prepared, funnel: Prepared, texts: Prepared) -> _Case:
     entry = request.param
     if entry.name not in _made:
-        _made[entry.name] = _Case(entry, [mixed, long_table, funnel])
+        _made[entry.name] = _Case(entry, [mixed, long_table, funnel, texts])
     return _made[entry.name]
 
 
@@ -168,7 +185,8 @@ def test_never_looks_at_test_rows(case: _Case) -> None:
         values = old.values.copy()
         values[np.isin(old.rows, test)] = 0 if task.classes or task.kind == "count" else 1e6
         cells[task.name] = Cells(old.rows, values, old.weight)
-    spoilt = replace(whole, numeric=numeric, categorical=categorical, cells=cells)
+    said = {name: ["spoilt" if row in test else each[row] for row in range(len(each))] for name, each in whole.texts.items()}
+    spoilt = replace(whole, numeric=numeric, categorical=categorical, cells=cells, texts=said)
     again = case.fit(_shown(spoilt), 0)
     rows = whole.parts["valid"]
     before, after = (fitted.scores(whole, rows, case.names) for fitted in (case.fitted, again))

@@ -30,6 +30,9 @@ def _data(form: str, n: int = 300, seed: int = 0) -> tuple[Any, Any, Any]:
     if form == "classes":
         p = r.dirichlet(np.ones(4), n)
         return p, np.array([r.choice(4, p=q) for q in p]).astype(float), w
+    if form == "tags":
+        y = np.where(np.arange(9) < r.integers(1, 10, n)[:, None], r.integers(0, 5, (n, 9)), -1).astype(float)
+        return np.where(r.random((n, 9)) < 0.7, y, 0).clip(0), y, w
     if form == "binary":
         p = r.random(n).round(2).clip(0.01, 0.99)
         return p, (r.random(n) < p).astype(float), w
@@ -42,7 +45,7 @@ def test_names_and_kinds_are_those_that_tasks_declare() -> None:
     assert set(METRICS) == {*metrics.COMPUTED, *metrics.GROUPED}
     for name, metric in METRICS.items():
         for kind in metric.kinds:
-            form = {"binary": "binary", "multiclass": "classes", "ordinal": "classes"}.get(kind, "numbers")
+            form = {"binary": "binary", "multiclass": "classes", "ordinal": "classes", "tagging": "tags"}.get(kind, "numbers")
             p, y, w = _data(form)
             assert np.isfinite(compute(name, p, y, w, groups=np.arange(len(y)) % 7))
     assert all(METRICS[name].direction == "max" for name in metrics.BEST)

@@ -19,7 +19,9 @@ What the definitions decide, where libraries differ:
 - `gauc` weighs the AUC of each group by the group's rows, `uauc` counts groups alike; only groups with both classes count;
 - `ece` uses 15 bins of equal weight, rows with equal p share a bin; `pcoc` = Σp / Σy, and what is judged is |pcoc − 1|;
 - `qwk` is Cohen's kappa with quadratic weights (Cohen 1968); `spearman` is Pearson's correlation of mid-ranks;
-- `poisson_deviance` is the mean unit deviance; `mape` skips rows whose target is 0.
+- `poisson_deviance` is the mean unit deviance; `mape` skips rows whose target is 0;
+- tags [n, W] hold −1 behind a row's last word: `token_accuracy` counts words, `span_f1` whole spans of BIO tags whose borders
+  and type are right, over all rows together (as the CoNLL-2000 scorer; class indices as in `pluribus.text.tagging`).
 """
 
 from __future__ import annotations
@@ -363,6 +365,50 @@ def _mean_where(there: npt.NDArray[np.bool_], value: Array) -> Array:
     return _undefined_unless(count > 0, np.where(there, value, 0.0).sum(1) / np.maximum(count, 1))
 
 
+# --- tags [n, W], −1 where there is no word --------------------------------------------------------------------------------
+
+
+def _token_accuracy(p: Array, y: Array, w: Weightings) -> Array:
+    there = y >= 0
+    s = w.sums(np.stack((there.sum(1), (there & (p == y)).sum(1)), 1).astype(float))
+    return _undefined_unless(s[:, 0] > 0, s[:, 1] / s[:, 0])
+
+
+def _spans(tags: Array) -> tuple[Array, Ints]:
+    """Where a span begins, its type there (else 0) [n, W]; and for every place the last place of the span it lies in [n, W]."""
+    type_ = np.where(tags > 0, (tags + 1) // 2, 0)
+    before = np.pad(type_, ((0, 0), (1, 0)))[:, :-1]
+    first = (type_ > 0) & ((tags % 2 == 1) | (type_ != before))
+    after = np.pad(first | (type_ == 0), ((0, 0), (0, 1)), constant_values=True)[:, 1:]
+    last = np.empty(tags.shape, np.intp)
+    at = np.full(len(tags), tags.shape[1])
+    for place in range(tags.shape[1] - 1, -1, -1):
+        at = np.where(after[:, place], place, at)
+        last[:, place] = at
+    return np.where(first, type_, 0), last
+
+
+def _span_f1(p: Array, y: Array, w: Weightings) -> Array:
+    said, said_last = _spans(np.where(y >= 0, p, 0))
+    true, true_last = _spans(np.where(y >= 0, y, 0))
+    both = (true > 0) & (said == true) & (said_last == true_last)
+    s = w.sums(np.stack([(each > 0).sum(1) for each in (said, true, both)], 1).astype(float))
+    return _undefined_unless(s[:, 0] + s[:, 1] > 0, 2 * s[:, 2] / (s[:, 0] + s[:, 1]))
+
+
+# --- ranked items [n, K], best first -----------------------------------------------------------------------------------------
+
+
+def _recall(k: int) -> Callable[[Array, Array, Weightings], Array]:
+    """The share of rows whose item is among the first k."""
+    return _mean(lambda p, y: (p[:, :k] == y[:, None]).any(1).astype(float))
+
+
+def _reciprocal_rank(p: Array, y: Array) -> Array:
+    """1 / place of the row's item; 0 where it is not in the list."""
+    return ((p == y[:, None]) / np.arange(1, p.shape[1] + 1)).sum(1)
+
+
 # --- the public face ------------------------------------------------------------------------------------------------------
 
 COMPUTED: dict[str, Callable[[Array, Array, Weightings], Array]] = {
@@ -371,14 +417,18 @@ COMPUTED: dict[str, Callable[[Array, Array, Weightings], Array]] = {
     "accuracy": _mean(lambda p, y: (_decided(p) == y).astype(float)), "balanced_accuracy": _balanced_accuracy,
     "rmse": _rmse, "mae": _mean(lambda p, y: np.abs(p - y)), "mape": _mape, "r2": _r2,
     "explained_variance": _explained_variance, "poisson_deviance": _mean(_deviance_rows),
+    "recall@10": _recall(10), "recall@20": _recall(20), "recall@50": _recall(50), "mrr": _mean(_reciprocal_rank),
+    "token_accuracy": _token_accuracy, "span_f1": _span_f1,
 }  # fmt: skip
 GROUPED = ("gauc", "uauc")
+_RANKED = ("recall@10", "recall@20", "recall@50", "mrr")
 CHANCE = {"spearman": 0.0, "gauc": 0.5, "uauc": 0.5, "qwk": 0.0}  # what a constant prediction earns where it earns no number
 BEST = dict.fromkeys(
     ("auc", "gini", "ks", "pr_auc", "gauc", "uauc", "macro_auc", "accuracy", "balanced_accuracy", "f1", "qwk", "r2",
-     "explained_variance", "spearman"), 1.0,
+     "explained_variance", *_RANKED, "spearman", "token_accuracy", "span_f1"), 1.0,
 )  # fmt: skip
 _CLASSWISE = ("macro_auc", "qwk")
+_TAGS = ("token_accuracy", "span_f1")
 _EITHER = ("logloss", "brier", "accuracy", "balanced_accuracy", "f1")
 
 
@@ -394,8 +444,8 @@ def compute(
     Parameters
     ----------
     name: a name of `pluribus.tasks.METRICS`.
-    prediction: P(positive) [n] of a binary task, P(class) [n, C] of a multiclass or ordinal one, the value [n] else.
-    target: [n], 0/1, the class index, or the value; labelled rows only.
+    prediction: P(positive) [n] of a binary task, P(class) [n, C] of a multiclass or ordinal one, the value [n] else; tags [n, W].
+    target: [n], 0/1, the class index, or the value; labelled rows only. Tags: class indices [n, W], -1 behind the last word.
     weight: None, [n] or [R, n], not negative.
     groups: [n], needed by "gauc" and "uauc" only.
 
@@ -412,7 +462,7 @@ def compute(
         w = np.ones((1, len(y)))
     else:
         w = np.asarray(weight, float)
-        if w.shape[-1:] != y.shape or w.ndim > 2 or not np.isfinite(w).all() or (w < 0).any():
+        if w.shape[-1:] != y.shape[:1] or w.ndim > 2 or not np.isfinite(w).all() or (w < 0).any():
             raise BadInput("weights must be finite, not negative, and one per row", where=name)
     with np.errstate(all="ignore"):
         value = _evaluate(name, p, y, Weightings.of_rows(np.atleast_2d(w)), group)
@@ -449,6 +499,11 @@ def constant(
     w = np.ones(len(y)) if weight is None else np.asarray(weight, float)
     if not len(y) or not w.sum() > 0:
         raise BadInput("a constant predictor needs at least one labelled row")
+    if name in _TAGS:
+        counts = np.bincount(y[y >= 0].astype(np.intp), np.repeat(w, (y >= 0).sum(1)), minlength=1)
+        return np.full(y.shape[1], float(counts.argmax()))
+    if name in _RANKED:
+        return np.argsort(-np.bincount(y.astype(np.intp), w), kind="stable")[:50].astype(float)
     if classes:
         frequencies: Array = np.bincount(y.astype(np.intp), w, classes) / w.sum()
         return frequencies
@@ -484,6 +539,12 @@ def _checked(
     if name not in COMPUTED and name not in GROUPED:
         raise unknown("metric", name, (*COMPUTED, *GROUPED))
     p, y = np.asarray(prediction, float), np.asarray(target, float)
+    if name in _TAGS:
+        return (*_checked_tags(name, p, y), None)
+    if name in _RANKED:
+        if p.ndim != 2 or y.shape != p.shape[:1] or not (np.isfinite(p).all() and np.isfinite(y).all()):
+            raise BadInput(f"needs ranked items [n, K] and one item a row, not {p.shape} and {y.shape}, all finite", where=name)
+        return p, y, None
     if p.ndim not in (1, 2) or y.shape != p.shape[:1]:
         raise BadInput(f"prediction of shape {p.shape} does not fit target of shape {y.shape}", where=name)
     if p.ndim == 2 and name not in (*_CLASSWISE, *_EITHER):
@@ -500,3 +561,11 @@ def _checked(
     if groups is None or len(np.asarray(groups)) != len(y):
         raise BadInput("needs a group per row", where=name, remedy="pass groups=")
     return p, y, np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.intp)
+
+
+def _checked_tags(name: str, p: Array, y: Array) -> tuple[Array, Array]:
+    if p.ndim != 2 or y.shape != p.shape:
+        raise BadInput(f"prediction of shape {p.shape} does not fit target of shape {y.shape}; tags are [n, words]", where=name)
+    if not (np.isfinite(p).all() and np.isfinite(y).all() and (y >= -1).all()):
+        raise BadInput("a tag is missing, infinite or below -1", where=name, remedy="pad rows with -1")
+    return p, y

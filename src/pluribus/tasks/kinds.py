@@ -21,6 +21,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pluribus import catalog
 from pluribus.errors import BadInput, unknown
 
 
@@ -185,8 +186,15 @@ COUNT = register(
 )
 
 
+def names() -> tuple[str, ...]:
+    """The names of all kinds: those registered, and those that the catalog lists for a domain that is not imported yet."""
+    return tuple(dict.fromkeys((*KINDS, *(entry.name for entry in catalog.entries(family="kind")))))
+
+
 def kind(name: str, *, where: str | None = None) -> Kind:
-    """The kind called `name`; an unknown name is an error that suggests the nearest."""
+    """The kind called `name`, a domain's from its own package; an unknown name is an error that suggests the nearest."""
     if name not in KINDS:
-        raise unknown("kind", name, KINDS, where=where)
+        if name not in names():
+            raise unknown("kind", name, names(), where=where)
+        catalog.get("kind", name).resolve()
     return KINDS[name]

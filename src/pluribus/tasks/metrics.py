@@ -52,6 +52,12 @@ METRICS: dict[str, Metric] = {
         Metric("explained_variance", "max", _NUMBERS),
         Metric("spearman", "max", _NUMBERS),
         Metric("poisson_deviance", "min", ("count",)),
+        Metric("recall@10", "max", ("next_item",)),
+        Metric("recall@20", "max", ("next_item",)),
+        Metric("recall@50", "max", ("next_item",)),
+        Metric("mrr", "max", ("next_item",)),
+        Metric("token_accuracy", "max", ("tagging",)),
+        Metric("span_f1", "max", ("tagging",)),
     )
 }
 
