@@ -248,6 +248,10 @@ class Candidate(ABC):
             return None
         return f"the inputs are {' and '.join(kinds)} only, which it does not read"
 
+    def grid(self, data: Prepared) -> list[dict[str, Any]]:
+        """Settings that a study tries whatever its budget, each with one of the configurations drawn from `space`."""
+        return []
+
     @abstractmethod
     def estimate(self, data: Prepared) -> float:
         """Rough core-seconds of one fit to its early stop (for `--plan` and for sharing out the budget)."""
