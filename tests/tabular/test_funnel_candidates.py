@@ -129,12 +129,12 @@ def test_settings_reach_what_they_name(funnel: Prepared) -> None:
     assert isinstance(calibrated, Calibrated)
     assert calibrated.alpha == 0
     short = {"width": 16, "epochs": 1, "tower": 8}
-    assert isinstance(ESMMNetwork(base="mmoe", **short).fit(funnel, Budget(60.0), 0).model.sharing, MMoE)
+    assert isinstance(ESMMNetwork(sharing="mmoe", **short).fit(funnel, Budget(60.0), 0).model.sharing, MMoE)
     inside = ESCM2DRNetwork(**short).fit(funnel, Budget(60.0), 0).model.sharing.inside
     assert isinstance(inside, SharedBottom)
     assert inside.width == 8
     with pytest.raises(BadInput, match="unknown sharing 'mmoo'; did you mean 'mmoe'"):
-        ESMMNetwork(base="mmoo")
+        ESMMNetwork(sharing="mmoo")
     with pytest.raises(BadInput, match="unknown balancer 'nosh'; did you mean 'nash'"):
         ESMMNetwork(balancer="nosh")
 

@@ -20,7 +20,7 @@ happened leaves its row out; a row whose parent is 0 counts as a 0 of every late
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
@@ -28,9 +28,9 @@ import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pluribus.data import Batch, Labels
+from pluribus.data import Batch, Labels, Rows
 from pluribus.errors import BadInput, unknown
-from pluribus.modeling.model import MultiTaskModel, Outputs
+from pluribus.modeling.model import Encoder, MultiTaskModel, Outputs, Sharing
 from pluribus.modeling.objective import Losses, Objective
 from pluribus.tasks import Task
 from pluribus.tasks.task import check_graph
@@ -133,6 +133,31 @@ def ips(error: Tensor, observed: Tensor, propensity: Tensor, clip: float | None 
 def dr(error: Tensor, imputed: Tensor, observed: Tensor, propensity: Tensor, clip: float | None = None) -> Tensor:
     """ê + o (e − ê)/π per row: unbiased where π or ê is right."""
     return imputed + ips(error - imputed, observed, propensity, clip)
+
+
+class WholeWay(MultiTaskModel):
+    """A model whose heads give logits of P(whole way): the objective finds them in `extra["whole"]`, and the outputs are the
+    logits of P(step | step before) that follow from them (P_k / P_{k−1}, cut at 1)."""
+
+    def __init__(self, tasks: Sequence[Task], encoder: Encoder, sharing: Sharing) -> None:
+        super().__init__(tasks, encoder, sharing)
+        self.chains = chains(tasks)
+
+    def forward(self, inputs: Any, rows: Rows | None = None, context: Mapping[str, Tensor] | None = None) -> Outputs:
+        rows = self.requested(rows)
+        needed: dict[str, Tensor | None] = dict(rows)
+        for name in rows:
+            if len(self.chains[name]) > 1:  # the step before is needed too, at any row
+                needed |= dict.fromkeys(self.chains[name][-2:])
+        outputs = super().forward(inputs, needed, context)
+        found = {}
+        for name, wanted in rows.items():
+            value = outputs[name]
+            if len(self.chains[name]) > 1:
+                value = conditional(value, outputs[self.chains[name][-2]])
+            found[name] = value if wanted is None or needed[name] is not None else value[wanted]
+        extra = {**outputs.extra, "whole": outputs.tasks}
+        return Outputs(found, shared=outputs.shared, penalties=outputs.penalties, extra=extra)
 
 
 class _Funnel(Objective):

@@ -6,7 +6,7 @@ alone. The probability of the whole way (click *and* buy, over all exposures) is
 `pluribus.modeling.funnels.whole_way`. ESMM and ESCM² give the conditional probability themselves; AITM's network gives
 P(whole way), and answers with the ratio of two of them, cut at 1 (`Handed`).
 
-- encoder, its settings and search space are the specialists'; `base` is any sharing architecture of the catalog below it
+- encoder, its settings and search space are the specialists'; `sharing` is any sharing architecture of the catalog below it
   (shared bottom, MMoE, PLE, …) with its defaults and the towers' width, `balancer` any balancer (a study spells it `esmm+NAME`);
 - a table without a funnel is `unfit`; tasks outside the funnel train beside it as ever.
 """
@@ -17,15 +17,13 @@ from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
 
 from pluribus import catalog
 from pluribus.balancing import Balancer
-from pluribus.data import Rows
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
-from pluribus.modeling import Choice, Heads, LogUniform, MultiTaskModel, Objective, Outputs, SearchSpace, Sharing
-from pluribus.modeling.funnels import ESCM2, ESMM, Calibrated, chains, conditional
+from pluribus.modeling import Choice, LogUniform, Objective, SearchSpace, Sharing
+from pluribus.modeling.funnels import ESCM2, ESMM, Calibrated, WholeWay, chains
 from pluribus.sharing import AITM
 from pluribus.tabular.joint_networks import JointNetwork, balancer_of
 from pluribus.tabular.mlp import TabularMLP
@@ -47,13 +45,8 @@ def no_funnel(tasks: Sequence[Task]) -> str | None:
     return None if any(len(chain) > 1 for chain in found.values()) else "no task comes after another; declare it with `after`"
 
 
-class Handed(MultiTaskModel):
-    """AITM on the tabular MLP. Its heads give logits of P(whole way), handed to the objective in `extra["whole"]`; the outputs
-    are the logits of P(step | step before) that follow from them."""
-
-    def __init__(self, tasks: Sequence[Task], encoder: TabularMLP, sharing: AITM) -> None:
-        super().__init__(tasks, encoder, sharing, Heads(tasks, sharing.width))
-        self.chains = chains(tasks)
+class Handed(WholeWay):
+    """AITM on the tabular MLP."""
 
     @classmethod
     def of(
@@ -63,31 +56,16 @@ class Handed(MultiTaskModel):
         encoder = TabularMLP.of(columns, **settings)
         return cls(tasks, encoder, AITM(tasks, encoder.width, hidden=hidden, tower=tower))
 
-    def forward(self, inputs: Any, rows: Rows | None = None, context: Mapping[str, Tensor] | None = None) -> Outputs:
-        rows = self.requested(rows)
-        needed: dict[str, Tensor | None] = dict(rows)
-        for name in rows:
-            if len(self.chains[name]) > 1:  # the step before is needed too, at any row
-                needed |= dict.fromkeys(self.chains[name][-2:])
-        outputs = super().forward(inputs, needed, context)
-        found = {}
-        for name, wanted in rows.items():
-            value = outputs[name]
-            if len(self.chains[name]) > 1:
-                value = conditional(value, outputs[self.chains[name][-2]])
-            found[name] = value if wanted is None or needed[name] is not None else value[wanted]
-        return Outputs(found, shared=outputs.shared, penalties=outputs.penalties, extra={**outputs.extra, "whole": outputs.tasks})
-
 
 class _Funnel(JointNetwork):
     """A joint network that needs a funnel."""
 
-    defaults: ClassVar[Mapping[str, Any]] = {**DEFAULTS, "base": "shared_bottom", "tower": 64, "balancer": "equal"}
-    space = SearchSpace({**SPACE.ranges, "base": Choice(("shared_bottom", "mmoe", "ple")), "tower": Choice((0, 32, 64, 128))})
+    defaults: ClassVar[Mapping[str, Any]] = {**DEFAULTS, "sharing": "shared_bottom", "tower": 64, "balancer": "equal"}
+    space = SearchSpace({**SPACE.ranges, "sharing": Choice(("shared_bottom", "mmoe", "ple")), "tower": Choice((0, 32, 64, 128))})
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        catalog.get("sharing", self.settings.get("base", "shared_bottom"))
+        catalog.get("sharing", self.settings.get("sharing", "shared_bottom"))
         named = catalog.get("balancer", self.settings["balancer"])
         if named.name != "equal":
             vars(self)["label"] = f"{self.label}, {named.resolve().__name__}"
@@ -100,7 +78,7 @@ class _Funnel(JointNetwork):
 
     def part(self) -> tuple[str, dict[str, Any]]:
         """The sharing architecture's name and settings."""
-        return self.settings["base"], {"tower": self.settings["tower"]}
+        return self.settings["sharing"], {"tower": self.settings["tower"]}
 
     def config(self, data: Prepared) -> dict[str, Any]:
         name, settings = self.part()
@@ -150,7 +128,7 @@ class ESCM2DRNetwork(_ESCM2Network):
     label = "ESCM², doubly robust"
 
     def part(self) -> tuple[str, dict[str, Any]]:
-        return "imputed", {"inside": self.settings["base"], "tower": self.settings["tower"]}
+        return "imputed", {"inside": self.settings["sharing"], "tower": self.settings["tower"]}
 
 
 class AITMNetwork(_Funnel):
