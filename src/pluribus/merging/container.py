@@ -25,9 +25,11 @@ from torch import Tensor, nn
 
 from pluribus.errors import BadInput, unknown
 from pluribus.files import atomic_folder, read_json, safetensors
+from pluribus.merging.checkpoints import config
 from pluribus.merging.coefficients import TaskVectors
 from pluribus.merging.consensus import masks as localised
 from pluribus.merging.emr import unified
+from pluribus.merging.folder import copy_texts
 from pluribus.merging.served import Served
 from pluribus.merging.source import Source
 
@@ -206,6 +208,21 @@ class MergeContainer:
                     total[name] = total[name] + w * (value - base)
         return total
 
+    def renamed(self, names: Mapping[str, str]) -> MergeContainer:
+        """The same tensors under other names; a name that `names` lacks stays."""
+
+        def seen(tensors: Mapping[str, Any]) -> dict[str, Any]:
+            return {names.get(n, n): t for n, t in tensors.items()}
+
+        found = MergeContainer(seen(self.shared), vector=seen(self.vector), method=self.method, router=self.router)
+        for task, part in self.parts.items():
+            if isinstance(part, MaskPart):
+                mine: Part = MaskPart(seen(part.masks), part.scale)
+            else:
+                mine = FactorPart(seen(part.factors), seen(part.whole))
+            found.add(task, mine, seen(self.heads[task]))
+        return found
+
     def bytes(self) -> dict[str, int]:
         """Bytes of tensor data by part: "shared", "vector", "router", and each task."""
         found = {"shared": _size(self.shared.values()), "vector": _size(self.vector.values())}
@@ -263,10 +280,16 @@ class MergeContainer:
 
     # Files
 
-    def save(self, folder: str | Path) -> Path:
-        """Write the container; the folder appears whole or not at all."""
+    def save(self, folder: str | Path, homes: Mapping[str, Path] | None = None) -> Path:
+        """Write the container; the folder appears whole or not at all.
+
+        homes: the experts' folders by task; their configurations, and the first one's tokenizer, go along, so that the container
+        can be served by itself.
+        """
         folder = Path(folder)
         with atomic_folder(folder) as aside:
+            for home in list((homes or {}).values())[:1]:
+                copy_texts(home, aside, {})
             _write(self.shared, aside / "shared.safetensors")
             if self.vector:
                 _write(self.vector, aside / "vector.safetensors")
@@ -277,6 +300,8 @@ class MergeContainer:
                 row: dict[str, Any] = {"name": task, "kind": "mask" if isinstance(part, MaskPart) else "factors", "file": name}
                 if isinstance(part, MaskPart):
                     row["scale"] = float(part.scale)
+                if task in (homes or {}):
+                    row["config"] = config(homes[task])  # type: ignore[index]
                 rows.append(row)
             about: dict[str, Any] = {"schema_version": SCHEMA, "kind": KIND, "method": self.method, "tasks": rows, "router": None}
             if self.router is not None:

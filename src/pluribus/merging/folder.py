@@ -200,7 +200,7 @@ def write(
         homes = {task: Path(e) for task, e in (experts or {}).items() if isinstance(e, (str, Path)) and Path(e).is_dir()}
         home = Path(base) if isinstance(base, (str, Path)) and Path(base).is_dir() else next(iter(homes.values()), None)
         if home is not None:
-            _copy_texts(home, aside, dtypes)
+            copy_texts(home, aside, dtypes)
         for task, row in tasks.items():
             if task in homes and (homes[task] / "config.json").is_file():
                 row["config"] = config(homes[task])
@@ -269,7 +269,7 @@ def _head(plan: Plan, task: str, aside: Path, chunk: int) -> dict[str, Any]:
     return row
 
 
-def _copy_texts(home: Path, aside: Path, dtypes: Mapping[str, torch.dtype]) -> None:
+def copy_texts(home: Path, aside: Path, dtypes: Mapping[str, torch.dtype]) -> None:
     """Configuration, tokenizer and their like from the base's folder; the dtype in it follows the result."""
     for file in sorted(home.iterdir()):
         if not file.is_file() or file.suffix not in COPIED or file.stat().st_size > 64 << 20:
@@ -356,7 +356,7 @@ def export_task(folder: str | Path, task: str, out: str | Path, *, overwrite: bo
                 writer.abandon()
                 if head is not None:
                     head.close()
-            _copy_texts(folder, aside, {})
+            copy_texts(folder, aside, {})
             if isinstance(row.get("config"), dict):
                 (aside / "config.json").write_text(json.dumps(row["config"], indent=2, ensure_ascii=False), "utf-8")
             origin = f"Task `{task}` of a merge by `{about.get('method')}`, exported by Pluribus.\n"

@@ -82,6 +82,9 @@ def load(folder: str | Path) -> Fitted:
     from pluribus.data.columns import FittedColumns
 
     folder = Path(folder)
+    opened = _opened(folder)
+    if opened is not None:
+        return opened
     manifest = read_manifest(folder)
     where = str(folder / MANIFEST)
     kinds = {entry.name: entry for entry in catalog.entries(family="artefact")}
@@ -103,3 +106,17 @@ def load(folder: str | Path) -> Fitted:
     fitted.calibration = dict(manifest.get("calibration", {}))
     fitted.record = dict(manifest.get("record", {}))
     return fitted
+
+
+def _opened(folder: Path) -> Fitted | None:
+    """A folder in a form of its artefact's own (a merge, which knows nothing of tables): the artefact's class opens it."""
+    if not (folder / MANIFEST).is_file():
+        return None
+    about = read_json(folder / MANIFEST, what="model manifest")
+    if not isinstance(about, dict) or "own" in about:
+        return None
+    for entry in catalog.entries(family="artefact"):
+        if entry.name == about.get("kind"):
+            found = getattr(entry.resolve(), "open", None)
+            return None if found is None else found(folder)
+    return None

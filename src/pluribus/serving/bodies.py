@@ -39,7 +39,8 @@ class Limits:
     """What a server accepts; more is refused with 413, 422, 408 or 503.
 
     body: bytes of a body. rows: rows of a request. depth: nesting of a JSON body. fields: fields of a row or table.
-    text: characters of a cell. concurrency: requests in hand at once. read_seconds: for a body to arrive.
+    text: characters of a cell. elements: of a list in a cell. concurrency: requests in hand at once. read_seconds: for a body
+    to arrive.
     """
 
     body: int = 8 << 20
@@ -47,6 +48,7 @@ class Limits:
     depth: int = 16
     fields: int = 50_000
     text: int = 10_000
+    elements: int = 1 << 20
     concurrency: int = 256
     read_seconds: float = 10.0
 
@@ -82,9 +84,12 @@ class Reader:
     def __init__(self, columns: FittedColumns, limits: Limits) -> None:
         self.limits, self.id = limits, columns.id
         checks: dict[str, Callable[[Any], Any]] = {
-            "number": _number, "category": self._word, "boolean": _boolean, "datetime": _datetime,
+            "number": _number, "category": self._word, "boolean": _boolean, "datetime": _datetime, "item": self._word,
+            "text": self._text,
         }  # fmt: skip
-        self.columns = [(i.name, checks[i.type]) for i in columns.inputs]
+        self.sequences = set(columns.sequences)
+        lists = {name: self._numbers if each.kind == "number" else self._words for name, each in columns.sequences.items()}
+        self.columns = [(i.name, lists[i.name] if i.type == "sequence" else checks[i.type]) for i in columns.inputs]
         if columns.task_column is not None:
             known = dict(zip(columns.task_names, columns.task_names))
 
@@ -236,7 +241,9 @@ class Reader:
         for name in table.column_names:
             column = table.column(name)
             kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-            if pa.types.is_nested(kind) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            listed = name in self.sequences and pa.types.is_nested(kind) and hasattr(kind, "value_type")
+            nested = pa.types.is_nested(kind.value_type if listed else kind)
+            if nested or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
                 raise Refusal(422, "malformed", f"table, column {name!r}: holds {kind}, which is not a plain value")
             for chunk in column.chunks:
                 words = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
@@ -270,6 +277,37 @@ class Reader:
                 raise _Bad(f"is longer than {self.limits.text} characters or not Unicode")
             return str(value)
         raise _Bad(f"takes text, not {_called(value)}")
+
+
+    def _text(self, value: Any) -> str | None:
+        if value is None:
+            return None
+        if not isinstance(value, str):
+            raise _Bad(f"takes text, not {_called(value)}")
+        if not _sound(value, self.limits.text):
+            raise _Bad(f"is longer than {self.limits.text} characters or not Unicode")
+        return value
+
+    def _list(self, value: Any) -> list[Any]:
+        if value is None:
+            return []
+        if not isinstance(value, list):
+            raise _Bad(f"takes a list, not {_called(value)}")
+        if len(value) > self.limits.elements:
+            raise _Bad(f"is a list of {len(value)}, the limit is {self.limits.elements}")
+        return value
+
+    def _numbers(self, value: Any) -> list[float]:
+        found = self._list(value)
+        if found and set(map(type, found)) == {float} and math.isfinite(sum(found)):
+            return found
+        try:
+            return [_number(each) for each in found]
+        except _Bad as error:
+            raise _Bad(f"{error}, in its list" if isinstance(value, list) else str(error)) from None
+
+    def _words(self, value: Any) -> list[str | None]:
+        return [self._word(each) for each in self._list(value)]
 
 
 def _missing(value: Any) -> Any:

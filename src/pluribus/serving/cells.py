@@ -41,6 +41,10 @@ def scores(fitted: Fitted, data: Prepared, wanted: Wanted) -> dict[str, Array]:
         for name, member in members.items():
             found |= scores(member, data, {task: rows for task, rows in wanted.items() if answers[task] == name})
         return found
+    mixed = getattr(fitted, "mixed", None)  # an artefact that takes rows of different tasks at once
+    if mixed is not None:
+        answered: dict[str, Array] = mixed(data, wanted)
+        return answered
     model = getattr(fitted, "model", None)
     if isinstance(model, MultiTaskModel):
         return _forward(model, data, wanted)
@@ -57,7 +61,8 @@ def _forward(model: MultiTaskModel, data: Prepared, wanted: Wanted) -> dict[str,
     if model.training:
         model.eval()
     first, *others = wanted.values()
-    used = first if all(len(first) == len(rows) == data.n_rows for rows in others) else np.unique(np.concatenate([first, *others]))
+    whole = all(len(first) == len(rows) == data.n_rows for rows in others)
+    used = first if whole else np.unique(np.concatenate([first, *others]))
     found: dict[str, list[torch.Tensor]] = {task: [] for task in wanted}
     for start in range(0, len(used), STEP):
         rows = used[start : start + STEP]
@@ -139,7 +144,7 @@ class Answerer:
             slots[place]["values"] = {}
         for name, positions in order.items():
             if name in failed:
-                for position in positions:
+                for position in positions.tolist():
                     slots[good[position]].setdefault("failed", {})[name] = failed[name]
                 continue
             value = found[name]
@@ -149,7 +154,7 @@ class Answerer:
                     if sound:
                         slots[good[position]]["values"][column] = cell
             if not finite.all():
-                for position in positions[~finite]:
+                for position in positions[~finite].tolist():
                     slots[good[position]].setdefault("failed", {})[name] = "the prediction is not finite"
         return slots
 

@@ -111,6 +111,7 @@ class RowEncoder:
                 column = np.array(cells[i], "datetime64[us]")
             else:
                 column = np.empty(count, object)
-                column[:] = cells[i]
+                for row, cell in enumerate(cells[i]):  # a slice would unpack lists
+                    column[row] = cell
             columns[name] = pd.Series(column, index, dtype=column.dtype)
         return _Frame(columns, count)

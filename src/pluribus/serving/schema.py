@@ -29,6 +29,11 @@ def column(source: Input, columns: FittedColumns) -> dict[str, Any]:
         return {"type": ["boolean", "null"]}
     if source.type == "datetime":
         return {"type": ["string", "null"], "format": "date-time", "description": "ISO 8601; a zone becomes UTC"}
+    if source.type == "text":
+        return {"type": ["string", "null"], "maxLength": 10_000}
+    if source.type == "sequence":
+        each = columns.sequences[source.name].kind
+        return {"type": ["array", "null"], "items": {"type": ["number" if each == "number" else "string", "null"]}}
     known = list(columns.categories[source.name].categories[:5]) if source.name in columns.categories else []
     return {"type": ["string", "null"], "maxLength": 10_000, **({"examples": known} if known else {})}
 

@@ -1,0 +1,217 @@
+"""A merge behind `pluribus.load` and `pluribus serve`: a container, or what `pluribus merge` wrote, with its transformers model.
+
+The folder's configuration says what the model reads, and that is the artefact's only input column:
+
+    text           strings, where a tokenizer lies beside the weights
+    input_ids      lists of token ids, where the model reads tokens and there is none
+    pixel_values   flat lists of channels × height × width numbers, as the model's image processor gives them
+
+Every task is a classifier with its own labels (binary where there are two) or a regression (one output). A row that is asked
+for several tasks goes through each of them: what the tasks add differs from the first layer on. A row that the model cannot read
+(no token, a token beyond the vocabulary, a wrong number of pixels) has no finite prediction. Architectures are classes of
+`transformers`, found by name; code beside the weights is never run. Weights that are no transformers model are served from Python
+(`MergeContainer.serve`).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pluribus.data.columns import Elements, FittedColumns, Input, Number
+from pluribus.data.prepared import Prepared
+from pluribus.errors import BadInput, require
+from pluribus.merging.bundle import open_bundle
+from pluribus.merging.container import MergeContainer
+from pluribus.merging.modules import names_in, skeleton
+from pluribus.modeling import Costs, Fitted
+from pluribus.modeling.candidate import Array
+from pluribus.tasks import Task
+
+STEP = 64  # rows of a forward
+INSIDE = "container"
+Config = Mapping[str, Any]
+
+
+class Merged(Fitted):
+    """container: weights by task. configs: each task's transformers configuration. home: the folder with the tokenizer."""
+
+    artefact = "merge-container"
+
+    def __init__(self, container: MergeContainer, configs: Mapping[str, Config], home: Path) -> None:
+        require("transformers", extra="text", purpose="a merged transformers model")
+        where = str(home)
+        if not container.tasks:
+            raise BadInput("holds no task", where=where, remedy="add one to the container")
+        first = configs[container.tasks[0]]
+        for task in container.tasks:
+            if configs[task].get("model_type") != first.get("model_type"):
+                what = f"task {task!r} is a {configs[task].get('model_type')!r}, the first one a {first.get('model_type')!r}"
+                raise BadInput(what, where=where, remedy="merge experts of one base")
+        model = skeleton(first, where)
+        stored = [*container.shared, *(n for head in container.heads.values() for n in head)]
+        self.container, self.configs, self.home = container, dict(configs), home
+        self.reads, self.size = _reads(first, home)
+        self.vocabulary = int(first.get("vocab_size") or 0)
+        self.tokenizer = _tokenizer(home) if self.reads == "text" else None
+        limits = [first.get("max_position_embeddings"), getattr(self.tokenizer, "model_max_length", None)]
+        known = [int(n) for n in limits if isinstance(n, int) and 0 < n < 1 << 20]
+        # RoBERTa and its kin count positions from the padding token on
+        offset = int(first.get("pad_token_id") or 0) + 1 if "roberta" in str(first.get("model_type")) else 0
+        self.longest = max(1, min(known, default=512) - offset)
+        tasks = tuple(_task(name, configs[name]) for name in container.tasks)
+        super().__init__(tasks, _columns(self.reads, 1 + (self.size or self.longest)))  # one too many is refused, not cut
+        self.served = container.renamed(names_in(model, stored, where)).serve(model, example=self._example(first))
+
+    @classmethod
+    def open(cls, folder: str | Path) -> Merged:
+        """What `MergeContainer.save` or `pluribus merge` wrote."""
+        folder = Path(folder)
+        return cls(*open_bundle(folder), folder)
+
+    def _example(self, about: Config) -> dict[str, Tensor]:
+        """Inputs on which the plan of serving is checked: two rows a task."""
+        random = torch.Generator().manual_seed(0)
+        rows = 2 * len(self.container.tasks)
+        if self.reads == "pixel_values":
+            return {"pixel_values": torch.rand(rows, *_image(about), generator=random)}
+        ids = torch.randint(0, self.vocabulary, (rows, min(8, self.longest)), generator=random)
+        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
+
+    # Prediction
+
+    def scores(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str]) -> dict[str, Array]:
+        return self.mixed(data, dict.fromkeys(tasks, rows))
+
+    def mixed(self, data: Prepared, wanted: Mapping[str, NDArray[np.int64]]) -> dict[str, Array]:
+        """Rows of different tasks in common forwards: task → predictions in the order of its rows."""
+        found: dict[str, Array] = {}
+        widths = {task.name: len(task.classes) for task in self.tasks}
+        for task, mine in wanted.items():
+            width = widths[task]
+            found[task] = np.full((len(mine), width) if width > 2 else len(mine), np.nan)
+        pairs = [(task, place, int(row)) for task, mine in wanted.items() for place, row in enumerate(mine)]
+        for start in range(0, len(pairs), STEP):
+            part = pairs[start : start + STEP]
+            inputs, good = self._inputs(data, [row for _, _, row in part])
+            part = [part[i] for i in good]
+            if not part:
+                continue
+            routed = self.served(inputs, [task for task, _, _ in part])
+            for task, positions in routed.rows.items():
+                logits = routed.outputs[task].double()
+                width = widths[task]
+                value = logits.softmax(-1)[:, 1] if width == 2 else logits.softmax(-1) if width else logits[:, 0]
+                places = [part[i][1] for i in positions.tolist()]
+                found[task][places] = value.numpy()
+        return found
+
+    def _inputs(self, data: Prepared, rows: Sequence[int]) -> tuple[dict[str, Tensor], list[int]]:
+        """The model's inputs of the rows that it can read, and which those are."""
+        if self.reads == "pixel_values":
+            given = [data.ragged[self.reads].row(row) for row in rows]
+            good = [i for i, pixels in enumerate(given) if len(pixels) == self.size and np.isfinite(pixels).all()]
+            shape = _image(self.configs[self.container.tasks[0]])
+            pixels = np.stack([given[i] for i in good]) if good else np.empty((0, self.size), np.float32)
+            return {"pixel_values": torch.from_numpy(pixels.astype(np.float32)).view(len(good), *shape)}, good
+        if self.tokenizer is not None:
+            texts = [data.texts["text"][row] or "" for row in rows]
+            ids = self.tokenizer(texts, truncation=True, max_length=self.longest)["input_ids"]
+        else:
+            ids = [data.ragged[self.reads].row(row).tolist() for row in rows]
+        good = [i for i, each in enumerate(ids) if 0 < len(each) <= self.longest and all(self._token(n) for n in each)]
+        longest = max((len(ids[i]) for i in good), default=1)
+        values, mask = (torch.zeros(len(good), longest, dtype=torch.long) for _ in range(2))
+        for row, i in enumerate(good):
+            values[row, : len(ids[i])] = torch.tensor(ids[i], dtype=torch.long)
+            mask[row, : len(ids[i])] = 1
+        pad = self.configs[self.container.tasks[0]].get("pad_token_id") or 0
+        return {"input_ids": values.masked_fill(mask == 0, int(pad)), "attention_mask": mask}, good
+
+    def _token(self, value: float) -> bool:
+        return bool(0 <= value < self.vocabulary and value == int(value))  # NaN is at neither side
+
+    # As any artefact
+
+    def costs(self) -> Costs:
+        held = self.container
+        tensors = [*held.shared.values(), *held.vector.values()]
+        sizes = held.bytes()
+        for task in held.tasks:
+            part = held.parts[task]
+            tensors += held.heads[task].values()
+            for kept in (getattr(part, "whole", {}).values(), *(pair for pair in getattr(part, "factors", {}).values())):
+                tensors += kept
+        parameters = sum(t.numel() for t in tensors)
+        per_row = 2.0 * sum(p.numel() for p in self.served.model.parameters())
+        return Costs(parameters, per_row, sum(sizes.values()), 0.0)
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        self.container.save(folder / INSIDE, dict.fromkeys(self.container.tasks, self.home))
+        return {"configs": self.configs}
+
+    @classmethod
+    def read(cls, folder: Path, manifest: dict[str, Any], tasks: tuple[Task, ...], columns: FittedColumns) -> Merged:
+        container, _ = open_bundle(folder / INSIDE)
+        found = cls(container, manifest["configs"], folder / INSIDE)
+        found.tasks, found.columns = tasks, columns
+        return found
+
+
+class MergedFolder(Merged):
+    """The same, from the folder that `pluribus merge` writes: one trunk and a head a task."""
+
+    artefact = "merge"
+
+
+def _task(name: str, about: Config) -> Task:
+    labels = about.get("id2label")
+    count = len(labels) if isinstance(labels, dict) else int(about.get("num_labels") or 2)
+    if about.get("problem_type") == "multi_label_classification":
+        raise BadInput("has several labels a row", where=f"task {name!r}", remedy="serve it from Python")
+    if count == 1:
+        return Task(name, "regression")
+    words = [str(labels.get(str(i), labels.get(i, f"LABEL_{i}"))) for i in range(count)] if isinstance(labels, dict) else None
+    return Task(name, "binary" if count == 2 else "multiclass", tuple(words or (f"LABEL_{i}" for i in range(count))))
+
+
+def _image(about: Config) -> tuple[int, int, int]:
+    size = about.get("image_size")
+    height, width = (size, size) if isinstance(size, int) else tuple(size or (0, 0))[:2]
+    return int(about.get("num_channels") or 3), int(height), int(width)
+
+
+def _reads(about: Config, home: Path) -> tuple[str, int]:
+    """The input column, and how many numbers it holds (0: any)."""
+    if about.get("image_size") and not about.get("vocab_size"):
+        return "pixel_values", int(np.prod(_image(about)))
+    if about.get("vocab_size"):
+        files = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
+        return ("text" if any((home / name).is_file() for name in files) else "input_ids"), 0
+    what = f"a {about['model_type']!r} model reads neither text nor images"
+    raise BadInput(what, where=str(home), remedy="serve it from Python")
+
+
+def _columns(reads: str, longest: int) -> FittedColumns:
+    if reads == "text":
+        return FittedColumns((Input("text", "text"),), {}, {})
+    plain = Number(0.0, 1.0, np.array([0, 1], np.float32), np.full(21, np.nan), 0.0)
+    return FittedColumns(
+        (Input(reads, "sequence"),), {}, {}, sequences={reads: Elements("number", longest, max(1, longest), number=plain)}
+    )
+
+
+def _tokenizer(home: Path) -> Any:
+    import transformers
+
+    try:
+        return transformers.AutoTokenizer.from_pretrained(str(home), local_files_only=True, trust_remote_code=False)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        what = f"its tokenizer cannot be read ({str(error).splitlines()[0][:200]})"
+        raise BadInput(what, where=str(home), remedy="put the base's tokenizer files beside the weights") from error
