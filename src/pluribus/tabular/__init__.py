@@ -1,6 +1,9 @@
 """Tables: encoders of columns, and the networks that a study tries on them.
 
-    TabularMLP                                       the encoder
+    TabularMLP, FTTransformer, TabMEncoder,          encoders
+        MultiTabEncoder
+    TabM, MultiTabNet                                networks that weave their own sharing
+    multitab_bench                                   a generated table with several targets of known correlation
     Network, Specialists, export_onnx                the artefact, T networks as one model, and the way to other runtimes
     SingleNetworks, JointNetwork                     candidates: one network per task; the base of all joint ones
     SharedBottomEqual, SharedBottomUncertainty       joint candidates
@@ -14,6 +17,8 @@ import importlib
 from typing import Any
 
 _WHERE = {
+    "FTTransformer": "ft_transformer", "TabMEncoder": "tabm", "TabM": "tabm", "MultiTabEncoder": "multitab_net",
+    "MultiTabNet": "multitab_net", "multitab_bench": "multitab_tables",
     "TabularMLP": "mlp", "Network": "network", "Specialists": "specialists", "export_onnx": "export",
     "SingleNetworks": "single_networks", "JointNetwork": "joint_networks", "SharedBottomEqual": "joint_networks",
     "SharedBottomUncertainty": "joint_networks",

@@ -23,6 +23,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,8 +31,11 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor, nn
 
+from pluribus.errors import unknown
 from pluribus.modeling.experts import StackedLinear
 
+NumericEmbedding = Literal["plain", "piecewise_linear", "plr", "plr_lite"]
+EMBEDDINGS: tuple[NumericEmbedding, ...] = ("plain", "piecewise_linear", "plr", "plr_lite")
 MAX_ENCODED = 2048  # columns of the piecewise-linear encoding in all; with more features, each gets fewer bins
 
 
@@ -41,6 +45,11 @@ class Plain(nn.Module):
     def __init__(self, features: int) -> None:
         super().__init__()
         self.width = features
+
+    @property
+    def feature(self) -> Tensor:
+        """[width] the feature that each column belongs to."""
+        return torch.arange(self.width)
 
     def forward(self, x: Tensor, present: Tensor, active: Tensor | None = None) -> Tensor:
         return x
@@ -103,6 +112,11 @@ class PLR(nn.Module):
         self.c = nn.Parameter(nn.init.trunc_normal_(c, 0.0, sigma, -3 * sigma, 3 * sigma))
         self.linear = StackedLinear(copies * (1 if lite else features), 2 * frequencies, per_feature)
 
+    @property
+    def feature(self) -> Tensor:
+        """[width] the feature that each column belongs to."""
+        return torch.arange(self.features).repeat_interleave(self.per_feature)
+
     def forward(self, x: Tensor, present: Tensor, active: Tensor | None = None) -> Tensor:
         c = self.c if active is None else self.c[active]
         angle = 2 * math.pi * c[:, None] * x[..., None]  # [A, B, F, frequencies]
@@ -118,6 +132,23 @@ class PLR(nn.Module):
             e = self.linear(v.transpose(1, 2).flatten(0, 1), which)
             e = e.reshape(copies, self.features, rows, self.per_feature).transpose(1, 2)
         return (F.relu(e) * present[..., None]).reshape(copies, rows, self.width)
+
+
+def numbers(
+    embedding: NumericEmbedding, edges: Sequence[ArrayLike], *, bins: int = 16, sigma: float = 0.1, per_feature: int = 8,
+    copies: int = 1,
+) -> Plain | PiecewiseLinear | PLR:  # fmt: skip
+    """The embedding of that name for features with these quantile edges: the switch `embedding` of every encoder.
+
+    bins: of "piecewise_linear". sigma, per_feature: of "plr" (a Linear for each feature) and "plr_lite" (one for all).
+    """
+    if embedding not in EMBEDDINGS:
+        raise unknown("numeric embedding", embedding, EMBEDDINGS)
+    if embedding == "plain":
+        return Plain(len(edges))
+    if embedding == "piecewise_linear":
+        return PiecewiseLinear(edges, bins)
+    return PLR(len(edges), sigma=sigma, per_feature=per_feature, lite=embedding == "plr_lite", copies=copies)
 
 
 class Numeric(nn.Module):

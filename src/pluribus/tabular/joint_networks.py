@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from pluribus import catalog
 from pluribus.balancing import AutoLambda, Balancer, EqualWeighting, UncertaintyWeighting
 from pluribus.data.prepared import Prepared
-from pluribus.modeling import Budget, Candidate, Choice, Objective, SearchSpace, Supervised
+from pluribus.modeling import Budget, Candidate, Choice, MultiTaskModel, Objective, SearchSpace, Supervised
 from pluribus.tabular.network import Network, build
 from pluribus.tabular.settings import DEFAULTS, SPACE, batch_of, check, encoder_settings, plain_curves, reproducible, weights_of
 from pluribus.training import Stage, Trainer
@@ -36,7 +36,7 @@ class JointNetwork(Candidate):
     """
 
     road = "train"
-    encoder = "tabular_mlp"
+    encoder: ClassVar[str] = "tabular_mlp"
     processes = True
     sharing: ClassVar[str]
     sharing_settings: ClassVar[tuple[str, ...]] = ()
@@ -52,9 +52,12 @@ class JointNetwork(Candidate):
     def config(self, data: Prepared) -> dict[str, Any]:
         """What `pluribus.tabular.network.build` makes the model of."""
         return {
-            "encoder": {"name": "tabular_mlp", "settings": encoder_settings(self.settings, data)},
+            "encoder": {"name": self.encoder, "settings": encoder_settings(self.settings, data, self.encoder)},
             "sharing": {"name": self.sharing, "settings": {name: self.settings[name] for name in self.sharing_settings}},
         }
+
+    def begin(self, model: MultiTaskModel, data: Prepared, seed: int) -> None:
+        """What a fresh model is shown of the training part before it learns."""
 
     def unfit(self, data: Prepared) -> str | None:
         return "one task alone has nothing to share" if len(data.tasks) < 2 else None
@@ -75,6 +78,7 @@ class JointNetwork(Candidate):
         )  # fmt: skip
         with reproducible(seed, budget.threads):
             model = build(data.tasks, data.columns, config)
+            self.begin(model, data, seed)
             deadline = max(0.0, budget.seconds - (time.process_time() - began))
             trainer = Trainer(model, [stage], seed=seed, deadline=deadline, clock=time.process_time, folder=budget.folder)
             history = trainer.fit(data)

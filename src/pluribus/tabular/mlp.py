@@ -10,27 +10,21 @@ The same class holds one network or E of them side by side (`copies`), each with
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Literal
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from pluribus.errors import unknown
-from pluribus.modeling import Encoder, Features
 from pluribus.modeling.experts import StackedLinear
-from pluribus.tabular.embeddings import PLR, Categorical, Numeric, PiecewiseLinear, Plain
+from pluribus.tabular.bank import BankEncoder
+from pluribus.tabular.embeddings import EMBEDDINGS, Categorical, Numeric, NumericEmbedding, numbers
 
-if TYPE_CHECKING:
-    from pluribus.data.columns import FittedColumns
-
-NumericEmbedding = Literal["plain", "piecewise_linear", "plr", "plr_lite"]
-EMBEDDINGS: tuple[NumericEmbedding, ...] = ("plain", "piecewise_linear", "plr", "plr_lite")
+__all__ = ["EMBEDDINGS", "TabularMLP"]
 
 
-class TabularMLP(Encoder):
+class TabularMLP(BankEncoder):
     """Inputs {"numeric": [B, F] float, "categorical": [B, C] int} → Features.main [B, width].
 
     Parameters
@@ -49,43 +43,20 @@ class TabularMLP(Encoder):
         category_size: int = 8, copies: int = 1,
     ) -> None:  # fmt: skip
         super().__init__()
-        if embedding not in EMBEDDINGS:
-            raise unknown("numeric embedding", embedding, EMBEDDINGS)
         features = len(edges)
-        values: Plain | PiecewiseLinear | PLR
-        if embedding == "plain":
-            values = Plain(features)
-        elif embedding == "piecewise_linear":
-            values = PiecewiseLinear(edges, bins)
-        else:
-            values = PLR(features, sigma=sigma, lite=embedding == "plr_lite", copies=copies)
+        values = numbers(embedding, edges, bins=bins, sigma=sigma, copies=copies)
         self.width, self.dropout, self.copies = width, dropout, copies
         self.numeric = Numeric(values, features)
         self.categorical = Categorical(cardinalities, category_size, copies)
         self.first = StackedLinear(copies, self.numeric.width + self.categorical.width, width)
         self.blocks = nn.ModuleList(StackedLinear(copies, width, width) for _ in range(depth))
 
-    @classmethod
-    def of(cls, columns: FittedColumns, *, copies: int = 1, **settings: Any) -> TabularMLP:
-        """The encoder for tables that `columns` encodes."""
-        return cls(columns.bin_edges, columns.cardinalities, copies=copies, **settings)
-
-    def run(self, inputs: Mapping[str, Tensor], active: Tensor | None = None) -> Tensor:
-        """Features [A, B, width] of the active copies (int64 [A], default all E).
-
-        inputs: rows that all copies read ([B, F], [B, C]) or a batch for each ([A, B, F], [A, B, C]).
-        """
-        x, codes = inputs["numeric"], inputs["categorical"]
-        if x.ndim == 2:
-            x, codes = x[None], codes[None]
-        numbers, categories = self.numeric(x, active), self.categorical(codes, active)
-        h = self.first(torch.cat((numbers.expand(len(categories), -1, -1), categories), -1), active)
+    def features(self, x: Tensor, codes: Tensor, active: Tensor | None) -> Tensor:
+        numeric, categorical = self.numeric(x, active), self.categorical(codes, active)
+        h: Tensor = self.first(torch.cat((numeric.expand(len(categorical), -1, -1), categorical), -1), active)
         for block in self.blocks:
             h = h + F.dropout(F.relu(block(self._norm(h), active)), self.dropout, self.training)
         return self._norm(h)
 
     def _norm(self, h: Tensor) -> Tensor:
         return F.layer_norm(h, (self.width,))
-
-    def forward(self, inputs: Mapping[str, Tensor], context: Mapping[str, Tensor]) -> Features:
-        return Features(self.run(inputs)[0], context=context)

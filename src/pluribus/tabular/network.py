@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pluribus import catalog
@@ -47,6 +48,28 @@ def build(tasks: Sequence[Task], columns: FittedColumns, config: Mapping[str, An
     return MultiTaskModel(tasks, encoder, sharing(tasks, encoder.width, **config["sharing"]["settings"]))
 
 
+def flops_of(tasks: Sequence[Task], columns: FittedColumns, config: Mapping[str, Any]) -> float:
+    """FLOPs of one row's forward pass for all tasks, counted on a fresh model."""
+    with torch.random.fork_rng(devices=[]):
+        model = build(tasks, columns, config)
+    return _counted(model, blank(columns, 8)) / 8
+
+
+def _counted(model: MultiTaskModel, inputs: Mapping[str, Tensor]) -> float:
+    """FLOPs of a forward pass. Attention is spelt out for it: the fused kernels of some devices are not counted."""
+    with sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        model.predict(inputs)
+    return float(counter.get_total_flops())
+
+
+def blank(columns: FittedColumns, rows: int) -> dict[str, Tensor]:
+    """Encoded rows with nothing in them."""
+    return {
+        "numeric": torch.zeros(rows, len(columns.bin_edges)),
+        "categorical": torch.zeros(rows, len(columns.cardinalities), dtype=torch.int32),
+    }
+
+
 class Network(Fitted):
     """A network that was fitted: `config` and `model` (see the module's text)."""
 
@@ -73,12 +96,8 @@ class Network(Fitted):
 
     def costs(self) -> Costs:
         """FLOPs are counted on one forward pass for all tasks; rows per second are timed here, on one thread."""
-        inputs = {
-            "numeric": torch.zeros(256, len(self.columns.bin_edges)),
-            "categorical": torch.zeros(256, len(self.columns.cardinalities), dtype=torch.int32),
-        }
-        with FlopCounterMode(display=False) as counter:
-            self.model.predict(inputs)
+        inputs = blank(self.columns, 256)
+        flops = _counted(self.model, inputs)
         with _one_thread():
             times = []
             for _ in range(5):
@@ -87,7 +106,7 @@ class Network(Fitted):
                 times.append(time.perf_counter() - start)
         return Costs(
             parameters=sum(p.numel() for p in self.model.parameters()),
-            flops_per_row=counter.get_total_flops() / 256,
+            flops_per_row=flops / 256,
             bytes=sum(value.numel() * value.element_size() for value in self.model.state_dict().values()),
             train_seconds=float(self.record.get("seconds", 0.0)),
             rows_per_second=256 / min(times),

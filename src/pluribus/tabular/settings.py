@@ -42,12 +42,18 @@ SPACE = SearchSpace({
     "weight_decay": LogUniform(1e-4, 1e-1),
 })  # fmt: skip
 
-ENCODER = ("width", "depth", "dropout", "embedding", "bins", "category_size")  # settings of `TabularMLP`
+_COLUMNS = ("embedding", "bins")  # how the columns are seen; every encoder has these
+ENCODERS: dict[str, tuple[str, ...]] = {  # the settings of each encoder
+    "tabular_mlp": (*_COLUMNS, "width", "depth", "dropout", "category_size"),
+    "ft_transformer": (*_COLUMNS, "sigma", "width", "depth", "heads", "dropout", "attention_dropout"),
+    "tabm": (*_COLUMNS, "sigma", "width", "depth", "dropout", "members", "category_size"),
+    "multitab_net": (*_COLUMNS, "sigma", "width", "depth", "heads", "hidden", "dropout", "attention_dropout", "tower"),
+}
 
 
-def encoder_settings(settings: Mapping[str, Any], data: Prepared) -> dict[str, Any]:
-    """The settings of `TabularMLP`, with "auto" resolved on the training part."""
-    found = {name: settings[name] for name in ENCODER}
+def encoder_settings(settings: Mapping[str, Any], data: Prepared, encoder: str = "tabular_mlp") -> dict[str, Any]:
+    """The settings of an encoder, with "auto" resolved on the training part."""
+    found = {name: settings[name] for name in ENCODERS[encoder]}
     if found["width"] == "auto":
         found["width"] = width_of(data)
     return found

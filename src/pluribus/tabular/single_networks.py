@@ -1,4 +1,4 @@
-"""The T specialists as networks: one tabular MLP per task, trained side by side as a bank.
+"""The T specialists as networks: one encoder per task, trained side by side as a bank.
 
 Each task draws its own rows from its own labels, is judged on its own validation cells by its own main metric, keeps its own
 best weights and stops by itself. A stopped task leaves the computation: its slices are cut out of weights and moments, so that
@@ -16,7 +16,7 @@ import time
 import zlib
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
@@ -26,9 +26,10 @@ from pluribus.data import Labels
 from pluribus.data.prepared import Cells, Prepared
 from pluribus.errors import NonFinite
 from pluribus.evaluation import metrics
-from pluribus.modeling import Budget, Candidate, Heads
+from pluribus.modeling import Budget, Candidate
 from pluribus.modeling.experts import StackedLinear
-from pluribus.tabular.mlp import TabularMLP
+from pluribus.tabular.bank import BankEncoder
+from pluribus.tabular.members import heads_for, mean_link, mean_loss
 from pluribus.tabular.network import Network, build
 from pluribus.tabular.settings import DEFAULTS, SPACE, batch_of, check, encoder_settings, plain_curves, reproducible, weights_of
 from pluribus.tabular.specialists import Specialists
@@ -49,31 +50,44 @@ class SingleNetworks(Candidate):
     defaults = DEFAULTS
     space = SPACE
     per_task = True
-    encoder = "tabular_mlp"
+    encoder: ClassVar[str] = "tabular_mlp"
 
     def estimate(self, data: Prepared) -> float:
-        return sum(self._cost(data, task) for task in data.tasks)
+        flops = self._flops(data)
+        return sum(self._cost(data, task, flops) for task in data.tasks)
 
-    def _cost(self, data: Prepared, task: Task) -> float:
-        """Rough core-seconds of one task: 15 epochs of 6 FLOPs per weight and label, at 25 GFLOP/s."""
+    def _flops(self, data: Prepared) -> float:
+        """Of one row's forward pass through one network."""
+        return 2 * weights_of(self.settings, data)
+
+    def _cost(self, data: Prepared, task: Task, flops: float) -> float:
+        """Rough core-seconds of one task: 15 epochs of three forward passes a label, at 25 GFLOP/s."""
         steps = max(len(data.labelled(task.name, "train")), 16 * MIN_STEPS)
-        return 15 * 6 * weights_of(self.settings, data) * steps / 2.5e10 + 0.05
+        return 15 * 3 * flops * steps / 2.5e10 + 0.05
+
+    def config(self, data: Prepared) -> dict[str, Any]:
+        """What `pluribus.tabular.network.build` makes the model of."""
+        settings = encoder_settings(self.settings, data, self.encoder)
+        if self.encoder != "tabular_mlp":  # the default of `Specialists`
+            settings = {"encoder": self.encoder, **settings}
+        return {"architecture": {"name": "specialists", "settings": settings}}
 
     def fit(self, data: Prepared, budget: Budget, seed: int) -> Network:
         check(self.settings, f"candidate {self.name!r}")
         began = time.process_time()
-        config = {"architecture": {"name": "specialists", "settings": encoder_settings(self.settings, data)}}
+        config = self.config(data)
         with reproducible(seed, budget.threads):
             model = cast(Specialists, build(data.tasks, data.columns, config))
             banks = _group(data, model)
-            expected = [sum(self._cost(data, task) for task in bank) for bank in banks]
+            flops = self._flops(data)
+            expected = [sum(self._cost(data, task, flops) for task in bank) for bank in banks]
             curves: dict[str, list[float]] = {}
             undertrained: list[str] = []
             for i, bank in enumerate(banks):
                 now = time.process_time()
                 share = expected[i] / max(1e-9, sum(expected[i:]))
                 deadline = now + max(0.0, began + budget.seconds - now) * share
-                training = _Bank(model, bank, data, self.settings, seed)
+                training = _Bank(model, bank, data, self.settings, seed, self.encoder)
                 training.fit(deadline)
                 curves |= training.curves
                 undertrained += training.undertrained
@@ -143,16 +157,19 @@ class _Bank:
     """Specialists in training, side by side: every parameter is stacked over the tasks that still run."""
 
     def __init__(
-        self, model: Specialists, tasks: Sequence[Task], data: Prepared, settings: Mapping[str, Any], seed: int
-    ) -> None:
+        self, model: Specialists, tasks: Sequence[Task], data: Prepared, settings: Mapping[str, Any], seed: int,
+        encoder: str = "tabular_mlp",
+    ) -> None:  # fmt: skip
         self.model, self.tasks, self.data, self.settings = model, list(tasks), data, settings
         self.record = tasks[0].record
         cells = [data.labelled(task.name, "train") for task in tasks]
         self.train = _Cells.of(cells)
         self.valid = _Cells.of([data.labelled(task.name, "valid") for task in tasks])
-        shape = encoder_settings(settings, data)
-        self.encoder = TabularMLP.of(data.columns, copies=len(tasks), **shape)
-        self.head = StackedLinear(len(tasks), self.encoder.width, tasks[0].width)
+        shape = encoder_settings(settings, data, encoder)
+        made = type(cast(BankEncoder, model.encoder))
+        self.encoder = made.of(data.columns, copies=len(tasks), **shape)
+        self.members = self.encoder.members or 1
+        self.head = StackedLinear(len(tasks) * self.members, self.encoder.width, tasks[0].width)
         self.mean, self.scale = torch.zeros(len(tasks)), torch.ones(len(tasks))
         self.streams = []
         for i, task in enumerate(tasks):
@@ -160,12 +177,13 @@ class _Bank:
             self.streams.append(_Stream(own, self.train.starts[i], self.train.starts[i + 1]))
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 torch.manual_seed(own)
-                one = TabularMLP.of(data.columns, **shape)
-                heads = Heads([task], one.width)
+                one = made.of(data.columns, **shape)
+                heads = heads_for([task], one)
                 heads.start({task.name: Labels(torch.from_numpy(cells[i].values).float(), torch.from_numpy(cells[i].rows))})
                 for whole, part in zip(self.encoder.parameters(), one.parameters()):
                     stacked(whole, len(tasks))[i] = stacked(part, 1)[0]
-                self.head.weight[i], self.head.bias[i] = heads.weight.T, heads.bias
+                stacked(self.head.weight, len(tasks))[i] = heads.weight.reshape(task.width, self.members, -1).permute(1, 2, 0)
+                stacked(self.head.bias, len(tasks))[i] = heads.bias.reshape(task.width, self.members).T
                 self.mean[i], self.scale[i] = heads.mean[0], heads.scale[0]
         named = {**dict(self.encoder.named_parameters()), **{f"head.{n}": p for n, p in self.head.named_parameters()}}
         self.parameters = list(named.values())
@@ -229,19 +247,21 @@ class _Bank:
         return loss.detach()
 
     def _outputs(self, rows: Tensor) -> Tensor:
-        """Outputs [A, b, width] at a batch of rows [A, b] for each task."""
+        """Outputs [A, b, width] at a batch of rows [A, b] for each task; of an ensemble [A, b, members, width]."""
         inputs = self.data.batch(rows.reshape(-1), tasks=()).inputs
         plain = {name: inputs[name].reshape(*rows.shape, inputs[name].shape[1]) for name in ("numeric", "categorical")}
         hidden = self.encoder.run(plain)
-        outputs: Tensor = self.head(hidden)
-        return outputs
+        if self.members == 1:
+            return cast(Tensor, self.head(hidden.flatten(2)))
+        outputs: Tensor = self.head(hidden.transpose(1, 2).flatten(0, 1))
+        return stacked(outputs, len(rows)).transpose(1, 2)
 
     def _losses(self, outputs: Tensor, cells: _Cells, places: Tensor) -> Tensor:
-        """Weighted mean loss [A] over the cells at `places` [A, b]."""
+        """Weighted mean loss [A] over the cells at `places` [A, b]; each member of an ensemble by its own loss."""
         values, weight = cells.values[places], cells.weight[places]
         if self.record.standardise:
             values = (values - self.mean[:, None]) / self.scale[:, None]
-        each = self.record.loss(outputs.flatten(0, 1), values.flatten()).reshape(places.shape)
+        each = mean_loss(self.record, outputs.reshape(values.numel(), self.members, -1), values.flatten()).reshape(places.shape)
         mean: Tensor = (each * weight).sum(1) / weight.sum(1).clamp_min(1e-12)
         return mean
 
@@ -253,7 +273,7 @@ class _Bank:
         counts = torch.tensor(self.valid.starts)[torch.tensor(self.live) + 1] - starts
         longest = int(counts.max())
         pieces = []
-        width = max(1, EVALUATED // len(self.live))
+        width = max(1, EVALUATED // (len(self.live) * self.members))
         for start in range(0, longest, width):
             column = torch.arange(start, min(start + width, longest))
             places = (starts[:, None] + torch.minimum(column, (counts - 1).clamp_min(0)[:, None])).clamp_max(
@@ -277,7 +297,8 @@ class _Bank:
     def _score(self, own: int, i: int, outputs: Tensor, cells: slice) -> float:
         """What is maximised: the main metric, signed; where it is not defined, minus the loss."""
         task = self.tasks[own]
-        linked = self.record.link(outputs).double()
+        outputs = outputs.reshape(len(outputs), self.members, -1)
+        linked = mean_link(self.record, outputs).double()
         if self.record.standardise:
             linked = linked * self.scale[i] + self.mean[i]
         values, weight, metric = self.valid.values[cells], self.valid.weight[cells], task.main_metric
@@ -289,7 +310,7 @@ class _Bank:
             return judged if metric.direction == "max" else -judged
         if self.record.standardise:
             values = (values - self.mean[i]) / self.scale[i]
-        loss = self.record.loss(outputs, values)
+        loss = mean_loss(self.record, outputs, values)
         return -float((loss * weight).sum() / weight.sum())
 
     @torch.no_grad()
@@ -300,8 +321,9 @@ class _Bank:
         for whole, part in zip(self.model.encoder.parameters(), self.encoder.parameters()):
             stacked(whole, count)[place] = stacked(part, len(self.live))[i]
         heads = self.model.heads
-        heads.weight[heads.place[task.name]] = self.head.weight[i].T
-        heads.bias[heads.place[task.name]] = self.head.bias[i]
+        here, live = heads.place[task.name], len(self.live)
+        heads.weight[here] = stacked(self.head.weight, live)[i].permute(2, 0, 1).reshape(heads.weight[here].shape)
+        heads.bias[here] = stacked(self.head.bias, live)[i].T.reshape(heads.bias[here].shape)
         heads.mean[place], heads.scale[place] = self.mean[i], self.scale[i]
 
     @torch.no_grad()

@@ -1,4 +1,4 @@
-"""T specialists in one bank: the tabular MLP once per task, nothing shared, stored and run as stacked weights."""
+"""T specialists in one bank: an encoder once per task, nothing shared, stored and run as stacked weights."""
 
 from __future__ import annotations
 
@@ -8,10 +8,12 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from pluribus import catalog
 from pluribus.data import Rows
-from pluribus.modeling import Features, Heads, MultiTaskModel, Outputs, Shared, Sharing
+from pluribus.modeling import Features, MultiTaskModel, Outputs, Shared, Sharing
 from pluribus.modeling.model import Slices
-from pluribus.tabular.mlp import TabularMLP
+from pluribus.tabular.bank import BankEncoder
+from pluribus.tabular.members import heads_for
 from pluribus.tasks import Task
 
 if TYPE_CHECKING:
@@ -32,14 +34,17 @@ class _Apart(Sharing):
 class Specialists(MultiTaskModel):
     """One network per task. encoder: a bank with one copy per task, in the tasks' order."""
 
-    def __init__(self, tasks: Sequence[Task], encoder: TabularMLP) -> None:
-        super().__init__(tasks, encoder, _Apart(encoder.width), Heads(tasks, encoder.width))
+    def __init__(self, tasks: Sequence[Task], encoder: BankEncoder) -> None:
+        super().__init__(tasks, encoder, _Apart(encoder.width), heads_for(tasks, encoder))
         self.index = {task.name: i for i, task in enumerate(tasks)}
 
     @classmethod
-    def of(cls, tasks: Sequence[Task], columns: FittedColumns, **settings: Any) -> Specialists:
-        """The bank for tables that `columns` encodes; settings: those of `TabularMLP`."""
-        return cls(tasks, TabularMLP.of(columns, copies=len(tasks), **settings))
+    def of(
+        cls, tasks: Sequence[Task], columns: FittedColumns, *, encoder: str = "tabular_mlp", **settings: Any
+    ) -> Specialists:
+        """The bank for tables that `columns` encodes. encoder: its name in the catalog; settings: those of the encoder."""
+        made = catalog.get("encoder", encoder).resolve()
+        return cls(tasks, made.of(columns, copies=len(tasks), **settings))
 
     def forward(self, inputs: Any, rows: Rows | None = None, context: Mapping[str, Tensor] | None = None) -> Outputs:
         rows = self.requested(rows)
@@ -47,7 +52,7 @@ class Specialists(MultiTaskModel):
         active: Tensor | None = None
         if len(order) < len(self.index):
             active = torch.tensor([self.index[name] for name in order], device=self.heads.bias.device)
-        hidden = cast(TabularMLP, self.encoder).run(inputs, active)
+        hidden = cast(BankEncoder, self.encoder).run(inputs, active)
         return Outputs(self.heads({name: Features(hidden[i]) for i, name in enumerate(order)}, rows))
 
     def shared_parameters(self) -> list[nn.Parameter]:

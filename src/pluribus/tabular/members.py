@@ -1,0 +1,96 @@
+"""Heads of an ensemble: every member predicts, is judged by its own loss in training, and is averaged when predicting.
+
+    training:    ℓ_t = mean over members i of ℓ(z_ti, y)          (the mean of the losses, not the loss of the mean)
+    predicting:  ŷ_t = mean over members i of link(z_ti)          (probabilities and means are averaged, not logits)
+
+Gorishniy, Kotelnikov, Babenko, "TabM: Advancing Tabular Deep Learning with Parameter-Efficient Ensembling", ICLR 2025, section 3.
+For several tasks: members × tasks heads as one stacked product.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from pluribus.data import Labels, Rows
+from pluribus.modeling import Encoder, Features, Heads
+from pluribus.tasks import Task
+from pluribus.tasks.kinds import Kind
+
+
+class MemberHeads(Heads):
+    """One linear head per task and member on features [B, k, width]: weight [Σ width_t, k, width], bias [Σ width_t, k].
+
+    Outputs of a task are [m, k, width_t].
+    """
+
+    def __init__(self, tasks: Sequence[Task], width: int, members: int) -> None:
+        super().__init__(tasks, width)
+        self.members = members
+        bound, outputs = 1 / math.sqrt(max(width, 1)), len(self.bias)
+        self.weight = nn.Parameter(torch.empty(outputs, members, width).uniform_(-bound, bound))
+        self.bias = nn.Parameter(torch.zeros(outputs, members))
+
+    @torch.no_grad()
+    def start(self, labels: Mapping[str, Labels]) -> None:
+        one = Heads(self.tasks, 1)
+        one.start(labels)
+        self.bias.copy_(one.bias[:, None].expand_as(self.bias))
+        self.mean.copy_(one.mean)
+        self.scale.copy_(one.scale)
+
+    def forward(self, features: Mapping[str, Features], rows: Rows) -> dict[str, Tensor]:
+        groups: dict[int, list[str]] = {}
+        for name in rows:
+            groups.setdefault(id(features[name].main), []).append(name)
+        outputs: dict[str, Tensor] = {}
+        for names in groups.values():
+            shared = features[names[0]]
+            places = [self.place[name] for name in names]
+            weight = torch.cat([self.weight[place] for place in places]) if len(names) < len(self.tasks) else self.weight
+            bias = torch.cat([self.bias[place] for place in places]) if len(names) < len(self.tasks) else self.bias
+            fused = torch.baddbmm(bias.T[:, None], shared.main.transpose(0, 1), weight.permute(1, 2, 0)).transpose(0, 1)
+            order = names if len(names) < len(self.tasks) else [task.name for task in self.tasks]
+            widths = [self.place[name].stop - self.place[name].start for name in order]
+            for name, piece in zip(order, torch.split(fused, widths, -1)):
+                wanted = rows[name]
+                outputs[name] = piece if wanted is None or shared.selected else piece[wanted]
+        return {name: outputs[name] for name in rows}
+
+    def loss(self, name: str, outputs: Tensor, labels: Labels) -> Tensor:
+        """Mean over members of each one's loss, per cell [m]."""
+        i = self._index[name]
+        record = self.tasks[i].record
+        values = (labels.values - self.mean[i]) / self.scale[i] if record.standardise else labels.values
+        return mean_loss(record, outputs, values)
+
+    def link(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Mean over members of each one's prediction, in the tasks' own units."""
+        found = {}
+        for name, value in outputs.items():
+            i = self._index[name]
+            record = self.tasks[i].record
+            linked = mean_link(record, value)
+            found[name] = linked * self.scale[i] + self.mean[i] if record.standardise else linked
+        return found
+
+
+def mean_loss(record: Kind, outputs: Tensor, values: Tensor) -> Tensor:
+    """outputs [m, k, width], values [m] → mean over the k members of each one's loss [m]."""
+    each = record.loss(outputs.flatten(0, 1), values.repeat_interleave(outputs.shape[1]))
+    return each.reshape(outputs.shape[:2]).mean(1)
+
+
+def mean_link(record: Kind, outputs: Tensor) -> Tensor:
+    """outputs [m, k, width] → mean over the k members of each one's prediction, [m] or [m, C]."""
+    each = record.link(outputs.flatten(0, 1))
+    return each.reshape(*outputs.shape[:2], *each.shape[1:]).mean(1)
+
+
+def heads_for(tasks: Sequence[Task], encoder: Encoder) -> Heads:
+    """The heads that fit an encoder: with members where it has members."""
+    members = getattr(encoder, "members", None)
+    return Heads(tasks, encoder.width) if members is None else MemberHeads(tasks, encoder.width, members)
