@@ -62,12 +62,17 @@ def _counted(model: MultiTaskModel, inputs: Mapping[str, Tensor]) -> float:
     return float(counter.get_total_flops())
 
 
-def blank(columns: FittedColumns, rows: int) -> dict[str, Tensor]:
-    """Encoded rows with nothing in them."""
-    return {
+def blank(columns: FittedColumns, rows: int) -> dict[str, Any]:
+    """Encoded rows with nothing in them; sequences have their typical length."""
+    inputs: dict[str, Any] = {
         "numeric": torch.zeros(rows, len(columns.bin_edges)),
         "categorical": torch.zeros(rows, len(columns.cardinalities), dtype=torch.int32),
     }
+    for name, elements in columns.sequences.items():
+        dtype = torch.float32 if elements.type == "number" else torch.int32
+        mask = torch.ones(rows, elements.typical, dtype=torch.bool)
+        inputs[name] = {"values": torch.zeros(rows, elements.typical, dtype=dtype), "mask": mask}
+    return inputs
 
 
 class Network(Fitted):
