@@ -162,7 +162,7 @@ def test_another_base_is_refused(bert: Callable[..., Any], tmp_path: Path) -> No
     with pytest.raises(BadInput, match="no linear map of the model"):
         from_peft(torch.nn.Sequential(torch.nn.Linear(2, 2)), {"a": tmp_path / "a"})
     small = LoRA(bert(), ["x"], where=["query", "value", "intermediate.dense"], rank=2)
-    with pytest.raises(BadInput, match="rank 3 at .* make the bank with rank=3"):
+    with pytest.raises(BadInput, match=r"rank 3 at .* make the bank with rank=3"):
         read_peft(small, "a", tmp_path / "a")
     assert small.tasks == ("x",)
     with pytest.raises(BadInput, match="the bank does not"):

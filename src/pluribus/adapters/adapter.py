@@ -7,6 +7,7 @@ first dimension), where it listens (`hooks`) and what it does there (`before`, `
 from __future__ import annotations
 
 import contextlib
+import fnmatch
 import hashlib
 import json
 import threading
@@ -48,7 +49,7 @@ class Adapters(nn.Module):
 
     name: ClassVar[str] = ""
     common: ClassVar[tuple[str, ...]] = ()
-    """Beginnings of the names of parameters and buffers that belong to all tasks; the others are stacked over slots."""
+    """Globs over the names of parameters and buffers that belong to all tasks; the others are stacked over slots."""
 
     model: nn.Module
     sites: nn.ModuleDict
@@ -78,7 +79,7 @@ class Adapters(nn.Module):
     # -- what a method writes ----------------------------------------------------------------------------------------------
 
     def hooks(self) -> Iterable[tuple[str, str, Any]]:
-        """(path of a module, "before" or "after", what to hand to that method)."""
+        """(path of a module, which of `before`, `after`, `enter` and `leave` to call there, what to hand to it)."""
         raise NotImplementedError
 
     def before(self, at: Any, module: nn.Module, x: Tensor, route: Route) -> Tensor:
@@ -87,6 +88,14 @@ class Adapters(nn.Module):
 
     def after(self, at: Any, module: nn.Module, x: Tensor, y: Tensor, route: Route) -> Tensor:
         """The output of a site instead of y; x is what the module got."""
+        raise NotImplementedError
+
+    def enter(self, at: Any, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], route: Route) -> Any:
+        """(args, kwargs) that the module gets instead; for blocks, whose masks change with their input."""
+        raise NotImplementedError
+
+    def leave(self, at: Any, module: nn.Module, output: Any, route: Route) -> Any:
+        """What the module returns instead of `output`; for blocks, which may return tuples."""
         raise NotImplementedError
 
     def merged_parameters(self, task: str) -> dict[str, Tensor]:
@@ -113,7 +122,7 @@ class Adapters(nn.Module):
     def stacked(self) -> dict[str, Tensor]:
         """Parameters and buffers whose first dimension is the slots, by name."""
         named = {**dict(self.named_parameters()), **dict(self.named_buffers())}
-        return {name: tensor for name, tensor in named.items() if not name.startswith(self.common or ("\0",))}
+        return {name: t for name, t in named.items() if not any(fnmatch.fnmatchcase(name, glob) for glob in self.common)}
 
     def slices(self, task: str) -> dict[str, slice]:
         """Parameter name → the slice of its first dimension that belongs to `task` (for `SliceAdamW`)."""
@@ -211,10 +220,11 @@ class Adapters(nn.Module):
                     self._opened.append(path)
         for path, kind, at in self.hooks():
             module = self.model.get_submodule(path)
-            if kind == "before":
-                self._handles.append(module.register_forward_pre_hook(_Before(self, at), with_kwargs=True))
+            if kind in ("before", "enter"):
+                hook = (_Before if kind == "before" else _Enter)(self, at)
+                self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             else:
-                self._handles.append(module.register_forward_hook(_After(self, at)))
+                self._handles.append(module.register_forward_hook((_After if kind == "after" else _Leave)(self, at)))
         self._handles.append(self.model.register_forward_hook(_Followed(self)))
         self._leave_fast_paths()
         if self.frozen:
@@ -334,6 +344,12 @@ class LinearAdapters(Adapters):
         """The parameters of one site."""
         return self.sites[key_of(path)]
 
+    def weight(self, path: str) -> Tensor:
+        """The weight at `path` as [out, in] (a view)."""
+        module: Any = self.model.get_submodule(path)
+        found: Tensor = module.weight.T if transposed(module) else module.weight
+        return found.detach()
+
     def with_change(self, path: str, change: Tensor) -> Tensor:
         """The weight at `path` plus a change [out, in], as the module stores it."""
         module: Any = self.model.get_submodule(path)
@@ -381,6 +397,16 @@ class _Before(_Hook):
 class _After(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return self.adapters.after(self.at, module, args[0] if args else None, output, active())  # type: ignore[arg-type]
+
+
+class _Enter(_Hook):
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        return self.adapters.enter(self.at, module, args, kwargs, active())
+
+
+class _Leave(_Hook):
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
+        return self.adapters.leave(self.at, module, output, active())
 
 
 class _Followed(_Hook):

@@ -158,11 +158,12 @@ def linears(model: nn.Module, where: str | Sequence[str]) -> list[Site]:
     linear = every_linear(model)
     role_of: dict[str, tuple[str, int]] = {}
     for block in blocks(model):
-        role_of |= {path: (role, block.batch) for role, path in block.roles.items() if role != "attention"}
+        for role, path in block.roles.items():  # an opened attention hands rows first to its projections
+            role_of[path] = (role, 0 if role in ATTENTION else block.batch)
     chosen: set[str] = set()
     for name in [where] if isinstance(where, str) else where:
         roles = GROUPS.get(name, (name,))
-        mine = {path for path, (role, _) in role_of.items() if role in roles}
+        mine = {path for path, (role, _) in role_of.items() if role in roles and path in linear}
         if name == "all" and not role_of:
             mine = set(linear)
         mine = mine or {path for path in linear if matches(path, name)}

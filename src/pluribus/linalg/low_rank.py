@@ -241,3 +241,15 @@ def mix_parameters(
     """y + s (Σ_e w_e B_e)(Σ_e w_e A_e) x, with w the gate of each row's expert: gate[u] belongs to `pick.experts[u]`."""
     left, right = mixed_parameters(A, B, gate)
     return per_row(x, left, right, pick.local(), y, scale=scale)
+
+
+def per_row_perceptron(
+    x: Tensor, D: Tensor, b_D: Tensor, U: Tensor, b_U: Tensor, act: Between, pick: Pick, *, scale: float = 1.0
+) -> Tensor:
+    """s (U_e act(D_e x + b_D,e) + b_U,e) with e the expert of each row: x [rows, tokens, d]; D [E, m, d]; U [E, out, m]."""
+    if pick.one is not None and not torch.compiler.is_compiling():
+        e = pick.one
+        return F.linear(act(F.linear(x, D[e], b_D[e])), U[e], b_U[e]) * scale
+    ids = pick.counted(len(x))
+    h = act(torch.baddbmm(b_D[ids][:, None], x, D[ids].transpose(1, 2)))
+    return torch.baddbmm(b_U[ids][:, None], h, U[ids].transpose(1, 2)) * scale
