@@ -132,7 +132,7 @@ def test_folders_that_are_not_whole(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="its weights cannot be read"):
         backbones.load(folder, config)
     (folder / "model.safetensors").write_bytes(weights.read_bytes())
-    with pytest.raises(BadInput, match="weights lack .* tensors of the config"):
+    with pytest.raises(BadInput, match=r"weights lack .* tensors of the config"):
         backbones.load(folder, {**config, "num_hidden_layers": 3})
     with pytest.raises(BadInput, match="cannot keep 9 layers of 2"):
         backbones.config_of(folder, 9)
@@ -140,7 +140,7 @@ def test_folders_that_are_not_whole(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be read as a config"):
         backbones.config_of(folder)
     (folder / "config.json").unlink()
-    with pytest.raises(BadInput, match="has no config.json"):
+    with pytest.raises(BadInput, match=r"has no config\.json"):
         backbones.config_of(folder)
     (tmp_path / "file").write_text(json.dumps({}), "utf-8")
     with pytest.raises(BadInput, match="is a file, not a folder"):

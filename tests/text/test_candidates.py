@@ -154,7 +154,7 @@ def test_what_does_not_fit(questions: Prepared, mixed: Prepared, tmp_path: Path)
         TextFull(**{**SMALL, "backbone": str(origin)}).fit(questions, Budget(10.0), 0)
     with pytest.raises(BadInput, match="has no tokenizer"):
         TextFull(**{**SMALL, "backbone": str(origin), "max_length": 16}).fit(questions, Budget(10.0), 0)
-    with pytest.raises(BadInput, match="the tokenizer has .* tokens, the backbone .* knows 9"):
+    with pytest.raises(BadInput, match=r"the tokenizer has .* tokens, the backbone .* knows 9"):
         TextFull(**{**SMALL, "backbone": str(origin), "max_length": 16, "tokenizer": "bpe"}).fit(questions, Budget(10.0), 0)
 
 
