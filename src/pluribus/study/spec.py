@@ -14,6 +14,7 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_valida
 
 from pluribus.errors import BadInput, nearest, unknown
 from pluribus.files import read_yaml
+from pluribus.study import generated
 from pluribus.tasks import Task
 from pluribus.tasks.metrics import METRICS
 
@@ -64,6 +65,14 @@ class ItemSpec(BaseModel):
     text: list[str] = []
 
 
+class GeneratedTable(BaseModel):
+    """A table that is made: a generator's name, and the settings that the function of this name takes."""
+
+    model_config = ConfigDict(extra="allow", strict=True)
+
+    generator: str
+
+
 class TableStudy(BaseModel):
     """A study of one table (`kind: table`)."""
 
@@ -71,7 +80,7 @@ class TableStudy(BaseModel):
 
     schema_version: Literal[1] = 1
     kind: Literal["table"] = "table"
-    table: str
+    table: str | GeneratedTable
     targets: Annotated[list[str | TaskSpec], Field(min_length=1)]
     name: str | None = None
     id: str | None = None
@@ -107,8 +116,8 @@ class TableStudy(BaseModel):
 
     @property
     def run_name(self) -> str:
-        """Folder below `runs/`: the name, or the table's file stem."""
-        return self.name or Path(self.table).stem
+        """Folder below `runs/`: the name, or the table's file stem, or the generator's name."""
+        return self.name or (Path(self.table).stem if isinstance(self.table, str) else self.table.generator)
 
     @property
     def core_seconds(self) -> float:
@@ -141,6 +150,9 @@ def parse(row: Any, *, where: str) -> TableStudy:
     if isinstance(version, int) and version > SCHEMA_VERSION:
         raise BadInput(f"schema_version {version} is newer than this program's ({SCHEMA_VERSION})", where=where,
                        remedy="update pluribus")  # fmt: skip
+    if isinstance(row.get("table"), Mapping):
+        generated.check(row["table"], where=f"{where}, table")
+        row = {"targets": generated.targets(row["table"]), **row}
     try:
         spec = TableStudy.model_validate(dict(row))
     except ValidationError as error:
@@ -169,7 +181,8 @@ def load(path: str | Path) -> TableStudy:
 
     champion = place(spec.champion) if spec.champion else None
     items = {name: item.model_copy(update={"path": place(item.path)}) for name, item in spec.items.items()}
-    return spec.model_copy(update={"table": place(spec.table), "champion": champion, **({"items": items} if items else {})})
+    table = place(spec.table) if isinstance(spec.table, str) else spec.table
+    return spec.model_copy(update={"table": table, "champion": champion, **({"items": items} if items else {})})
 
 
 def metrics_of(spec: TableStudy, tasks: tuple[Task, ...]) -> tuple[Task, ...]:

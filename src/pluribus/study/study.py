@@ -33,7 +33,7 @@ from pluribus.evaluation import calibration
 from pluribus.evaluation.verdict import TaskTruth, Verdict, judge
 from pluribus.files import atomic_file, file_lock, read_json, read_yaml
 from pluribus.modeling import Fitted, load
-from pluribus.study import selection
+from pluribus.study import generated, selection
 from pluribus.study import spec as specs
 from pluribus.study.champion import Champion, read_champion
 from pluribus.study.committee import Committee
@@ -159,8 +159,12 @@ class Study:
             table = self._given
         elif self._given is not None:
             table = Table(self._given, spec.tasks(), **roles)
-        else:
+        elif isinstance(spec.table, str):
             table = Table.read(spec.table, spec.tasks(), **roles)
+        else:
+            names = [t.rsplit(":", 1)[0] if isinstance(t, str) else t.name for t in spec.tasks()]
+            frame = generated.make(spec.table.model_dump(), names)
+            table = Table(frame, spec.tasks(), source=spec.table.generator, **roles)
         table.tasks = specs.metrics_of(spec, table.tasks)
         return table
 

@@ -155,6 +155,8 @@ def _checked(p: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def _degrees(degrees: Sequence[int] | None, tasks: int) -> list[int]:
+    if degrees is not None and (isinstance(degrees, str) or not isinstance(degrees, Sequence)):
+        raise _bad(f"degrees must be a list of whole numbers, not {degrees!r}")
     found = list(degrees) if degrees is not None else [DEGREES[t % len(DEGREES)] for t in range(tasks)]
     if len(found) != tasks:
         raise _bad(f"degrees has {len(found)} values for {tasks} tasks")
@@ -164,6 +166,8 @@ def _degrees(degrees: Sequence[int] | None, tasks: int) -> list[int]:
 
 
 def _rates(binary: Mapping[str, float] | Sequence[str] | None, names: Sequence[str]) -> dict[str, float]:
+    if isinstance(binary, str) or not isinstance(binary or (), (Mapping, Sequence)):
+        raise _bad(f"binary must be a list of targets, or targets with shares of positives, not {binary!r}")
     found = dict(binary) if isinstance(binary, Mapping) else dict.fromkeys(binary or (), 0.5)
     for name, rate in found.items():
         if name not in names:
