@@ -73,6 +73,27 @@ def funnel() -> Prepared:
     return prepare(table, split(table, 0))
 
 
+@pytest.fixture(scope="session")
+def shop() -> Prepared:
+    """900 rows of a shop of 12 items with two behaviours: what is liked depends on what was clicked, what is bought on both."""
+    import pandas as pd
+
+    from pluribus.data import Table, prepare, split
+
+    rng = np.random.default_rng(8)
+    item = rng.integers(12, size=900)
+    lists = {n: [[f"i{j}" for j in rng.integers(12, size=rng.integers(5))] for _ in item] for n in ("clicked", "bought")}
+    near = {
+        n: np.array([sum(int(word[1:]) % 3 == i % 3 for word in each) for each, i in zip(found, item)])
+        for n, found in lists.items()
+    }
+    frame = pd.DataFrame({"age": rng.normal(size=900), "item": [f"i{j}" for j in item], **lists})
+    frame["like"] = (near["clicked"] + rng.normal(size=900) > 1).astype(int)
+    frame["buy"] = (near["clicked"] + near["bought"] + rng.normal(size=900) > 1).astype(int)
+    table = Table(frame, ["like:binary", "buy:binary"], split="random")
+    return prepare(table, split(table, 0))
+
+
 class _Case:
     """One candidate with short settings, the data that it can learn from, and its fit with seed 0."""
 
@@ -97,10 +118,12 @@ _made: dict[str, _Case] = {}
 
 
 @pytest.fixture(params=ENTRIES, ids=lambda entry: entry.name)
-def case(request: pytest.FixtureRequest, mixed: Prepared, long_table: Prepared, funnel: Prepared, texts: Prepared) -> _Case:
+def case(
+    request: pytest.FixtureRequest, mixed: Prepared, long_table: Prepared, funnel: Prepared, texts: Prepared, shop: Prepared
+) -> _Case:
     entry = request.param
     if entry.name not in _made:
-        _made[entry.name] = _Case(entry, [mixed, long_table, funnel, texts])
+        _made[entry.name] = _Case(entry, [mixed, long_table, funnel, texts, shop])
     return _made[entry.name]
 
 
