@@ -149,7 +149,7 @@ def test_one_seed_speaks_of_this_file_only() -> None:
     comparison = verdict.comparisons[0]
     assert comparison.scope == "this file only"
     assert comparison.tasks[0].gain.method is None
-    assert verdict.headline.startswith("For these prediction files only: the one model ")
+    assert verdict.headline.startswith("For these predictions only: the one model ")
     mixed = _judge(k=(3, 1)).comparisons[0]
     assert mixed.scope == "the method, against this file of the reference only"
     assert mixed.tasks[0].gain.method is not None

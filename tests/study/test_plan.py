@@ -42,14 +42,7 @@ def test_defaults_are_always_among_the_configurations(study_of: Any, loans: Any)
     assert all(road.configurations[0] == {} for road in plan.roads)
 
 
-def test_balancers_become_candidates(study_of: Any, loans: Any) -> None:
-    """Each balancer is a road of its own, with equal weighting beside it."""
-    study = study_of(loans, ["default", "loss:regression"], ignore=["prepay", "calls"], balancers=["nash", "fairgrad"],
-                     candidates=["lightgbm_per_task"], seeds=1, name="b")  # fmt: skip
-    result = study.run()
-    assert set(result.choice["rules"]) == {
-        "lightgbm_per_task", "shared_bottom_equal", "shared_bottom+nash", "shared_bottom+fairgrad",
-    }  # fmt: skip
+def test_an_unknown_balancer_is_named(study_of: Any, loans: Any) -> None:
     with pytest.raises(BadInput, match="unknown balancer 'nahs'; did you mean 'nash'"):
         study_of(loans, balancers=["nahs"], name="c").plan()
 

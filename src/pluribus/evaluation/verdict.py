@@ -563,7 +563,7 @@ def headline(
     delta = overall.delta.deciding
     if math.isfinite(delta.low) and not (overall.word == "undecided" and "means nothing" in overall.reason):
         answer += f" (delta_m {delta.value:+.2f} %, {level:.0%} interval {delta.low:+.2f} to {delta.high:+.2f})"
-    prefix = "" if scope == "the method" else f"For {scope.replace('this file only', 'these prediction files only')}: "
+    prefix = "" if scope == "the method" else f"For {scope.replace('this file only', 'these predictions only')}: "
     return prefix + (answer if prefix else answer[0].upper() + answer[1:]) + "."
 
 

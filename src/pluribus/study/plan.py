@@ -6,6 +6,9 @@ second row of the results that is never claimed.
 
 A road first screens k configurations (its defaults among them) on a subsample with one seed, where a quarter of its share
 pays for at least two of them; then its best configuration is trained with every seed on all training rows.
+
+Where balancers are compared (`balancers`), the shared bottoms under them, under equal weights and under the grid of fixed weights
+try the same configurations, hence the same learning rates: as many as the dearest of them can pay for.
 """
 
 from __future__ import annotations
@@ -27,14 +30,16 @@ SCREENING = 0.25
 MARGIN = 1.5  # estimates are rough: a road screens only where its finals would fit so many times over
 SCREENING_ROWS = 20_000
 SCREENING_SHARE = 0.3
+EQUAL, FIXED = "shared_bottom_equal", "shared_bottom_fixed"  # what balancers are compared with
 
 
 @dataclass(frozen=True)
 class Trial:
     """One training: a pure function of these fields and the prepared data.
 
-    phase: "screen" (subsample, one seed), "final", or "longer" (specialists that the budget cut short, given up to T times
-    their share from what the roads left over). seconds: core-seconds it may spend.
+    phase: "screen" (subsample, one seed), "final", "longer" (specialists that the budget cut short, given up to T times their
+    share from what the roads left over) or "equaltime" (equal weights trained on for the time of the slowest balancer).
+    seconds: core-seconds it may spend.
     """
 
     phase: str
@@ -119,8 +124,13 @@ def chosen_candidates(spec: TableStudy) -> list[str]:
     for name in balancers if spec.balancers == ["all"] else spec.balancers:
         if name not in balancers:
             raise unknown("balancer", name, balancers, where="balancers")
-        chosen += ["shared_bottom_equal", f"shared_bottom+{name}"]
+        chosen += [EQUAL, FIXED, f"shared_bottom+{name}"]
     return list(dict.fromkeys(chosen))
+
+
+def is_balanced(name: str) -> bool:
+    """Whether a candidate is a shared bottom that a comparison of balancers is about."""
+    return name in (EQUAL, FIXED) or name.startswith("shared_bottom+")
 
 
 def make(name: str, settings: dict[str, Any]) -> Candidate:
@@ -169,13 +179,20 @@ def plan(spec: TableStudy, data: Prepared) -> Plan:
     seeds = tuple(range(spec.seed, spec.seed + spec.seeds))
     share = (1 - RESERVE) * spec.core_seconds / len(running)
     screening = screening_part(data, spec.seed)
+    affordable: dict[str, int] = {}
+    for name, candidate in running:
+        fits = MARGIN * candidate.estimate(data) * len(seeds) <= (1 - SCREENING) * share
+        paid = int(SCREENING * share / max(candidate.estimate(screening), 1e-3))
+        affordable[name] = max(1, min(spec.configurations, paid)) if fits else 1
+    if spec.balancers:
+        alike = [name for name in affordable if is_balanced(name)]
+        affordable |= dict.fromkeys(alike, min((affordable[name] for name in alike), default=1))
     roads = []
     for name, candidate in running:
-        estimate, screen = candidate.estimate(data), candidate.estimate(screening)
-        affordable = int(SCREENING * share / max(screen, 1e-3))
-        fixed = base_settings(spec, name)
-        count = min(spec.configurations, affordable) if MARGIN * estimate * len(seeds) <= (1 - SCREENING) * share else 1
+        fixed, count, grid = base_settings(spec, name), affordable[name], candidate.grid(data)
         drawn = candidate.space.sample(spec.seed, count) if count >= 2 else [{}]
+        if grid:
+            drawn = [{**drawn[i % len(drawn)], **grid[i % len(grid)]} for i in range(max(len(drawn), len(grid)))]
         configurations = tuple({**settings, **fixed} for settings in drawn)
         screened = len(configurations) >= 2
         roads.append(
@@ -186,7 +203,7 @@ def plan(spec: TableStudy, data: Prepared) -> Plan:
                 configurations,
                 SCREENING * share / len(configurations) if screened else 0.0,
                 ((1 - SCREENING) if screened else 1.0) * share / len(seeds),
-                estimate,
+                candidate.estimate(data),
                 ((len(configurations) if screened else 0) + len(seeds)) * (len(data.tasks) if candidate.per_task else 1),
             )
         )

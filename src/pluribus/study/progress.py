@@ -12,6 +12,8 @@ from typing import Any
 
 from pluribus.study.plan import Plan, Trial
 
+SCALARS = ("conflict_ratio", "effective_tasks", "pareto_gap")  # of the tasks' gradients, as `balancing.Diagnostics` has them
+
 
 class Reporter:
     """Tells a study's progress. quiet: only the log is written."""
@@ -61,6 +63,8 @@ class Reporter:
         """A trial has finished (or had, in an earlier run)."""
         status = result["status"]
         fields = {key: result.get(key) for key in ("rule", "seconds", "undertrained", "error") if result.get(key) is not None}
+        heard = result.get("diagnostics") or {}
+        fields |= {key: round(heard[key], 4) for key in SCALARS if key in heard}
         self.event("trial", trial=trial.id, status=status, again=again, **fields)
         if status == "done":
             text = f"{trial.candidate} (seed {trial.seed}, {trial.phase}) {result['seconds']:.0f} s"

@@ -37,7 +37,7 @@ from pluribus.study import generated, selection
 from pluribus.study import spec as specs
 from pluribus.study.champion import Champion, read_champion
 from pluribus.study.committee import Committee
-from pluribus.study.plan import RESERVE, Plan, Road, Trial, make, plan
+from pluribus.study.plan import EQUAL, RESERVE, Plan, Road, Trial, is_balanced, make, plan
 from pluribus.study.pool import run_all
 from pluribus.study.progress import Reporter
 from pluribus.study.selection import CHAMPION, Choice, Finalist
@@ -49,6 +49,8 @@ if TYPE_CHECKING:
     import pandas as pd
 
 OPENINGS = ".test_openings.json"
+EQUAL_TIME = "shared_bottom_equal_time"
+UNENDING = 1_000_000  # epochs
 
 
 @dataclass(frozen=True)
@@ -235,6 +237,9 @@ class Study:
         with report.running(planned):
             finalists, failed, spent = self._train(planned, report)
             longer, notes = self._train_longer(planned, finalists, spent, report)
+            if self.spec.balancers:
+                again, told = self._train_equal_time(planned, finalists, spent, report)
+                longer, notes = [*longer, *again], [*notes, *told]
         choice = self._choose(finalists)
         report.note(f"chosen on validation: {choice.recommended} ({choice.reason})")
         with atomic_file(self.folder / "choice.json") as aside:
@@ -314,6 +319,40 @@ class Study:
                 again = self._finalist(road, good, self.folder / "work" / "trials")
                 found.append(replace(again, candidate=f"{f.candidate}_longer", label=f"{f.label}, {times:.1f} times the share"))
         return found, notes
+
+    def _train_equal_time(
+        self, planned: Plan, finalists: Sequence[Finalist], spent: float, report: Reporter
+    ) -> tuple[list[Finalist], list[str]]:
+        """Equal weights trained on, past their early stop, for the core-seconds of the slowest balancer: what a balancer costs
+        could have bought as much training without it."""
+        seconds = {f.candidate: self._seconds(f) for f in finalists if is_balanced(f.candidate)}
+        equal = next((f for f in finalists if f.candidate == EQUAL), None)
+        if equal is None or len(seconds) < 2:
+            return [], []
+        slowest = max(seconds, key=lambda name: seconds[name])
+        named = next(f.label for f in finalists if f.candidate == slowest)
+        if seconds[slowest] <= 1.05 * seconds[EQUAL]:
+            return [], [f"No balancer took longer than equal weights ({named}: {seconds[slowest]:.0f} core-seconds a training)"]
+        left = (1 - RESERVE) * self.spec.core_seconds - spent
+        given = min(seconds[slowest], left / len(equal.seeds))
+        if given < 1.05 * seconds[EQUAL]:
+            return [], ["Too little of the budget is left to train equal weights for the time of the slowest balancer"]
+        settings = {**equal.settings, "epochs": UNENDING, "patience": UNENDING}
+        pairs = list(self._results([Trial("equaltime", EQUAL, settings, seed, given) for seed in equal.seeds], report))
+        good = sorted(((t, r) for t, r in pairs if r["status"] == "done"), key=lambda pair: pair[0].seed)
+        if not good:
+            return [], []
+        road = next(road for road in planned.roads if road.candidate == EQUAL)
+        found = self._finalist(road, good, self.folder / "work" / "trials")
+        label = f"{equal.label}, trained on for {given:.0f} core-seconds"
+        short = "" if given == seconds[slowest] else f" (the budget left no more; {named} took {seconds[slowest]:.0f})"
+        note = f"Equal weights were trained on for {given:.0f} core-seconds, as long as the slowest balancer, {named}{short}"
+        return [replace(found, candidate=EQUAL_TIME, label=label, undertrained=frozenset())], [note]
+
+    def _seconds(self, f: Finalist) -> float:
+        """Mean core-seconds of a finalist's trainings."""
+        trials = self.folder / "work" / "trials"
+        return float(np.mean([read_json(trials / t / "result.json")["seconds"] for t in f.trials]))
 
     def _results(self, todo: Sequence[Trial], report: Reporter) -> Iterator[tuple[Trial, dict[str, Any]]]:
         """Results of trials in the order in which they finish; those of an earlier run come first."""

@@ -17,7 +17,7 @@ from pluribus.data.table import HOLES
 from pluribus.evaluation.verdict import Verdict
 from pluribus.files import atomic_file, read_json
 from pluribus.modeling import Fitted
-from pluribus.study.plan import Plan
+from pluribus.study.plan import EQUAL, Plan, is_balanced
 from pluribus.study.selection import CHAMPION, Choice, Finalist
 from pluribus.study.trial import Predictions, plain
 
@@ -121,6 +121,10 @@ def write_summary(
             }
             for f in finalists
         },
+        "diagnostics": {f.candidate: found for f in finalists if (found := [r.get("diagnostics") for r in results[f.candidate]])
+                        and any(found)},
+        "balancers": balancers(finalists, results),
+        "grouping": grouping(results.get(choice.winner or "", [])),
         "test": scores_on_test(study, test),
         "champion": study.spec.champion,
         "costs": {"model": model.costs().to_dict(), "specialists": specialists_costs(choice, results, table.names)},
@@ -136,6 +140,52 @@ def write_summary(
     }
     with atomic_file(folder / "report.json") as aside:
         aside.write_text(json.dumps(plain(summary), allow_nan=False), "utf-8")
+
+
+def balancers(finalists: Sequence[Finalist], results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
+    """The compared balancers beside equal weights: core-seconds a training, validation skill of the best epoch, and the gain on
+    equal weights, seed by seed, as they stopped and within the same seconds (None where they were not trained so long)."""
+    from pluribus.study.study import EQUAL_TIME
+
+    names = [f.candidate for f in finalists if is_balanced(f.candidate)]
+    plain = {r["seed"]: r for r in results.get(EQUAL, []) if r.get("rules")}
+    on = {r["seed"]: r for r in results.get(EQUAL_TIME, []) if r.get("rules")}
+    if EQUAL not in names or len(names) < 2:
+        return []
+    found = []
+    for f in finalists:
+        if f.candidate not in names:
+            continue
+        rows = [r for r in results[f.candidate] if r.get("rules")]
+        epochs, times = [], []
+        for r in rows:
+            best, seconds = max(r["rules"]), r["times"][-1]
+            if r["seed"] in plain:
+                epochs.append(best - max(plain[r["seed"]]["rules"]))
+            curves = [run for run in (on.get(r["seed"]), plain.get(r["seed"])) if run is not None]
+            reached = [v for run in curves for v, t in zip(run["rules"], run["times"]) if t <= 1.02 * seconds]
+            if reached and any(run["times"][-1] >= 0.95 * seconds for run in curves):
+                times.append(best - max(reached))
+        found.append({
+            "candidate": f.candidate, "seconds": float(np.mean([r["seconds"] for r in rows])) if rows else None,
+            "epochs": float(np.mean([len(r["rules"]) for r in rows])) if rows else None,
+            "skill": [max(r["rules"]) for r in rows], "minus_equal": epochs, "minus_equal_at_equal_time": times,
+        })  # fmt: skip
+    return found
+
+
+def grouping(results: Sequence[dict[str, Any]]) -> list[list[str]]:
+    """The tasks in at most two groups that help each other most by the measured affinity, mean over seeds."""
+    heard = [r["diagnostics"] for r in results if r.get("diagnostics")]
+    heard = [d for d in heard if d["tasks"] == heard[0]["tasks"]]
+    if not heard or len(heard[0]["tasks"]) < 3:
+        return []
+    import torch
+
+    from pluribus.balancing import group_tasks
+
+    affinity = torch.tensor([d["affinity"] for d in heard]).mean(0)
+    return [list(group.serves) for group in group_tasks(affinity, 2, tasks=heard[0]["tasks"])]
 
 
 def headline(choice: Choice, verdict: Verdict | None) -> str:

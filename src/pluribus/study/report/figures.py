@@ -406,3 +406,52 @@ def costs(ratios: Mapping[str, float]) -> Figure:
         "layout": layout,
         "alt": f"How many times cheaper the one model is than the specialists together: {listed}.",
     }
+
+
+def cosines(tasks: Sequence[str], matrix: Sequence[Sequence[float]]) -> Figure:
+    """Cosines of the tasks' gradients: a square map, the figures in its cells."""
+    T = len(tasks)
+    layout = _layout(max(150, 34 * T + 100), margin={"l": 8, "r": 8, "t": 8, "b": 8})
+    ticks = {"tickvals": list(range(T)), "ticktext": [label(name, 16) for name in tasks], "automargin": True}
+    layout["yaxis"] = {**_SIDE, **ticks, "range": [T - 0.5, -0.5]}
+    layout["xaxis"] = {**_SIDE, **ticks, "range": [-0.5, T - 0.5], "tickangle": -40}
+    shown = [[None if i == j or not finite(v) else v for j, v in enumerate(row)] for i, row in enumerate(matrix)]
+    data = [
+        {
+            "type": "heatmap",
+            "z": shown,
+            "zmin": -1,
+            "zmax": 1,
+            "colorscale": [[0, "--c1"], [0.5, "--panel"], [1, "--c0"]],
+            "showscale": False,
+            "xgap": 2,
+            "ygap": 2,
+            "text": [["" if v is None else f"{v:+.2f}".replace("-", "−") for v in row] for row in shown],
+            "texttemplate": "%{text}",
+            "hoverinfo": "text",
+        }
+    ]
+    pairs = [f"{a} and {b} {number(matrix[i][j], '+')}" for i, a in enumerate(tasks) for j, b in enumerate(tasks) if i < j]
+    return {"data": data, "layout": layout, "alt": f"Cosines of the tasks' gradients: {'; '.join(pairs) or 'one task'}."}
+
+
+def conflicts(lines: Mapping[str, Sequence[float]]) -> Figure:
+    """The conflict ratio of each candidate, window by window."""
+    layout = _layout(260, margin={"l": 8, "r": 12, "t": 8, "b": 42})
+    title = {"text": "part of the training", "font": {"size": 12}}
+    layout["xaxis"] = {**_AXIS, "title": title, "range": [0, 1.02], "tickformat": ".0%"}
+    layout["yaxis"] = {**_AXIS, "range": [-0.02, 1.02], "tickformat": ".0%", "automargin": True}
+    data = [
+        {
+            "x": [(i + 1) / len(line) for i in range(len(line))],
+            "y": list(line),
+            "mode": "lines+markers",
+            "name": label(name, 40),
+            "hoverinfo": "x+y+name",
+            "line": {"color": f"--c{k % COLOURS}", "width": 1.8, "dash": DASHES[k % COLOURS]},
+            "marker": {"symbol": SYMBOLS[k % COLOURS], "size": 6, "color": f"--c{k % COLOURS}"},
+        }
+        for k, (name, line) in enumerate(lines.items())
+    ]
+    listed = "; ".join(f"{name} from {line[0]:.0%} to {line[-1]:.0%}" for name, line in lines.items() if line)
+    return {"data": data, "layout": layout, "alt": f"Share of task pairs in conflict during training: {listed}."}

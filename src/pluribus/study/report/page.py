@@ -6,7 +6,8 @@ import json
 from importlib.resources import files
 from typing import Any
 
-from pluribus.study.report import evidence, protocol, verdict
+from pluribus.study.report import checkpoints, evidence, protocol, verdict
+from pluribus.study.report.gradients import gradients
 from pluribus.study.report.tables import Html, Pictures, join, tag
 from pluribus.study.report.words import Row
 
@@ -15,6 +16,7 @@ _PLACES = {
     "gains": "Gains",
     "scores": "Joint against single",
     "curves": "Curves",
+    "gradients": "Gradients",
     "holes": "Labels",
     "calibration": "Calibration",
     "costs": "Costs",
@@ -28,26 +30,10 @@ _PLACES = {
 def page(summary: Row) -> str:
     """The whole report as text."""
     pictures = Pictures()
-    body = join(
-        [
-            verdict.top(summary),
-            tag(
-                "nav",
-                tag("ul", *(tag("li", tag("a", name, href=f"#{key}")) for key, name in _PLACES.items())),
-                aria_label="On this page",
-            ),
-            evidence.gains(summary, pictures),
-            evidence.scores(summary, pictures),
-            evidence.curves(summary, pictures),
-            evidence.holes(summary, pictures),
-            evidence.calibration(summary, pictures),
-            evidence.costs(summary, pictures),
-            protocol.warnings(summary),
-            protocol.choosing(summary),
-            protocol.settings(summary),
-            protocol.reading(summary),
-        ]
-    )
+    places, parts = (checkpoints.PLACES, checkpoints.parts) if summary.get("kind") == "checkpoints" else (_PLACES, _parts)
+    first, *rest = parts(summary, pictures)
+    links = tag("ul", *(tag("li", tag("a", name, href=f"#{key}")) for key, name in places.items()))
+    body = join([first, tag("nav", links, aria_label="On this page"), *rest])
     head = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
         f'<meta http-equiv="Content-Security-Policy" content="{_POLICY}">',
@@ -84,6 +70,24 @@ def page(summary: Row) -> str:
             "</body>\n</html>\n",
         ]
     )
+
+
+def _parts(summary: Row, pictures: Pictures) -> list[Html]:
+    """The sections of a table's study, in order."""
+    return [
+        verdict.top(summary),
+        evidence.gains(summary, pictures),
+        evidence.scores(summary, pictures),
+        evidence.curves(summary, pictures),
+        gradients(summary, pictures),
+        evidence.holes(summary, pictures),
+        evidence.calibration(summary, pictures),
+        evidence.costs(summary, pictures),
+        protocol.warnings(summary),
+        protocol.choosing(summary),
+        protocol.settings(summary),
+        protocol.reading(summary),
+    ]
 
 
 def plotly() -> str:
