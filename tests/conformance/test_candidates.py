@@ -13,6 +13,7 @@ import pytest
 
 from pluribus import catalog
 from pluribus.data.prepared import Cells, Prepared
+from pluribus.data.ragged import Ragged
 from pluribus.errors import BadInput
 from pluribus.modeling import Budget, Candidate, Fitted, load
 
@@ -74,6 +75,25 @@ def funnel() -> Prepared:
 
 
 @pytest.fixture(scope="session")
+def sessions() -> Prepared:
+    """900 sessions over 60 items of six kinds, each followed by an item of the same kind; three items in no session."""
+    import pandas as pd
+
+    from pluribus.data import ItemTable, Table, prepare, split
+
+    rng = np.random.default_rng(6)
+    items = pd.DataFrame({
+        "sku": [f"i{i}" for i in range(60)], "kind": [f"k{i % 6}" for i in range(60)], "price": rng.normal(size=60),
+        "tags": [[f"t{i % 4}", f"u{i % 5}"] for i in range(60)],
+    })  # fmt: skip
+    kind = rng.integers(6, size=900)
+    viewed = [[f"i{6 * rng.integers(9) + k}" for _ in range(rng.integers(1, 6))] for k in kind]
+    frame = pd.DataFrame({"viewed": viewed, "hour": rng.normal(size=900), "next": [row[0] for row in viewed]})
+    table = Table(frame, ["next:next_item"], split="random", items={"item": ItemTable(items, "sku", ["viewed", "next"])})
+    return prepare(table, split(table, 0))
+
+
+@pytest.fixture(scope="session")
 def shop() -> Prepared:
     """900 rows of a shop of 12 items with two behaviours: what is liked depends on what was clicked, what is bought on both."""
     import pandas as pd
@@ -119,11 +139,12 @@ _made: dict[str, _Case] = {}
 
 @pytest.fixture(params=ENTRIES, ids=lambda entry: entry.name)
 def case(
-    request: pytest.FixtureRequest, mixed: Prepared, long_table: Prepared, funnel: Prepared, texts: Prepared, shop: Prepared
-) -> _Case:
+    request: pytest.FixtureRequest, mixed: Prepared, long_table: Prepared, funnel: Prepared, texts: Prepared,
+    sessions: Prepared, shop: Prepared,
+) -> _Case:  # fmt: skip
     entry = request.param
     if entry.name not in _made:
-        _made[entry.name] = _Case(entry, [mixed, long_table, funnel, texts, shop])
+        _made[entry.name] = _Case(entry, [mixed, long_table, funnel, texts, sessions, shop])
     return _made[entry.name]
 
 
@@ -145,7 +166,9 @@ def test_predictions_have_the_shape_of_their_kind(case: _Case) -> None:
         value = case.fitted.scores(case.data, rows, [task.name])[task.name]
         assert value.dtype == np.float64
         assert np.isfinite(value).all()
-        if task.classes and task.kind != "binary":
+        if task.kind == "next_item":
+            assert value.shape == (50, 50)
+        elif task.classes and task.kind != "binary":
             assert value.shape == (50, len(task.classes))
             np.testing.assert_allclose(value.sum(1), 1, atol=1e-5)
         else:
@@ -160,9 +183,10 @@ def test_a_subset_of_tasks_and_rows(case: _Case) -> None:
     """Some tasks at some rows, unordered: what the whole answers there."""
     rows = np.array([7, 3, 120, 3])
     everything = case.fitted.scores(case.data, np.arange(case.data.n_rows), case.names)
-    some = case.fitted.scores(case.data, rows, case.names[1:2])
-    assert list(some) == case.names[1:2]
-    np.testing.assert_allclose(some[case.names[1]], everything[case.names[1]][rows], rtol=1e-5, atol=1e-6)
+    wanted = case.names[1:2] or case.names
+    some = case.fitted.scores(case.data, rows, wanted)
+    assert list(some) == wanted
+    np.testing.assert_allclose(some[wanted[0]], everything[wanted[0]][rows], rtol=1e-5, atol=1e-6)
 
 
 def test_no_rows(case: _Case) -> None:
@@ -170,7 +194,7 @@ def test_no_rows(case: _Case) -> None:
     for task in case.data.tasks:
         value = case.fitted.scores(case.data, np.arange(0), [task.name])[task.name]
         assert value.shape[0] == 0
-        assert value.ndim == (2 if task.classes and task.kind != "binary" else 1)
+        assert value.ndim == (2 if task.kind == "next_item" or (task.classes and task.kind != "binary") else 1)
 
 
 def test_save_and_load(case: _Case, tmp_path: Path) -> None:
@@ -209,7 +233,11 @@ def test_never_looks_at_test_rows(case: _Case) -> None:
         values[np.isin(old.rows, test)] = 0 if task.classes or task.kind == "count" else 1e6
         cells[task.name] = Cells(old.rows, values, old.weight)
     said = {name: ["spoilt" if row in test else each[row] for row in range(len(each))] for name, each in whole.texts.items()}
-    spoilt = replace(whole, numeric=numeric, categorical=categorical, cells=cells, texts=said)
+    ragged = {}
+    for name, each in whole.ragged.items():
+        there = np.repeat(np.isin(np.arange(len(each)), test), each.lengths)
+        ragged[name] = Ragged(np.where(there, 1, each.values).astype(each.values.dtype), each.starts)
+    spoilt = replace(whole, numeric=numeric, categorical=categorical, cells=cells, texts=said, ragged=ragged)
     again = case.fit(_shown(spoilt), 0)
     rows = whole.parts["valid"]
     before, after = (fitted.scores(whole, rows, case.names) for fitted in (case.fitted, again))

@@ -33,6 +33,8 @@ def _data(form: str, n: int = 300, seed: int = 0) -> tuple[Any, Any, Any]:
     if form == "tags":
         y = np.where(np.arange(9) < r.integers(1, 10, n)[:, None], r.integers(0, 5, (n, 9)), -1).astype(float)
         return np.where(r.random((n, 9)) < 0.7, y, 0).clip(0), y, w
+    if form == "ranks":
+        return r.permuted(np.tile(np.arange(60.0), (n, 1)), axis=1)[:, :50], r.integers(0, 60, n).astype(float), w
     if form == "binary":
         p = r.random(n).round(2).clip(0.01, 0.99)
         return p, (r.random(n) < p).astype(float), w
@@ -45,7 +47,8 @@ def test_names_and_kinds_are_those_that_tasks_declare() -> None:
     assert set(METRICS) == {*metrics.COMPUTED, *metrics.GROUPED}
     for name, metric in METRICS.items():
         for kind in metric.kinds:
-            form = {"binary": "binary", "multiclass": "classes", "ordinal": "classes", "tagging": "tags"}.get(kind, "numbers")
+            forms = {"multiclass": "classes", "ordinal": "classes", "tagging": "tags", "next_item": "ranks", "binary": "binary"}
+            form = forms.get(kind, "numbers")
             p, y, w = _data(form)
             assert np.isfinite(compute(name, p, y, w, groups=np.arange(len(y)) % 7))
     assert all(METRICS[name].direction == "max" for name in metrics.BEST)

@@ -694,6 +694,8 @@ def _fit_items(table: Table, name: str, picked: Any) -> FittedItems:
         if column in table.lists:
             lists = table.lists[column]
             codes, words = lists.rows(picked)[1], lists.words
+        elif column not in table.inputs:  # what is predicted
+            codes, words = _as_words(table.frame[column].iloc[picked], False, table._at(column))
         else:
             each, words = _of_table(table, column, "item", False).categorical[column]
             codes = each[picked]

@@ -43,7 +43,7 @@ if TYPE_CHECKING:
 
     from pluribus.data.items import Attributes, ItemTable
 
-TABLE_KINDS = ("binary", "multiclass", "ordinal", "regression", "count")
+TABLE_KINDS = ("binary", "multiclass", "ordinal", "regression", "count", "next_item")
 MAX_CLASSES = 50
 """More distinct words than this are not taken for classes unless the kind says so."""
 MAX_COUNT = 1000
@@ -60,7 +60,7 @@ _FREE_TEXT_WORDS = 4
 def parse_target(text: str) -> tuple[str, str | None]:
     """`NAME[:KIND]` → (name, kind or None); only a known kind after the last colon is one, so names may hold colons."""
     name, colon, kind = text.rpartition(":")
-    return (name, kind) if colon and name and kind in KINDS else (text, None)
+    return (name, kind) if colon and name and (kind in KINDS or kind in TABLE_KINDS) else (text, None)
 
 
 class Table:
@@ -133,7 +133,12 @@ class Table:
         self.inputs = self._check_roles()
         self.text = self._check_declared_text(text)
         self.items, self.max_length = dict(items or {}), max_length
-        self.joined = {name: table.joined(name, self.inputs) for name, table in self.items.items()}
+        targets = tuple(column for _, column, kind in self._targets if kind == "next_item")
+        self.joined = {name: table.joined(name, (*self.inputs, *targets)) for name, table in self.items.items()}
+        for column in targets:
+            if not any(column in columns for columns in self.joined.values()):
+                remedy = f"name {column!r} among the columns of an item table"
+                raise BadInput("kind next_item needs an item table joined to it", where=self._at(column), remedy=remedy)
         self.lists = self._read_lists()
         self.attributes: dict[str, Attributes] = {name: table.attributes() for name, table in self.items.items()}
         self._check_joins()
@@ -185,7 +190,10 @@ class Table:
         weight = None if self.weight is None else self.frame[self.weight].to_numpy(np.float64)
         values: dict[str, NDArray[np.float64]] = {}
         for task in self.tasks:
-            values[task.name] = encode_target(self._column_of(task), task, self._at(self._target_of(task)))
+            if task.kind == "next_item":
+                values[task.name] = self._items_of(task)
+            else:
+                values[task.name] = encode_target(self._column_of(task), task, self._at(self._target_of(task)))
         cells: dict[str, Cells] = {}
         codes: dict[str, NDArray[np.int8]] = {}
         by_name = {task.name: (position, task) for position, task in enumerate(self.tasks)}
@@ -205,6 +213,17 @@ class Table:
             cells[task.name] = Cells(rows, value[rows], None if weight is None else weight[rows])
             codes[task.name] = code
         return {name: cells[name] for name in self.names}, {name: codes[name] for name in self.names}
+
+    def _items_of(self, task: Task) -> NDArray[np.float64]:
+        """A task's items as rows of their table [n]; NaN where the cell is empty or the table lacks the item."""
+        import pandas as pd
+
+        column = self._target_of(task)
+        (name,) = (name for name, columns in self.joined.items() if column in columns)
+        position = {key: row for row, key in enumerate(self.attributes[name].keys)}
+        codes, distinct = pd.factorize(self._column_of(task))
+        rows = np.array([*(position.get(_plain(value), np.nan) for value in distinct), np.nan], np.float64)
+        return rows[codes]  # an empty cell's code is −1: the last place
 
     @property
     def cells(self) -> dict[str, Cells]:
@@ -362,7 +381,7 @@ class Table:
                     raise BadInput(what, where=self._at(column), remedy=f"check the key {self.items[name].key!r}")
                 if lacking:
                     line = f"{len(lacking)} of {len(found)} items in {column!r} are not in {name!r} (such as {lacking[0]!r})"
-                    self.notes.append(f"{line}: they are encoded as unseen")
+                    self.notes.append(f"{line}: they count as unseen")
 
     def _parse_dates(self) -> None:
         """Text columns that hold ISO dates, and the time column, become datetimes."""

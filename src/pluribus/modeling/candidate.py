@@ -181,18 +181,18 @@ class Fitted(ABC):
         for task in self.tasks:
             if task.name not in values:
                 continue
-            value = values[task.name]
-            if task.kind == "binary":
-                positive = value >= self.thresholds.get(task.name, 0.5)
-                found[task.name] = np.asarray(task.classes)[positive.astype(int)]
-                found[task.columns[0]] = value
-            elif task.classes:
-                found[task.name] = np.asarray(task.classes)[value.argmax(1)]
-                for i, column in enumerate(task.columns):
-                    found[column] = value[:, i]
-            else:
-                found[task.name] = value
+            found |= self.decoded(task, values[task.name])
         return pd.DataFrame(found, index=table.index)
+
+    def decoded(self, task: Task, value: Array) -> dict[str, Any]:
+        """A task's columns of a prediction file, one cell a row, from what `calibrated` yields."""
+        if task.kind == "binary":
+            positive = value >= self.thresholds.get(task.name, 0.5)
+            return {task.name: np.asarray(task.classes)[positive.astype(int)], task.columns[0]: value}
+        if task.classes:
+            labels = np.asarray(task.classes)[value.argmax(1)]
+            return {task.name: labels, **{column: value[:, i] for i, column in enumerate(task.columns)}}
+        return {task.name: value}
 
     def add_items(self, **items: pd.DataFrame) -> None:
         """Put new items into the catalogues of item tables: `add_items(TABLE=frame)`, with the frame's key and attributes as they
@@ -222,6 +222,8 @@ class Candidate(ABC):
     """Whether this is a specialist: one model per task, nothing shared (a reference of the verdict)."""
     reads: ClassVar[frozenset[str]] = frozenset()
     """What it reads beside plain columns: "text", "sequence" or both."""
+    ranks: ClassVar[bool] = False
+    """Whether it predicts tasks of kind next_item, and nothing else."""
     processes: ClassVar[bool] = False
     """Whether `fit` may be called on all ranks of a running `torch.distributed` group together, and then shares the work."""
     encoder: ClassVar[str | None] = None
@@ -242,7 +244,10 @@ class Candidate(ABC):
         return [i.name for i in data.columns.inputs if i.type in {"text", "sequence"} - self.reads]
 
     def unreadable(self, data: Prepared) -> str | None:
-        """Why it has nothing to read on `data`, where all inputs are of types that it cannot read, else None."""
+        """Why it cannot run on `data` for want of something to read (all inputs are of types that it does not read) or because
+        it does not predict what there is to predict; else None."""
+        if any((task.kind == "next_item") != self.ranks for task in data.tasks):
+            return "it predicts next items and nothing else" if self.ranks else "it does not rank items"
         kinds = sorted({i.type for i in data.columns.inputs})
         if data.columns.names or len(self.ignored(data)) < len(data.columns.inputs):
             return None
