@@ -124,6 +124,8 @@ class Fitted(ABC):
     """
 
     artefact: ClassVar[str]
+    unanswered: ClassVar[str] = "the prediction is not finite"
+    """Why a row has no answer whose scores are NaN."""
     tasks: tuple[Task, ...]
     columns: FittedColumns
 

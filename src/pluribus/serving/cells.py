@@ -102,15 +102,9 @@ def shielded(fitted: Fitted, data: Prepared, wanted: Wanted) -> tuple[dict[str, 
     return found, failed
 
 
-def decoded(task: Task, value: Array, thresholds: Mapping[str, float]) -> dict[str, list[Any]]:
+def decoded(fitted: Fitted, task: Task, value: Array) -> dict[str, list[Any]]:
     """A task's columns of a prediction file, as plain lists."""
-    if task.kind == "binary":
-        labels = np.asarray(task.classes, object)[(value >= thresholds.get(task.name, 0.5)).astype(int)]
-        return {task.name: labels.tolist(), task.columns[0]: value.tolist()}
-    if task.classes:
-        columns = {column: value[:, i].tolist() for i, column in enumerate(task.columns)}
-        return {task.name: np.asarray(task.classes, object)[value.argmax(1)].tolist(), **columns}
-    return {task.name: value.tolist()}
+    return {column: np.asarray(cells).tolist() for column, cells in fitted.decoded(task, value).items()}
 
 
 class Answerer:
@@ -120,6 +114,7 @@ class Answerer:
     def __init__(self, fitted: Fitted, names: Sequence[str]) -> None:
         self.fitted = fitted
         self.by_name = {task.name: task for task in fitted.tasks}
+        self.names = list(names)
         self.encode = RowEncoder(fitted.columns, fitted.tasks, names)
 
     def __call__(self, rows: Sequence[Sequence[Any]], tasks: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
@@ -149,13 +144,13 @@ class Answerer:
                 continue
             value = found[name]
             finite = np.asarray(np.isfinite(value.reshape(len(value), -1)).all(axis=1))
-            for column, cells in decoded(self.by_name[name], value, self.fitted.thresholds).items():
+            for column, cells in decoded(self.fitted, self.by_name[name], value).items():
                 for position, sound, cell in zip(positions.tolist(), finite.tolist(), cells):
                     if sound:
                         slots[good[position]]["values"][column] = cell
             if not finite.all():
                 for position in positions[~finite].tolist():
-                    slots[good[position]].setdefault("failed", {})[name] = "the prediction is not finite"
+                    slots[good[position]].setdefault("failed", {})[name] = self.fitted.unanswered
         return slots
 
     def _whole(self, found: Mapping[str, Array]) -> list[dict[str, Any]]:
@@ -163,7 +158,7 @@ class Answerer:
         columns: dict[str, list[Any]] = {}
         for name, task in self.by_name.items():
             if name in found:
-                columns |= decoded(task, found[name], self.fitted.thresholds)
+                columns |= decoded(self.fitted, task, found[name])
         return [{"values": dict(zip(columns, cells))} for cells in zip(*columns.values())]
 
     def _encode(self, rows: Sequence[Sequence[Any]], slots: list[dict[str, Any]]) -> tuple[Prepared | None, list[int]]:
@@ -171,6 +166,8 @@ class Answerer:
         good = list(range(len(rows)))
         if not good:
             return None, []
+        if self.encode.columns is not self.fitted.columns:  # a catalogue has grown
+            self.encode = RowEncoder(self.fitted.columns, self.fitted.tasks, self.names)
         try:
             return self.encode(rows), good
         except Exception:

@@ -54,7 +54,10 @@ def values(tasks: tuple[Task, ...]) -> dict[str, Any]:
     """The schema of a row's predictions: the columns of a prediction file."""
     properties: dict[str, Any] = {}
     for task in tasks:
-        if task.classes:
+        if task.kind == "next_item":
+            keys = {"type": "array", "items": {"type": "string"}, "description": "keys of the best items, best first"}
+            properties[task.name] = keys
+        elif task.classes:
             properties[task.name] = {"type": "string", "enum": list(task.classes)}
             for name in task.columns:
                 properties[name] = {"type": "number", "minimum": 0, "maximum": 1}

@@ -90,6 +90,7 @@ class Retrieval(Fitted):
     """A fitted ranking. config: {"candidate", "task", "items", "ids", "attributes", "settings"}; names are the catalog's."""
 
     artefact = "retrieval"
+    unanswered = "the session is empty; give it an item"
 
     def __init__(
         self, tasks: Sequence[Task], columns: FittedColumns, config: Mapping[str, Any], model: Ranking | None = None
