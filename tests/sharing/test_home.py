@@ -45,13 +45,13 @@ def feature_gate(gates: Any, g: int, x: Tensor) -> Tensor:
 
 def expert(bank: Any, i: int, x: Tensor) -> Tensor:
     """torch's own BatchNorm1d with the slice's parameters and moments."""
-    norm = nn.BatchNorm1d(bank.linear.outputs).train(bank.training)
+    norm = nn.BatchNorm1d(bank.first.outputs).train(bank.training)
     with torch.no_grad():
-        norm.weight.copy_(bank.norm.weight[i])
-        norm.bias.copy_(bank.norm.bias[i])
-        norm.running_mean.copy_(bank.norm.mean[i])  # type: ignore[union-attr]
-        norm.running_var.copy_(bank.norm.variance[i])  # type: ignore[union-attr]
-    return nn.functional.silu(norm(x @ bank.linear.weight[i] + bank.linear.bias[i]))
+        norm.weight.copy_(bank.norms[0].weight[i])
+        norm.bias.copy_(bank.norms[0].bias[i])
+        norm.running_mean.copy_(bank.norms[0].mean[i])  # type: ignore[union-attr]
+        norm.running_var.copy_(bank.norms[0].variance[i])  # type: ignore[union-attr]
+    return nn.functional.silu(norm(x @ bank.first.weight[i] + bank.first.bias[i]))
 
 
 def self_gate(gates: Any, i: int, x: Tensor) -> Tensor:
@@ -105,7 +105,7 @@ def test_a_task_never_reaches_another_category() -> None:
     sharing = stirred(own=2)
     hidden(sharing, torch.randn(6, 5))["a"].sum().backward()
     assert all(p.grad is None or p.grad.abs().sum() == 0 for p in sharing._category(1).parameters())
-    own = sharing._category(0).own.linear.weight.grad
+    own = sharing._category(0).own.first.weight.grad
     assert own is not None
     assert own[:2].abs().sum() > 0
     assert own[2:].abs().sum() == 0
@@ -113,13 +113,13 @@ def test_a_task_never_reaches_another_category() -> None:
 
 
 def test_folding_changes_no_prediction() -> None:
-    """The norms live in the linear layers: same answers, no norm left, and the state fits a model built `folded`."""
+    """The norms live in the linear layers: same answers, no norm left, and the state fits a model built without norms."""
     torch.manual_seed(0)
     sharing, x = stirred().eval(), torch.randn(6, 5)
     before = hidden(sharing, x)
     sharing.fold()
     assert not [part for part in sharing.modules() if isinstance(part, StackedNorm)]
-    again = HoME(TASKS, 5, categories=CATEGORIES, expert=4, rank=2, folded=True)
+    again = HoME(TASKS, 5, categories=CATEGORIES, expert=4, rank=2, norm=False)
     again.load_state_dict(sharing.state_dict())
     for name, value in hidden(again, x).items():
         torch.testing.assert_close(value, before[name], rtol=1e-4, atol=1e-5)

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import copy
 import inspect
+import json
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from pluribus import catalog
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
-from pluribus.modeling import Budget
+from pluribus.modeling import Budget, load
 from pluribus.modeling.experts import StackedNorm
-from pluribus.tabular.sharing_candidates import HoMENetwork, MMoENetwork, _Shared
+from pluribus.tabular.sharing_candidates import HoMENetwork, MMoENetwork, PLENetwork, STARNetwork, _Shared, _Woven
 
 CANDIDATES = [e for e in catalog.entries(family="candidate") if e.target.startswith("pluribus.tabular.sharing_candidates")]
 
@@ -44,8 +47,13 @@ def test_settings_are_those_of_the_architecture(entry: catalog.Entry, mixed: Pre
     """Every setting that a candidate hands on is one its architecture takes, with the same default, and none is default-on."""
     kind: type[_Shared] = entry.resolve()
     assert not entry.default
-    known = inspect.signature(catalog.get("sharing", kind.sharing).resolve().__init__).parameters
-    for name in kind.sharing_settings:
+    if issubclass(kind, _Woven):
+        known = inspect.signature(catalog.get("architecture", kind.architecture).resolve().of).parameters
+        handed: tuple[str, ...] = kind.own_settings
+    else:
+        known = inspect.signature(catalog.get("sharing", kind.sharing).resolve().__init__).parameters
+        handed = kind.sharing_settings
+    for name in handed:
         assert known[name].default == kind.defaults[name], name
     assert kind().estimate(mixed) > 0.5
 
@@ -55,3 +63,27 @@ def test_bad_settings_are_named(mixed: Prepared) -> None:
         MMoENetwork(experts=0, width=16).fit(mixed, Budget(60.0), 0)
     with pytest.raises(BadInput, match="unknown task 'lost'; did you mean 'loss'"):
         HoMENetwork(categories={"x": ["lost"]}, width=16).fit(mixed, Budget(60.0), 0)
+
+
+def test_the_health_of_experts_is_recorded(mixed: Prepared) -> None:
+    """What the report draws: by expert group and by task, in plain JSON; where there are no experts, nothing."""
+    record = MMoENetwork(width=16, epochs=2).fit(mixed, Budget(60.0), 0).record
+    found = record["expert_health"]
+    assert set(found) == {"zero_share", "dead_units", "scale_spread", "gate_entropy", "occupancy"}
+    assert set(found["dead_units"]) == {"experts"}
+    assert set(found["gate_entropy"]) == {task.name for task in mixed.tasks}
+    assert len(found["occupancy"]) == 8
+    assert all(1 / len(mixed.tasks) <= share <= 1 for share in found["occupancy"])
+    json.dumps(found, allow_nan=False)
+    assert "expert_health" not in STARNetwork(width=16, epochs=1).fit(mixed, Budget(60.0), 0).record
+
+
+def test_norms_of_any_mixture_are_folded(mixed: Prepared, tmp_path: Path) -> None:
+    """Setting `norm`: what is kept and loaded has none, and answers the same bits."""
+    fitted = PLENetwork(width=16, epochs=2, norm=True, expert=[8, 8]).fit(mixed, Budget(60.0), 0)
+    assert not [part for part in fitted.model.modules() if isinstance(part, StackedNorm)]
+    assert fitted.config["sharing"]["settings"]["norm"] is False
+    fitted.save(tmp_path / "model")
+    rows, names = np.arange(100), [task.name for task in mixed.tasks]
+    before, after = (one.scores(mixed, rows, names) for one in (fitted, load(tmp_path / "model")))
+    assert all(np.array_equal(before[name], after[name]) for name in names)

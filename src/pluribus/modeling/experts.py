@@ -131,6 +131,12 @@ class StackedNorm(nn.Module):
         """x [A, B, d] of the active slices → the same shape."""
         weight: Tensor = self.weight if active is None else self.weight[active]
         bias: Tensor = self.bias if active is None else self.bias[active]
+        mean, variance = self.moments(x, active)
+        scale = weight * torch.rsqrt(variance + self.eps)
+        return torch.addcmul((bias - mean * scale)[:, None], x, scale[:, None])
+
+    def moments(self, x: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Mean and variance [A, d] to normalise by: the batch's in training (which move the running ones), else the running."""
         if self.training and x.shape[1] > 1:
             variance, mean = torch.var_mean(x, 1, correction=0)
             with torch.no_grad():
@@ -140,11 +146,8 @@ class StackedNorm(nn.Module):
                         kept.lerp_(new.to(kept), self.momentum)
                     else:
                         kept.index_copy_(0, active, kept[active].lerp(new.to(kept), self.momentum))
-        else:
-            mean = self.mean if active is None else self.mean[active]
-            variance = self.variance if active is None else self.variance[active]
-        scale = weight * torch.rsqrt(variance + self.eps)
-        return torch.addcmul((bias - mean * scale)[:, None], x, scale[:, None])
+            return mean, variance
+        return (self.mean, self.variance) if active is None else (self.mean[active], self.variance[active])
 
     @torch.no_grad()
     def fold_into(self, layer: StackedLinear) -> None:

@@ -18,17 +18,17 @@ from torch import Tensor, nn
 
 from pluribus.data import Rows
 from pluribus.modeling import Features, Shared
-from pluribus.sharing.stacked import Experts, Gates, Stacked, Towers, at_least, mix, vectors
+from pluribus.sharing.stacked import Experts, Gates, Stacked, Towers, at_least, mix, vectors, widths_of
 from pluribus.tasks import Task
 
 
 class Fusion(nn.Module):
     """One level: units·m experts, `gated` gates over all of them, native weights v."""
 
-    def __init__(self, units: int, gated: int, width: int, expert: int, m: int) -> None:
+    def __init__(self, units: int, gated: int, width: int, expert: Sequence[int], m: int, norm: bool = False) -> None:
         super().__init__()
         self.m = m
-        self.experts = Experts(units * m, (width, expert))
+        self.experts = Experts(units * m, (width, *expert), norm=norm)
         self.gates = Gates(gated, width, units * m)
         self.native = nn.Parameter(torch.full((gated, m), 1 / m)) if m > 1 else None
 
@@ -44,21 +44,23 @@ class Fusion(nn.Module):
 
 class AdaTT(Stacked):
     """tasks: in order. width: of the incoming features. levels: L. own: native experts a unit and level, m. shared: shared
-    units. expert: units of an expert's layer. tower: hidden units a task, 0 for none."""
+    units. expert: units of an expert's layer, or of its layers. tower: hidden units a task, 0 for none. norm: batch norms in the
+    experts."""
 
     def __init__(
-        self, tasks: Sequence[Task], width: int, *, levels: int = 2, own: int = 1, shared: int = 1, expert: int = 64,
-        tower: int = 32,
+        self, tasks: Sequence[Task], width: int, *, levels: int = 2, own: int = 1, shared: int = 1,
+        expert: int | Sequence[int] = 64, tower: int = 32, norm: bool = False,
     ) -> None:  # fmt: skip
         super().__init__(tasks)
-        at_least(1, "adatt", levels=levels, own=own, expert=expert)
+        at_least(1, "adatt", levels=levels, own=own)
+        layers = widths_of(expert, "adatt")
         at_least(0, "adatt", shared=shared, tower=tower)
         count, last = len(self.index), levels - 1
         units = count + shared
         self.levels = nn.ModuleList(
-            Fusion(units, count if i == last else units, expert if i else width, expert, own) for i in range(levels)
+            Fusion(units, count if i == last else units, layers[-1] if i else width, layers, own, norm) for i in range(levels)
         )
-        self.towers = Towers(count, expert, tower)
+        self.towers = Towers(count, layers[-1], tower)
         self.width = self.towers.width
         self.owned = {f"levels.{last}.gates": 1, f"levels.{last}.native": 1, "towers": 1}
 

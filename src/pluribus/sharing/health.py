@@ -19,7 +19,6 @@ from torch import Tensor, nn
 
 from pluribus.modeling import MultiTaskModel
 from pluribus.modeling.experts import Packed
-from pluribus.sharing.home import NormalisedExperts
 from pluribus.sharing.stacked import Experts, Towers
 
 
@@ -92,7 +91,7 @@ def health(model: MultiTaskModel, inputs: Any) -> Health:
     handles = [
         part.register_forward_hook(listen(name))
         for name, part in model.sharing.named_modules()
-        if isinstance(part, Experts | NormalisedExperts) and id(part) not in towers
+        if isinstance(part, Experts) and id(part) not in towers
     ]
     packed = [(part, part.kept) for part in model.modules() if isinstance(part, Packed)]
     training = model.training

@@ -27,27 +27,13 @@ from torch import Tensor, nn
 from pluribus.data import Rows
 from pluribus.errors import BadInput, unknown
 from pluribus.modeling import Features, Shared
-from pluribus.modeling.experts import StackedLinear, StackedNorm
-from pluribus.sharing.stacked import Gates, Stacked, Towers, at_least, entries, mix, mix_own, vectors
+from pluribus.sharing.stacked import Experts, Gates, Stacked, Towers, at_least, entries, mix, mix_own, vectors
 from pluribus.tasks import Task
 
 
-class NormalisedExperts(nn.Module):
-    """E experts Swish(BN(Linear(x))); `folded`: the norm already lives in the linear layer."""
-
-    def __init__(self, size: int, inputs: int, outputs: int, folded: bool) -> None:
-        super().__init__()
-        self.linear = StackedLinear(size, inputs, outputs)
-        self.norm = None if folded else StackedNorm(size, outputs)
-
-    def forward(self, x: Tensor, active: Tensor | None = None) -> Tensor:
-        h: Tensor = self.linear(x, active)
-        return F.silu(h if self.norm is None else self.norm(h, active))
-
-    def fold(self) -> None:
-        if self.norm is not None:
-            self.norm.fold_into(self.linear)
-            self.norm = None
+def normalised(size: int, inputs: int, outputs: int, norm: bool) -> Experts:
+    """E experts Swish(BN(Linear(x)))."""
+    return Experts(size, (inputs, outputs), norm=norm, activation=F.silu)
 
 
 class FeatureGates(nn.Module):
@@ -82,16 +68,16 @@ class Category(nn.Module):
 
     def __init__(
         self, tasks: int, width: int, expert: int, meta: int, common: int, shared: int, own: int, rank: int, mixed: int,
-        folded: bool,
+        norm: bool,
     ) -> None:  # fmt: skip
         super().__init__()
         self.m = own
         self.meta_gate = Gates(1, width, 2 * meta)
         self.meta_self = SelfGates(1, width, meta)
         self.shared_input = FeatureGates(shared, 2 * expert, rank, mixed)
-        self.shared = NormalisedExperts(shared, 2 * expert, expert, folded)
+        self.shared = normalised(shared, 2 * expert, expert, norm)
         self.own_input = FeatureGates(tasks * own, 2 * expert, rank, mixed)
-        self.own = NormalisedExperts(tasks * own, 2 * expert, expert, folded)
+        self.own = normalised(tasks * own, 2 * expert, expert, norm)
         self.gates = Gates(tasks, 2 * expert, common + shared + own)
         self.self_gates = SelfGates(tasks, 2 * expert, own)
 
@@ -116,13 +102,13 @@ class HoME(Stacked):
     categories: word → names of its tasks; every task in exactly one (None: tasks of one kind form a category).
     meta: experts of a group on level 1. common, shared, own: global experts, those of a category and of a task on level 2.
     expert: units of an expert's layer. rank, mixed: of the feature gates. tower: hidden units a task, 0 for none.
-    folded: built without norms, for weights into which `fold` wrote them.
+    norm: batch norms in the experts; without them also what `fold` leaves behind.
     """
 
     def __init__(
         self, tasks: Sequence[Task], width: int, *, categories: Mapping[str, Sequence[str]] | None = None, meta: int = 1,
         common: int = 1, shared: int = 1, own: int = 1, expert: int = 64, rank: int = 8, mixed: int = 2, tower: int = 32,
-        folded: bool = False,
+        norm: bool = True,
     ) -> None:  # fmt: skip
         super().__init__(tasks)
         at_least(1, "home", meta=meta, common=common, shared=shared, own=own, expert=expert, rank=rank, mixed=mixed)
@@ -132,13 +118,13 @@ class HoME(Stacked):
         self.n, self.m = meta, own
         groups = 1 + len(self.members)
         self.meta_input = FeatureGates(groups, width, rank, mixed)
-        self.meta = NormalisedExperts(groups * meta, width, expert, folded)
+        self.meta = normalised(groups * meta, width, expert, norm)
         self.meta_gate = Gates(1, width, groups * meta)
         self.meta_self = SelfGates(1, width, meta)
         self.common_input = FeatureGates(common, expert, rank, mixed)
-        self.common = NormalisedExperts(common, expert, expert, folded)
+        self.common = normalised(common, expert, expert, norm)
         for c, names in enumerate(self.members):
-            sizes = (len(names), width, expert, meta, common, shared, own, rank, mixed, folded)
+            sizes = (len(names), width, expert, meta, common, shared, own, rank, mixed, norm)
             self.add_module(f"category_{c}", Category(*sizes))
         self.towers = Towers(len(self.index), expert, tower)
         self.width = self.towers.width
@@ -184,12 +170,6 @@ class HoME(Stacked):
             elif name.startswith("towers."):
                 found[name] = slice(self.index[task], self.index[task] + 1)
         return found
-
-    def fold(self) -> None:
-        """Write every norm into the linear layer before it, for serving: same predictions, fewer operations."""
-        for part in self.modules():
-            if isinstance(part, NormalisedExperts):
-                part.fold()
 
 
 def grouped(tasks: Sequence[Task], categories: Mapping[str, Sequence[str]] | None) -> list[list[str]]:

@@ -35,13 +35,13 @@ def vectors(features: Features, where: str) -> Tensor:
     return features.main
 
 
-def widths_of(expert: int | Sequence[int], where: str) -> tuple[int, ...]:
-    """Units of an expert's layers, first to last, from one number or a list."""
-    found = tuple(expert) if isinstance(expert, list | tuple) else (expert,)
+def widths_of(given: int | Sequence[int], where: str, name: str = "expert") -> tuple[int, ...]:
+    """Units of layers, first to last, from one number or a list."""
+    found = tuple(given) if isinstance(given, list | tuple) else (given,)
     if not found:
-        raise BadInput("an expert needs a layer: expert is empty", where=where, remedy="name the units of at least one")
+        raise BadInput(f"{name} names no layer", where=where, remedy="name the units of at least one")
     for units in found:
-        at_least(1, where, expert=cast(int, units))
+        at_least(1, where, **{name: cast(int, units)})
     return cast("tuple[int, ...]", found)
 
 
@@ -210,6 +210,23 @@ class Stacked(Packed, Sharing):
         if len(order) == len(self.index):
             return order, None
         return order, torch.tensor([self.index[name] for name in order], device=device)
+
+    def each(
+        self, run: Callable[[Features, Tensor | None], Tensor], features: Features, rows: Rows, *, exact: bool = False
+    ) -> dict[str, Features]:
+        """`run(features, active)` → [A, B, d] for every requested task: at once where the tasks want nearly all rows, otherwise
+        task by task on the rows of each. exact: at once only where all want all rows (for what depends on the rows it sees)."""
+        order, active = self.requested(rows, features.main.device)
+        asked = [len(features.main) if rows[name] is None else len(cast(Tensor, rows[name])) for name in order]
+        if min(asked) == len(features.main) or (not exact and sum(asked) > 0.75 * len(order) * len(features.main)):
+            found = run(features, active).unbind()
+            return {name: Features(one, context=features.context) for name, one in zip(order, found)}
+        answers = {}
+        for name in order:
+            own = features.at(rows[name])
+            place = torch.tensor([self.index[name]], device=features.main.device)
+            answers[name] = Features(run(own, place)[0], context=own.context, selected=own.selected)
+        return answers
 
     def slices(self, task: str) -> dict[str, slice]:
         i = self.index[task]

@@ -1,5 +1,10 @@
-"""Every sharing architecture on the tabular MLP as a candidate: the encoder, settings and search space of the specialists,
-the plain sum of the tasks' losses, and the architecture's own few settings."""
+"""Every sharing architecture as a candidate: the settings and search space of the specialists, the plain sum of the tasks'
+losses, and the architecture's own few settings. First those on the features of the specialists' encoder, the tabular MLP; then
+the woven ones, whose networks begin at the columns' embeddings.
+
+Where there are experts, their health on validation rows is kept in `record["expert_health"]` (see `pluribus.sharing.health`),
+taken as training left them; then batch norms are folded into the weights.
+"""
 
 from __future__ import annotations
 
@@ -9,34 +14,50 @@ from typing import Any, ClassVar
 
 import torch
 
-from pluribus import catalog
 from pluribus.balancing import Balancer, EqualWeighting
 from pluribus.data.prepared import Prepared
 from pluribus.modeling import Budget, Choice, IntRange, SearchSpace
-from pluribus.sharing import HoME
+from pluribus.modeling.experts import pack
+from pluribus.sharing import health
+from pluribus.sharing.stacked import Stacked
 from pluribus.tabular.joint_networks import JointNetwork
-from pluribus.tabular.network import Network
-from pluribus.tabular.settings import DEFAULTS, SPACE, encoder_settings, weights_of
+from pluribus.tabular.network import Network, build
+from pluribus.tabular.settings import DEFAULTS, SPACE, encoder_settings, width_of
 
 TOWER = Choice((0, 32, 64))
 EXPERT = Choice((32, 64, 128))
 
 
+HEALTH_ROWS = 2000  # validation rows on which the experts' health is measured, at most
+
+
 class _Shared(JointNetwork):
-    """A joint network whose cost estimate counts the architecture's weights too."""
+    """A joint network whose cost estimate counts the architecture's weights too, and whose experts are looked at."""
 
     def balancer(self, data: Prepared) -> Balancer:
         return EqualWeighting()
 
     def estimate(self, data: Prepared) -> float:
-        """15 epochs of 6 FLOPs per weight and row, at 15 GFLOP/s."""
-        settings = {name: self.settings[name] for name in self.sharing_settings}
+        """15 epochs of 6 FLOPs per weight and row, at 15 GFLOP/s; a table of embeddings does not count."""
         with torch.device("meta"):
-            sharing = catalog.get("sharing", self.sharing).resolve()(
-                data.tasks, encoder_settings(self.settings, data)["width"], **settings
-            )
-        weights = weights_of(self.settings, data) + sum(p.numel() for p in sharing.parameters())
+            model = build(data.tasks, data.columns, self.config(data))
+        weights = sum(p.numel() for name, p in model.named_parameters() if not name.endswith("table"))
         return float(15 * 6 * weights * len(data.parts["train"]) / 1.5e10 + 0.5)
+
+    def fit(self, data: Prepared, budget: Budget, seed: int) -> Network:
+        fitted = super().fit(data, budget, seed)
+        began = time.process_time()
+        sharing = fitted.model.sharing
+        found = health(fitted.model, data.batch(torch.from_numpy(data.parts["valid"][:HEALTH_ROWS]), tasks=()).inputs)
+        if found.zero_share or found.gate_entropy:
+            fitted.record["expert_health"] = found.to_dict()
+        if isinstance(sharing, Stacked) and sharing.normed:
+            sharing.fold()
+            chosen = fitted.config["sharing"]
+            fitted.config["sharing"] = {**chosen, "settings": {**chosen["settings"], "norm": False}}
+            pack(fitted.model)
+        fitted.record["seconds"] += time.process_time() - began
+        return fitted
 
 
 class MMoENetwork(_Shared):
@@ -44,9 +65,9 @@ class MMoENetwork(_Shared):
 
     name = sharing = "mmoe"
     label = "MMoE"
-    sharing_settings = ("experts", "expert", "tower", "top_k", "gate_dropout")
+    sharing_settings = ("experts", "expert", "tower", "norm", "top_k", "gate_dropout")
     defaults: ClassVar[Mapping[str, Any]] = {
-        **DEFAULTS, "experts": 8, "expert": 64, "tower": 32, "top_k": None, "gate_dropout": 0.0,
+        **DEFAULTS, "experts": 8, "expert": 64, "tower": 32, "norm": False, "top_k": None, "gate_dropout": 0.0,
     }  # fmt: skip
     space = SearchSpace({**SPACE.ranges, "experts": IntRange(2, 16), "expert": EXPERT, "tower": TOWER})
 
@@ -56,8 +77,8 @@ class CGCNetwork(_Shared):
 
     name = sharing = "cgc"
     label = "CGC"
-    sharing_settings = ("own", "shared", "expert", "tower")
-    defaults: ClassVar[Mapping[str, Any]] = {**DEFAULTS, "own": 1, "shared": 2, "expert": 64, "tower": 32}
+    sharing_settings = ("own", "shared", "expert", "tower", "norm")
+    defaults: ClassVar[Mapping[str, Any]] = {**DEFAULTS, "own": 1, "shared": 2, "expert": 64, "tower": 32, "norm": False}
     space = SearchSpace({
         **SPACE.ranges, "own": IntRange(1, 3), "shared": IntRange(1, 4), "expert": EXPERT, "tower": TOWER,
     })  # fmt: skip
@@ -68,8 +89,10 @@ class PLENetwork(_Shared):
 
     name = sharing = "ple"
     label = "PLE"
-    sharing_settings = ("levels", "own", "shared", "expert", "tower")
-    defaults: ClassVar[Mapping[str, Any]] = {**DEFAULTS, "levels": 2, "own": 1, "shared": 2, "expert": 64, "tower": 32}
+    sharing_settings = ("levels", "own", "shared", "expert", "tower", "norm")
+    defaults: ClassVar[Mapping[str, Any]] = {
+        **DEFAULTS, "levels": 2, "own": 1, "shared": 2, "expert": 64, "tower": 32, "norm": False,
+    }  # fmt: skip
     space = SearchSpace({
         **SPACE.ranges, "levels": IntRange(1, 3), "own": IntRange(1, 2), "shared": IntRange(1, 3), "expert": EXPERT,
         "tower": TOWER,
@@ -91,11 +114,13 @@ class DSelectKNetwork(_Shared):
 
     name = sharing = "dselect_k"
     label = "DSelect-k"
-    sharing_settings = ("experts", "k", "expert", "tower", "entropy")
-    defaults: ClassVar[Mapping[str, Any]] = {**DEFAULTS, "experts": 8, "k": 2, "expert": 64, "tower": 32, "entropy": 1e-2}
+    sharing_settings = ("experts", "k", "expert", "tower", "entropy", "per_example", "norm")
+    defaults: ClassVar[Mapping[str, Any]] = {
+        **DEFAULTS, "experts": 8, "k": 2, "expert": 64, "tower": 32, "entropy": 1e-2, "per_example": False, "norm": False,
+    }  # fmt: skip
     space = SearchSpace({
         **SPACE.ranges, "experts": Choice((4, 8, 16)), "k": IntRange(1, 4), "expert": EXPERT, "tower": TOWER,
-        "entropy": Choice((1e-3, 1e-2, 1e-1)),
+        "entropy": Choice((1e-3, 1e-2, 1e-1)), "per_example": Choice((False, True)),
     })  # fmt: skip
 
 
@@ -114,8 +139,10 @@ class AdaTTNetwork(_Shared):
 
     name = sharing = "adatt"
     label = "AdaTT"
-    sharing_settings = ("levels", "own", "shared", "expert", "tower")
-    defaults: ClassVar[Mapping[str, Any]] = {**DEFAULTS, "levels": 2, "own": 1, "shared": 1, "expert": 64, "tower": 32}
+    sharing_settings = ("levels", "own", "shared", "expert", "tower", "norm")
+    defaults: ClassVar[Mapping[str, Any]] = {
+        **DEFAULTS, "levels": 2, "own": 1, "shared": 1, "expert": 64, "tower": 32, "norm": False,
+    }  # fmt: skip
     space = SearchSpace({
         **SPACE.ranges, "levels": IntRange(1, 3), "own": IntRange(1, 2), "shared": IntRange(0, 2), "expert": EXPERT,
         "tower": TOWER,
@@ -127,22 +154,79 @@ class HoMENetwork(_Shared):
 
     name = sharing = "home"
     label = "HoME"
-    sharing_settings = ("categories", "meta", "common", "shared", "own", "expert", "rank", "mixed", "tower")
+    sharing_settings = ("categories", "meta", "common", "shared", "own", "expert", "rank", "mixed", "tower", "norm")
     defaults: ClassVar[Mapping[str, Any]] = {
         **DEFAULTS, "categories": None, "meta": 1, "common": 1, "shared": 1, "own": 1, "expert": 64, "rank": 8, "mixed": 2,
-        "tower": 32,
+        "tower": 32, "norm": True,
     }  # fmt: skip
     space = SearchSpace({
         **SPACE.ranges, "meta": IntRange(1, 2), "own": IntRange(1, 2), "expert": EXPERT, "rank": Choice((4, 8, 16)),
         "tower": TOWER,
     })  # fmt: skip
 
-    def fit(self, data: Prepared, budget: Budget, seed: int) -> Network:
-        fitted = super().fit(data, budget, seed)
-        began = time.process_time()
-        assert isinstance(fitted.model.sharing, HoME)
-        fitted.model.sharing.fold()
-        chosen = fitted.config["sharing"]
-        fitted.config["sharing"] = {**chosen, "settings": {**chosen["settings"], "folded": True}}
-        fitted.record["seconds"] += time.process_time() - began
-        return fitted
+
+# Woven: networks from the columns' embeddings on
+
+_EMBEDDINGS = ("embedding", "bins", "category_size")
+_WOVEN = {name: value for name, value in DEFAULTS.items() if name != "dropout"}
+_WOVEN_SPACE = {name: value for name, value in SPACE.ranges.items() if name != "dropout"}
+
+
+class _Woven(_Shared):
+    """architecture: its name in the catalog. own_settings: those of the candidate's settings that go to it."""
+
+    architecture: ClassVar[str]
+    own_settings: ClassVar[tuple[str, ...]] = ()
+
+    def config(self, data: Prepared) -> dict[str, Any]:
+        return {"architecture": {"name": self.architecture, "settings": self.built(data)}}
+
+    def built(self, data: Prepared) -> dict[str, Any]:
+        """The architecture's settings: `width` units in each of `depth` layers."""
+        width = width_of(data) if self.settings["width"] == "auto" else self.settings["width"]
+        found = {name: self.settings[name] for name in (*_EMBEDDINGS, *self.own_settings)}
+        return {**found, "hidden": [width] * self.settings["depth"]}
+
+
+class STARNetwork(_Woven):
+    """A centre that all tasks share, times a layer of each task's own: every task a domain."""
+
+    name = architecture = "star"
+    label = "STAR"
+    own_settings = ("auxiliary",)
+    defaults: ClassVar[Mapping[str, Any]] = {**_WOVEN, "auxiliary": 16}
+    space = SearchSpace({**_WOVEN_SPACE, "auxiliary": Choice((0, 16, 32))})
+
+
+class PEPNetNetwork(_Woven):
+    """A tower a task behind gates that read the columns named `prior` (None: the categorical ones) and the `domain`'s."""
+
+    name = architecture = "pepnet"
+    label = "PEPNet"
+    own_settings = ("domain", "prior", "gate")
+    defaults: ClassVar[Mapping[str, Any]] = {**_WOVEN, "domain": None, "prior": None, "gate": 64}
+    space = SearchSpace({**_WOVEN_SPACE, "gate": Choice((32, 64, 128))})
+
+
+class STEMNetwork(_Woven):
+    """Tables of embeddings a task beside shared ones: all are read, only a task's own and the shared are trained by it."""
+
+    name = architecture = "stem"
+    label = "STEM"
+    defaults: ClassVar[Mapping[str, Any]] = {**DEFAULTS, "tower": 32}
+    space = SearchSpace({**SPACE.ranges, "tower": TOWER})
+
+    def built(self, data: Prepared) -> dict[str, Any]:
+        return {**encoder_settings(self.settings, data), "tower": self.settings["tower"]}
+
+
+class WholeCrossStitch(_Woven):
+    """A network a task from the input on, stitched after every layer."""
+
+    name = architecture = "cross_stitch_networks"
+    label = "Cross-stitch, whole networks"
+    defaults: ClassVar[Mapping[str, Any]] = {**DEFAULTS, "own": 0.9}
+    space = SearchSpace({**SPACE.ranges, "own": Choice((0.6, 0.8, 0.9))})
+
+    def built(self, data: Prepared) -> dict[str, Any]:
+        return {**encoder_settings(self.settings, data), "own": self.settings["own"]}
