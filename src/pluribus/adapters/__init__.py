@@ -22,6 +22,8 @@ small parameters over tasks), *where* it acts (sites of the model, found by patt
     lora.save("folder"); lora = load(model, "folder")                    # all tasks, this project's format (any method)
     write_peft(lora, "qnli", "peft/"); read_peft(lora, "new", "peft/")   # one task, PEFT's folder format
     lora = from_peft(model, {"a": "peft/a", "b": "peft/b"})              # a bank from many folders
+    pool = Pool.of_peft(lora, {"a": "peft/a", …}, budget=2**30)          # serving: hundreds, loaded and evicted on demand
+    with pool.route(["a", "q7"]): outputs = pool.logits(model(**batch).last_hidden_state[:, 0])
     lora.detach()                # the model is what it was, bit for bit
 
 A task the adapters do not know, or no route at all, is an error (`BadInput`), never silently the base model. Every other method
@@ -37,10 +39,26 @@ from torch import nn
 
 from pluribus import catalog
 from pluribus.adapters.adapter import Adapters, check_base, read_folder
+from pluribus.adapters.adapterfusion import AdapterFusion
+from pluribus.adapters.bitfit import BitFit
+from pluribus.adapters.bottleneck import Bottleneck
+from pluribus.adapters.compacter import Compacter
 from pluribus.adapters.formats import from_peft, read_peft, write_peft
 from pluribus.adapters.heads import TaskHeads
+from pluribus.adapters.hyperformer import HyperFormer
+from pluribus.adapters.ia3 import IA3
 from pluribus.adapters.lora import LoRA
+from pluribus.adapters.lorahub import LoRAHub
+from pluribus.adapters.mhr import MHR, MHRmu, MHRz
+from pluribus.adapters.mixlora import MixLoRA
+from pluribus.adapters.mtlora import MTLoRA, MTLoRAPlus
+from pluribus.adapters.poly import Poly
+from pluribus.adapters.pool import Pool
+from pluribus.adapters.prefix import PrefixTuning
+from pluribus.adapters.prompt import PromptTuning
 from pluribus.adapters.route import Route, fork, route
+from pluribus.adapters.scalearn import ScaLearn, ScaLearnPP, ScaLearnUniform, ScaLearnUniformPP
+from pluribus.adapters.smora import SMoRA
 
 
 def load(model: nn.Module, folder: str | Path, **given: Any) -> Any:
@@ -59,4 +77,9 @@ def load(model: nn.Module, folder: str | Path, **given: Any) -> Any:
     return made
 
 
-__all__ = ["Adapters", "LoRA", "Route", "TaskHeads", "fork", "from_peft", "load", "read_peft", "route", "write_peft"]
+__all__ = [
+    "IA3", "MHR", "AdapterFusion", "Adapters", "BitFit", "Bottleneck", "Compacter", "HyperFormer",
+    "LoRA", "LoRAHub", "MHRmu", "MHRz", "MTLoRA", "MTLoRAPlus", "MixLoRA", "Poly",
+    "Pool", "PrefixTuning", "PromptTuning", "Route", "SMoRA", "ScaLearn", "ScaLearnPP", "ScaLearnUniform",
+    "ScaLearnUniformPP", "TaskHeads", "fork", "from_peft", "load", "read_peft", "route", "write_peft",
+]  # fmt: skip

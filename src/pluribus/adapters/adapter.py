@@ -140,13 +140,14 @@ class Adapters(nn.Module):
             slot = self.free.pop()
             self.slots[task] = slot
             try:
-                self.reset(slot)
-                if state is not None:
+                if state is None:
+                    self.reset(slot)
+                else:
                     self.load_task(task, state)
             except BaseException:
                 self.free.append(self.slots.pop(task))
                 raise
-            self.touched()
+            self.touched(slot)
             return slot
 
     def evict(self, task: str) -> None:
@@ -154,7 +155,7 @@ class Adapters(nn.Module):
         with self._lock:
             self.free.append(self.slot(task))
             del self.slots[task]
-            self.touched()
+            self.version += 1
 
     @torch.no_grad()
     def reserve(self, capacity: int) -> None:
@@ -168,10 +169,10 @@ class Adapters(nn.Module):
                 setattr(holder, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
             self.free += range(max(capacity, self.capacity) - 1, self.capacity - 1, -1)
             self.capacity = max(capacity, self.capacity)
-            self.touched()
+            self.version += 1
 
-    def touched(self) -> None:
-        """Slots or what they hold have changed: routes look them up anew."""
+    def touched(self, slot: int | None = None) -> None:
+        """A slot (None: any) holds something else: routes look it up anew."""
         self.version += 1
 
     @torch.no_grad()
@@ -192,7 +193,7 @@ class Adapters(nn.Module):
         _fit(mine, state, f"the adapter of {task!r}", lambda tensor: tensor.shape[1:])
         for name, tensor in mine.items():
             tensor[slot].copy_(state[name])
-        self.touched()
+        self.touched(slot)
 
     # -- the model ---------------------------------------------------------------------------------------------------------
 

@@ -68,7 +68,7 @@ class OpenAttention(nn.Module):
         self.out_proj = inside.out_proj
         for i, name in enumerate("qkv"):
             setattr(self, name, Projection(self, name, i * inside.embed_dim))
-        self.training = inside.training
+        self.train(inside.training)
         self.users = 0
         self.extras: list[Extra] = []
 

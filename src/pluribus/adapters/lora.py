@@ -84,9 +84,10 @@ class LoRA(LinearAdapters):
         super().reset(slot)
         self.scale[slot] = self.usual
 
-    def touched(self) -> None:
-        super().touched()
-        self.uniform = bool((self.scale[list(self.slots.values())] == self.usual).all())
+    def touched(self, slot: int | None = None) -> None:
+        super().touched(slot)
+        changed = list(self.slots.values()) if slot is None else [slot]
+        self.uniform = (self.uniform or slot is None) and bool((self.scale[changed] == self.usual).all())
 
     def scales(self) -> float | Tensor:
         """s: one number where all tasks have the usual one, else one per slot."""

@@ -5,8 +5,9 @@ https://arxiv.org/abs/2307.13269
 
     m̂ = (Σ_i w_i A_i)(Σ_i w_i B_i),    min_w L(w) + 0.05 Σ_i |w_i|,   |w_i| ≤ 1.5, one w for all layers
 
-The weights are parameters [E, N], so they can be trained by gradients (add `penalty()`); `search` is the paper's way without
-gradients, a CMA-ES (Hansen 2016) of about 40 evaluations that starts at zero.
+The weights are parameters [E, N], so they can be trained by gradients (add `penalty()`), for which they start at 1/N: at zero,
+where the paper starts, the product has no gradient. `search` is the paper's way without gradients, a CMA-ES (Hansen 2016) of
+about 40 evaluations from zero.
 """
 
 from __future__ import annotations
@@ -26,15 +27,15 @@ from pluribus.linalg.low_rank import Pick, mix_parameters, mixed_parameters
 
 
 class Weights(nn.Module):
-    """w [E, N], zero at the start: the model as it was."""
+    """w [E, N], 1/N at the start."""
 
     def __init__(self, size: int, modules: int) -> None:
         super().__init__()
-        self.w = nn.Parameter(torch.zeros(size, modules))
+        self.w = nn.Parameter(torch.full((size, modules), 1 / modules))
 
     @torch.no_grad()
     def reset(self, slot: int) -> None:
-        self.w[slot].zero_()
+        self.w[slot] = 1 / self.w.shape[1]
 
 
 class LoRAHub(LinearAdapters):
@@ -56,7 +57,7 @@ class LoRAHub(LinearAdapters):
             where, rank = modules.settings["where"], modules.rank
             scales = {float(modules.scale[slot]) for slot in modules.slots.values()}
             if len(scales) > 1:
-                raise BadInput(f"have several scales {sorted(scales)}", where="modules", remedy="use modules of one scale and rank")
+                raise BadInput(f"have several scales {sorted(scales)}", where="modules", remedy="use modules of one scale")
             scale = scales.pop()
             modules.detach()
         count = modules if isinstance(modules, int) else len(modules.slots)
@@ -102,7 +103,7 @@ class LoRAHub(LinearAdapters):
         self, task: str, loss: Callable[[], float], *, evaluations: int = 40, bound: float = 1.5, penalty: float = 0.05,
         sigma: float = 0.5, seed: int = 0,
     ) -> float:  # fmt: skip
-        """Set the task's weights without gradients; returns the best objective. loss: evaluates the model with the weights set."""
+        """Set the task's weights without gradients; returns the best objective. loss: of the model with the weights set."""
         row = self.w[self.slot(task)]
 
         def objective(w: Tensor) -> float:

@@ -30,8 +30,8 @@ class MHR(Poly):
     name = "mhr"
 
     def __init__(
-        self, model: nn.Module, tasks: Sequence[Any], *, where: str | Sequence[str] = "attention", skills: int = 8, heads: int = 8,
-        rank: int = 8, gate: str = "sigmoid", inventory: Poly | None = None, freeze: bool = True,
+        self, model: nn.Module, tasks: Sequence[Any], *, where: str | Sequence[str] = "attention", skills: int = 8,
+        heads: int = 8, rank: int = 8, gate: str = "sigmoid", inventory: Poly | None = None, freeze: bool = True,
     ) -> None:  # fmt: skip
         self._make(model, tasks, where, skills, rank, gate, heads, {"heads": heads}, inventory, freeze)
 
@@ -44,8 +44,8 @@ class MHRz(MHR):
     def start(self) -> None:
         super().start()
         for site in self.sites.values():
-            site.A.requires_grad_(False)  # type: ignore[union-attr, operator]
-            site.B.requires_grad_(False)  # type: ignore[union-attr, operator]
+            site.A.requires_grad_(False)
+            site.B.requires_grad_(False)
 
 
 class MHRmu(LoRA):

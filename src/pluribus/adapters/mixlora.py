@@ -3,12 +3,13 @@
 Li et al., "MixLoRA: Enhancing Large Language Models Fine-Tuning with LoRA-based Mixture of Experts", 2024, eqs. 4 to 8:
 https://arxiv.org/abs/2404.15159
 
-    FFN_e(x) = W₂' act(W₁' x),  W' = W + s B_e A_e;    y = Σ_{e in top-k} g_e FFN_e(x),  g = softmax over the top-k of W_r x
+    FFN_e(x) = W₂' act(W₁' x),  W' = W + s B_e A_e
+    y = Σ_{e in top-k} g_e FFN_e(x),  g = softmax over the top-k of W_r x
     load loss = c E Σ_e f_e p_e,  f_e: share of choices that fell on e,  p_e: mean of the softmax over all experts
 
-The frozen W₁ x is computed once, and so is W₂, on the mixture of the chosen experts' inner units; between them run k copies of the
-activations alone. The load loss is left in `route.penalties` (sum: `route.penalty()`). A plain LoRA on attention, as in the paper, is
-a second object: `LoRA(model, tasks, where="attention")`. Nothing here is a task's own.
+The frozen W₁ x is computed once, and so is W₂, on the mixture of the chosen experts' inner units; between them run k copies of
+the activations alone. The load loss is left in `route.penalties` (sum: `route.penalty()`). A plain LoRA on attention, as in the
+paper, is a second object: `LoRA(model, tasks, where="attention")`. Nothing here is a task's own.
 """
 
 from __future__ import annotations
@@ -42,8 +43,8 @@ class MixLoRA(Adapters):
     common = ("*",)
 
     def __init__(
-        self, model: nn.Module, tasks: Sequence[Any], *, experts: int = 8, top: int = 2, rank: int = 8, alpha: float | None = None,
-        load: float = 0.01, freeze: bool = True,
+        self, model: nn.Module, tasks: Sequence[Any], *, experts: int = 8, top: int = 2, rank: int = 8,
+        alpha: float | None = None, load: float = 0.01, freeze: bool = True,
     ) -> None:  # fmt: skip
         settings = {"experts": experts, "top": top, "rank": rank, "alpha": alpha, "load": load}
         super().__init__(model, tasks, settings, freeze=freeze)

@@ -54,7 +54,9 @@ class Poly(LinearAdapters):
 
     name = "poly"
     common = ("*.A", "*.B")
-    heads = 1
+    heads: int
+    skills: int
+    rank: int
 
     def __init__(
         self, model: nn.Module, tasks: Sequence[Any], *, where: str | Sequence[str] = "attention", skills: int = 8, rank: int = 8,

@@ -4,12 +4,12 @@ Zhao et al., "Each Rank Could be an Expert: Single-Ranked Mixture of Experts LoR
 https://arxiv.org/abs/2501.15103
 
     y = W x + s B (g(x) ⊙ A x),   K = top-k of W_g x + b,   g = softmax over K of W_g x, 0 elsewhere,   s = α/k
-    after a step:  b_i ← b_i + u sign(mean load − load_i)                                            (`balance`)
+    after a step (`balance`):  b_i ← b_i + u sign(mean load − load_i)
 
-b takes part in the choice alone, never in g, and has no gradient. With `block=c` an expert is c ranks: a mixture of LoRAs of rank c
-(c = r with one expert is LoRA). Not found in the paper, and chosen here: u = 1e-3, s, and `mean1` as the default, which multiplies g
-by k so that a chosen expert counts 1 on average ("sum1" leaves the softmax as it is). All experts are computed and masked: on
-processors without an indexed kernel two plain products are faster than gathers. Nothing here is a task's own.
+b takes part in the choice alone, never in g, and has no gradient. With `block=c` an expert is c ranks: a mixture of LoRAs of rank
+c (c = r with one expert is LoRA). Not found in the paper, and chosen here: u = 1e-3, s, and `mean1` as the default, which
+multiplies g by k so that a chosen expert counts 1 on average ("sum1" leaves the softmax as it is). All experts are computed and
+masked: without an indexed kernel two plain products are faster than gathers. Nothing here is a task's own.
 """
 
 from __future__ import annotations
