@@ -72,3 +72,20 @@ def filled(about: Mapping[str, Any], state: Mapping[str, Tensor], where: str) ->
     except RuntimeError as error:
         raise BadInput(f"does not fit {type(model).__name__} ({str(error).splitlines()[-1].strip()})", where=where) from error
     return model.eval()
+
+
+def image_shape(about: Mapping[str, Any]) -> tuple[int, int, int]:
+    """(channels, height, width) of a vision model's inputs."""
+    size = about.get("image_size")
+    height, width = (size, size) if isinstance(size, int) else tuple(size or (0, 0))[:2]
+    return int(about.get("num_channels") or 3), int(height), int(width)
+
+
+def example(about: Mapping[str, Any], rows: int, tokens: int = 8) -> dict[str, Tensor]:
+    """Random inputs that fit a configuration: pixels, or token ids."""
+    random = torch.Generator().manual_seed(0)
+    if about.get("image_size") and not about.get("vocab_size"):
+        return {"pixel_values": torch.rand(rows, *image_shape(about), generator=random)}
+    longest = int(about.get("max_position_embeddings") or tokens)
+    ids = torch.randint(0, int(about.get("vocab_size") or 2), (rows, max(1, min(tokens, longest - 2))), generator=random)
+    return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}

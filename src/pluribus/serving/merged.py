@@ -29,7 +29,7 @@ from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput, require
 from pluribus.merging.bundle import open_bundle
 from pluribus.merging.container import MergeContainer
-from pluribus.merging.modules import names_in, skeleton
+from pluribus.merging.modules import example, image_shape, names_in, skeleton
 from pluribus.modeling import Costs, Fitted
 from pluribus.modeling.candidate import Array
 from pluribus.tasks import Task
@@ -67,22 +67,14 @@ class Merged(Fitted):
         self.longest = max(1, min(known, default=512) - offset)
         tasks = tuple(_task(name, configs[name]) for name in container.tasks)
         super().__init__(tasks, _columns(self.reads, 1 + (self.size or self.longest)))  # one too many is refused, not cut
-        self.served = container.renamed(names_in(model, stored, where)).serve(model, example=self._example(first))
+        renamed = container.renamed(names_in(model, stored, where))
+        self.served = renamed.serve(model, example=example(first, 2 * len(container.tasks)))
 
     @classmethod
     def open(cls, folder: str | Path) -> Merged:
         """What `MergeContainer.save` or `pluribus merge` wrote."""
         folder = Path(folder)
         return cls(*open_bundle(folder), folder)
-
-    def _example(self, about: Config) -> dict[str, Tensor]:
-        """Inputs on which the plan of serving is checked: two rows a task."""
-        random = torch.Generator().manual_seed(0)
-        rows = 2 * len(self.container.tasks)
-        if self.reads == "pixel_values":
-            return {"pixel_values": torch.rand(rows, *_image(about), generator=random)}
-        ids = torch.randint(0, self.vocabulary, (rows, min(8, self.longest)), generator=random)
-        return {"input_ids": ids, "attention_mask": torch.ones_like(ids)}
 
     # Prediction
 
@@ -117,7 +109,7 @@ class Merged(Fitted):
         if self.reads == "pixel_values":
             given = [data.ragged[self.reads].row(row) for row in rows]
             good = [i for i, pixels in enumerate(given) if len(pixels) == self.size and np.isfinite(pixels).all()]
-            shape = _image(self.configs[self.container.tasks[0]])
+            shape = image_shape(self.configs[self.container.tasks[0]])
             pixels = np.stack([given[i] for i in good]) if good else np.empty((0, self.size), np.float32)
             return {"pixel_values": torch.from_numpy(pixels.astype(np.float32)).view(len(good), *shape)}, good
         if self.tokenizer is not None:
@@ -181,16 +173,10 @@ def _task(name: str, about: Config) -> Task:
     return Task(name, "binary" if count == 2 else "multiclass", tuple(words or (f"LABEL_{i}" for i in range(count))))
 
 
-def _image(about: Config) -> tuple[int, int, int]:
-    size = about.get("image_size")
-    height, width = (size, size) if isinstance(size, int) else tuple(size or (0, 0))[:2]
-    return int(about.get("num_channels") or 3), int(height), int(width)
-
-
 def _reads(about: Config, home: Path) -> tuple[str, int]:
     """The input column, and how many numbers it holds (0: any)."""
     if about.get("image_size") and not about.get("vocab_size"):
-        return "pixel_values", int(np.prod(_image(about)))
+        return "pixel_values", int(np.prod(image_shape(about)))
     if about.get("vocab_size"):
         files = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
         return ("text" if any((home / name).is_file() for name in files) else "input_ids"), 0

@@ -91,6 +91,7 @@ class TableStudy(BaseModel):
     split: str | None = None
     not_applicable: dict[str, str] = {}
     delayed: dict[str, str] = {}
+    late: Literal["left_out", "weighed"] = "left_out"
     text: list[str] = []
     items: dict[str, ItemSpec] = {}
     max_length: Annotated[int, Field(ge=1, le=100_000)] = 100
@@ -143,7 +144,7 @@ def parse(row: Any, *, where: str) -> TableStudy:
         raise BadInput("holds no settings", where=where, remedy="write `key: value` lines; see `pluribus schema`")
     kind = row.get("kind", "table")
     if kind == "checkpoints":
-        raise BadInput("studies of checkpoints are not built in yet", where=where, remedy="use `pluribus merge`")
+        raise BadInput("is a study of checkpoints", where=where, remedy="add --evaluate FILE.py:FUNCTION")
     if kind != "table":
         raise unknown("kind of study", str(kind), ("table", "checkpoints"), where=where)
     version = row.get("schema_version", 1)
