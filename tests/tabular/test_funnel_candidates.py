@@ -160,7 +160,7 @@ def study(tmp_path: Path) -> Any:
 
     def go(data: pd.DataFrame, targets: list[dict[str, Any]], capsys: Any, **more: Any) -> tuple[int, str]:
         data.to_csv(tmp_path / "shop.csv", index=False)
-        spec = {"kind": "table", "table": str(tmp_path / "shop.csv"), "targets": targets, "split": "random", **more}
+        spec = {"kind": "table", "table": str(tmp_path / "shop.csv"), "targets": targets, "split": "random"} | more
         (tmp_path / "study.yaml").write_text(yaml.safe_dump(spec), "utf-8")
         code = run(["study", str(tmp_path / "study.yaml"), "--runs", str(tmp_path / "runs"), "--plan"])
         said = capsys.readouterr()
@@ -196,3 +196,19 @@ def test_a_study_refuses_bad_funnels(study: Any, capsys: Any) -> None:
     assert code == 2
     assert f"task 'cart': is '1' in row {row + 1}, where 'click' is '0'" in said
     assert "Traceback" not in said
+
+
+def test_a_study_weighs_late_labels(study: Any, capsys: Any) -> None:
+    """`late: weighed` reaches the table from the study file and from `--late`; another word is one line and exit 2."""
+    data = frame()
+    data["day"] = pd.Timestamp("2020-01-01") + pd.to_timedelta(np.arange(len(data)) // 25, "D")
+    data["wait"] = ((np.arange(len(data)) > 1300) & (data["click"] == 1) & (data["cart"] == 0)).astype(int)
+    steps, roles = [step("click"), step("cart", "click")], {"delayed": {"cart": "wait"}, "ignore": ["buy"]}
+    code, said = study(data, steps, capsys, candidates=["esmm"], late="weighed", **roles, split="time:day")
+    assert code == 0, said
+    code, said = study(data, steps, capsys, candidates=["esmm"], late="weighed", **roles)
+    assert code == 2
+    assert "weighed by the rows' time, which is not known" in said
+    code, said = study(data, steps, capsys, candidates=["esmm"], late="weighted", **roles)
+    assert code == 2
+    assert "late" in said

@@ -26,11 +26,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pluribus.data.delayed import weighed
 from pluribus.data.ingest import read_table
 from pluribus.data.prepared import Cells
 from pluribus.data.ragged import Lists, looks_like_lists, read_lists
@@ -80,6 +81,8 @@ class Table:
     split: "random", "time:COL" or "column:COL"; default: by `time`, else by the first datetime input, else at random.
     not_applicable, delayed: task → column; where that column is true (1), the task's cell is not applicable, or its label is
         still to come. Such a column is not an input. (`Task.after` and `Task.absent` say the same for whole tasks.)
+    late: what becomes of delayed labels of binary tasks: "left_out", or "weighed": negatives so far that may turn positive, see
+        `pluribus.data.delayed` (a 1 that stands there has happened and counts). Other kinds' are left out.
     text: input columns of text, beside those that are found out to be (see the module's text).
     items: name → `ItemTable`, a second table whose key columns of this one hold.
     max_length: of a sequence the latest so many elements are kept.
@@ -115,6 +118,7 @@ class Table:
         split: str | None = None,
         not_applicable: Mapping[str, str] | None = None,
         delayed: Mapping[str, str] | None = None,
+        late: Literal["left_out", "weighed"] = "left_out",
         text: Iterable[str] = (),
         items: Mapping[str, ItemTable] | None = None,
         max_length: int = 100,
@@ -125,7 +129,9 @@ class Table:
         self._check_frame()
         self.id, self.weight, self.group, self.task_column = id, weight, group, task_column
         self.ignore = tuple(ignore)
-        self.not_applicable, self.delayed = dict(not_applicable or {}), dict(delayed or {})
+        self.not_applicable, self.delayed, self.late = dict(not_applicable or {}), dict(delayed or {}), late
+        if late not in ("left_out", "weighed"):
+            raise unknown("way with delayed labels", late, ("left_out", "weighed"), where="late")
         self.notes: list[str] = []
         self.encoded: dict[str, Any] = {}
         self.time, self.split_column, kind_of_split = self._parse_split(split, time)
@@ -201,7 +207,8 @@ class Table:
             value = values[task.name]
             code = np.where(np.isnan(value), np.int8(HOLES.index(task.absent)), np.int8(LABELLED))
             if task.name in self.delayed:
-                code[self._flags(self.delayed[task.name])] = DELAYED
+                pending = self._flags(self.delayed[task.name])
+                code[pending & (value != 1) if self.late == "weighed" and task.kind == "binary" else pending] = DELAYED
             for parent in task.after:
                 self._check_step(task, by_name[parent][1], value, values[parent])
                 code[(values[parent] == 0) | (codes[parent] == NOT_APPLICABLE)] = NOT_APPLICABLE
@@ -211,8 +218,18 @@ class Table:
                 code[self.task_index != position] = NOT_APPLICABLE
             rows = np.flatnonzero(code == LABELLED)
             cells[task.name] = Cells(rows, value[rows], None if weight is None else weight[rows])
+            if self.late == "weighed" and task.kind == "binary" and (code == DELAYED).any():
+                known = np.where(code == LABELLED, value, np.nan)
+                cells[task.name] = weighed(known, code == DELAYED, self._times(), weight, f"{self.source}, task {task.name!r}")
             codes[task.name] = code
         return {name: cells[name] for name in self.names}, {name: codes[name] for name in self.names}
+
+    def _times(self) -> NDArray[np.float64]:
+        if self.time is None:
+            remedy = "name the column: time=COL, or split by time"
+            raise BadInput("delayed labels are weighed by the rows' time, which is not known", where="late", remedy=remedy)
+        series = self.frame[self.time]
+        return np.asarray(series.to_numpy("datetime64[ns]" if series.dtype.kind == "M" else None).astype(np.float64))
 
     def _items_of(self, task: Task) -> NDArray[np.float64]:
         """A task's items as rows of their table [n]; NaN where the cell is empty or the table lacks the item."""

@@ -56,7 +56,8 @@ def chains(tasks: Sequence[Task]) -> dict[str, tuple[str, ...]]:
 def entire_space(chain: Sequence[str], batch: Batch) -> Labels | None:
     """Labels of "all steps of the chain happened", at every row where that is known; None where it is known nowhere.
 
-    Weights are those of the first step. A child that happened where its parent did not is a `BadInput`.
+    A row weighs what its cell of the step that decided it weighs: the first that did not happen, or the last. A child that
+    happened where its parent did not is a `BadInput`.
     """
     some = next(iter(batch.labels.values())).values if batch.labels else torch.zeros(0)
     alive = torch.ones(batch.n_rows, dtype=torch.bool, device=some.device)
@@ -68,8 +69,10 @@ def entire_space(chain: Sequence[str], batch: Batch) -> Labels | None:
         if step in batch.labels:
             labels = batch.labels[step]
             happened[labels.rows] = labels.values.to(happened.dtype)
-            if before is None and labels.weight is not None:
-                weight = torch.zeros_like(happened).index_copy(0, labels.rows, labels.weight.to(happened.dtype))
+            if labels.weight is not None:
+                weight = torch.ones_like(happened) if weight is None else weight
+                reached = alive[labels.rows]
+                weight[labels.rows[reached]] = labels.weight[reached].to(happened.dtype)
         if before is not None and bool(((happened == 1) & (before[1] == 0)).any()):
             remedy = f"a row's {step!r} can only be 1 where {before[0]!r} is 1"
             raise BadInput(f"is 1 in a row whose {before[0]!r} is 0", where=f"task {step!r}", remedy=remedy)

@@ -148,7 +148,7 @@ class Study:
         roles: dict[str, Any] = {
             "id": spec.id, "ignore": tuple(spec.ignore), "weight": spec.weight, "group": spec.group,
             "task_column": spec.task_column, "split": spec.split, "not_applicable": spec.not_applicable,
-            "delayed": spec.delayed, "text": tuple(spec.text), "max_length": spec.max_length,
+            "delayed": spec.delayed, "late": spec.late, "text": tuple(spec.text), "max_length": spec.max_length,
         }  # fmt: skip
         if spec.items and not isinstance(self._given, Table):
             from pluribus.data import ItemTable
