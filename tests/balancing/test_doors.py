@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import io
 from collections.abc import Callable
 
 import pytest
 import torch
 from torch import Tensor, nn
 
-from pluribus.balancing import Balancer, EqualWeighting, GradDrop, combine
+from pluribus.balancing import MGDA, Balancer, EqualWeighting, GradDrop, combine
 from pluribus.errors import BadInput, NonFinite
 
 TASKS = ("seg", "depth", "normal")
@@ -241,6 +242,26 @@ def test_weights_are_held_between_every_k_calls(net: Net, x: Tensor) -> None:
     losses, z = net.losses(x, ("seg",))  # another set of tasks: afresh
     combine(losses, balancer, features=z, every=2)
     assert balancer.last.age == 0
+
+
+def test_held_weights_are_part_of_the_state(net: Net, x: Tensor) -> None:
+    """If this fails, a run that is resumed between two computations of the weights is another run."""
+    file, first = io.BytesIO(), MGDA()
+    losses, z = net.losses(x)
+    combine(losses, first, features=z, every=3).backward()
+    torch.save(first.state_dict(), file)
+    file.seek(0)
+    second = MGDA()
+    second.load_state_dict(torch.load(file, weights_only=True))
+    for step in range(1, 4):
+        for balancer in (first, second):
+            losses, z = net.losses(x * (1 + step))
+            combine(losses, balancer, features=z, every=3).backward()
+        assert torch.equal(first.last.weights, second.last.weights)
+        assert first.last.source == second.last.source == ("features" if step == 3 else "held")
+    losses, z = net.losses(x)
+    combine(losses, first, features=z).backward()
+    assert first.state_dict() == {}
 
 
 def test_held_weights_give_the_same_gradients(net: Net, x: Tensor) -> None:

@@ -15,7 +15,7 @@ import torch
 import torch.distributed as dist
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
-from pluribus.balancing import Balancer, NashMTL, Processes, RandomLossWeighting, PCGrad, backward, combine
+from pluribus.balancing import Balancer, FlatRegions, GradDrop, NashMTL, Processes, RandomLossWeighting, PCGrad, backward, combine
 from pluribus.errors import BadInput, NonFinite
 
 rank, folder = int(sys.argv[1]), sys.argv[2]
@@ -135,6 +135,44 @@ for make in (Inverse, Scaled):
     torch.testing.assert_close(balancer.last.weights, alone.last.weights)
     for p, q in zip(shared.parameters(), shared_one.parameters()):
         torch.testing.assert_close(p.grad, q.grad)
+
+# a direction from the Jacobian, one rank without a label
+for mode, make in (("full", Inverse), ("full", Clip)):
+    shared, heads = build()
+    mine = {"a": UNION["a"][:2], "b": UNION["b"][:3]} if rank == 0 else {}
+    local, y = losses_of(shared, heads, X[8 * rank:8 * rank + 8], mine, {"a": 2, "b": 3})
+    backward(local, make(), shared=shared, features=y, gram="full", processes=SUM)
+    reduce([*shared.parameters()], False)
+    shared_one, heads_one = build()
+    losses, z = losses_of(shared_one, heads_one, X[:8], {"a": UNION["a"][:2], "b": UNION["b"][:3]}, {"a": 2, "b": 3})
+    backward(losses, make(), shared=shared_one, features=z, gram="full", processes=ALONE)
+    for p, q in zip(shared.parameters(), shared_one.parameters()):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12)
+
+# GradDrop at the features: one draw, the votes of all rows
+one, shared_one, heads_one = result("combine", True, GradDrop())
+two, shared_two, heads_two = result("combine", False, GradDrop())
+torch.testing.assert_close(shared_two, shared_one, rtol=1e-9, atol=1e-10)
+torch.testing.assert_close(heads_two, heads_one, rtol=1e-9, atol=1e-10)
+
+
+# flat regions: the union batch's perturbations and both aggregations
+def flat(together, how, inner):
+    shared, heads = build()
+    x, cells = (X, UNION) if together else (X[8 * rank:8 * rank + 8], LOCAL)
+    losses, z = losses_of(shared, heads, x, cells, COUNTS)
+    balancer = FlatRegions(inner(), 0.3, how=how)
+    step = backward(losses, balancer, shared=shared, features=z, processes=ALONE if together else SUM,
+                    closure=lambda: losses_of(shared, heads, x, cells, COUNTS)[0])
+    every = [*shared.parameters(), *heads.parameters()]
+    if not together:
+        reduce(every, False)
+    return torch.cat([p.grad.flatten() for p in every])
+
+
+for how in ("per-task", "common", "samo"):
+    for inner in (Inverse, Clip):
+        torch.testing.assert_close(flat(False, how, inner), flat(True, how, inner), rtol=1e-8, atol=1e-9)
 
 # random balancers: the ranks must draw alike
 for make in (RandomLossWeighting, PCGrad):

@@ -68,7 +68,10 @@ class AutoLambda(Balancer):
         """One step of `backward`: learn λ, then write the gradients of Σ λ_t ℓ_t."""
         heard = problem.heard
         if heard.team.size > 1:
-            raise BadInput("AutoLambda runs in one process", where="backward", remedy="pass processes=Processes.alone()")
+            raise BadInput(
+                "AutoLambda runs in one process: its virtual step moves every head, and a process that lacks a task does not "
+                "know its head", where="backward", remedy="pass processes=Processes.alone(), or take another balancer",
+            )  # fmt: skip
         train, validate = _closures(problem.closure)
         whole = problem.shared_or(None)
         theta = leaves(heard.tensors) if whole is None else whole

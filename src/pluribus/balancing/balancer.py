@@ -118,12 +118,14 @@ class Balancer:
         return (rows.T @ w.to(rows.dtype)).to(jacobian.dtype)
 
     def state_dict(self) -> dict[str, Any]:
-        """Everything that moves (tensors and plain values, nested); `load_state_dict` resumes bit for bit."""
-        return {name: _freeze(getattr(self, name)) for name in self.mutable}
+        """Everything that moves (tensors and plain values, nested); `load_state_dict` resumes bit for bit. Weights that a door
+        holds for several calls (`every`) are part of it."""
+        return {**{name: _freeze(getattr(self, name)) for name in self.mutable}, **self.held()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up a state that `state_dict` of the same method gave."""
-        if set(state) != set(self.mutable):
+        self.hold(state)
+        if set(state) - {"held"} != set(self.mutable):
             raise BadInput(
                 f"the state holds {sorted(state)} but {type(self).__name__} keeps {sorted(self.mutable)}",
                 remedy="load it into the method that wrote it",
@@ -136,6 +138,26 @@ class Balancer:
                 current.load_state_dict(state[name])
             else:
                 setattr(self, name, _freeze(state[name]))
+
+    def held(self) -> dict[str, Any]:
+        """The weights that a door holds, as {"held": …}; nothing where each call computes its own."""
+        step = self.last
+        if step is None or step.weights is None or step.every == 1:
+            return {}
+        return {"held": {
+            "tasks": list(step.tasks), "losses": step.losses.clone(), "weights": step.weights.clone(), "age": step.age,
+            "every": step.every,
+        }}  # fmt: skip
+
+    def hold(self, state: Mapping[str, Any]) -> None:
+        """Take up what `held` gave."""
+        from pluribus.balancing.hearing import Step
+
+        self.last = None
+        if "held" in state:
+            held = dict(state["held"])
+            tasks = tuple(held.pop("tasks"))
+            self.last = Step(tasks, source="held", why="taken up from a state", **held)
 
     # -- shared by methods ----------------------------------------------------------------------------------------
 

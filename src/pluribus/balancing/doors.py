@@ -121,9 +121,11 @@ def combine(
     if held is not None or hears_losses(judge):
         step = held or Step(heard.present, heard.values, weigh(judge, heard, None))
         w = heard.mine(cast(Tensor, step.weights))
-        judge.last = step
+        judge.last, step.every = step, every
         return _known(heard, z, w, extra)
-    return _measured(judge, heard, z, extra, source, last)
+    loss = _measured(judge, heard, z, extra, source, last)
+    judge.last.every = every
+    return loss
 
 
 def _known(heard: Heard, z: tuple[Tensor, ...], w: Tensor, extra: Tensor | None) -> Tensor:
@@ -156,13 +158,17 @@ def _measured(
     G = heard.widen(local)
     step = Step(heard.present, heard.values, gram=G, source=source)
     if judge.signal == "jacobian":
-        if heard.team.size > 1:
+        if hasattr(judge, "on_features"):  # defined on features with their batch dimension (GradDrop)
+            rows = passes.rows if heard.tensors else [real(f).new_zeros(0, *f.shape) for f in z]
+            total = heard.team.sum
+            at_z = [
+                judge.on_features(_widen_rows(heard, row), f, tasks=heard.present, total=total) for row, f in zip(rows, z)
+            ]
+        elif heard.team.size > 1:
             raise BadInput(
                 f"{type(judge).__name__} needs the Jacobian of all processes", where="combine",
                 remedy="use balancing.backward(losses, balancer, shared=…), which reduces it",
             )  # fmt: skip
-        if hasattr(judge, "on_features"):  # defined on features with their batch dimension (GradDrop)
-            at_z = [judge.on_features(row, f, tasks=heard.present) for row, f in zip(passes.rows, z)]
         else:
             flat = torch.cat([block.flatten(1) for block in passes.rows], 1)
             d = judge.direction(flat, tasks=heard.present, losses=heard.values)
@@ -268,7 +274,7 @@ def backward(
         step = _exact(judge, heard, z, _shared(shared, z), names, cells, source, why, scale, shared is not None)
         if extra is not None:
             propagate(_scalar(extra), scale)
-    judge.last = step
+    judge.last, step.every = step, every
     return step
 
 
@@ -391,7 +397,11 @@ def _write_known(
 
 
 def _top(heard: Heard, z: tuple[Tensor, ...]) -> tuple[engine.Top, dict[Tensor, Tensor] | None]:
-    """Where the shared part ends, and the heads' plain gradients if they were found on the way."""
+    """Where the shared part ends, and the heads' plain gradients if they were found on the way.
+
+    A process without a loss takes part with a row of zeros, so that its layers are walked and reduced like the others'."""
+    if z and not heard.tensors:
+        return engine.Top((), list(z), [real(f).new_zeros(1, *f.shape) for f in z], [0 for _ in z]), {}
     if not z:
         return engine.Top.of_losses(heard.tasks, heard.tensors), None
     passes = through_heads(heard.tasks, heard.tensors, z)
@@ -399,6 +409,8 @@ def _top(heard: Heard, z: tuple[Tensor, ...]) -> tuple[engine.Top, dict[Tensor, 
 
 
 def _heads_plain(heard: Heard, shared: Sequence[Tensor]) -> dict[Tensor, Tensor]:
+    if not heard.tensors:
+        return {}
     own = set(shared)
     heads = [leaf for leaf in leaves(heard.tensors) if leaf not in own]
     found = gradients(stack(heard.tensors).sum(), heads) if heads else ()
@@ -412,8 +424,11 @@ def _exact(
     """Gradients over all shared parameters: grouped where that can be, otherwise by T passes."""
     team = heard.team
     _whole(shared, source, z)
-    if team.size > 1 and not all(team.gather(bool(heard.tensors))):
-        raise BadInput("a process has no loss in this step", where="losses", remedy="give every process a labelled row")
+    if team.size > 1 and (not z or source == "grouped") and not all(team.gather(bool(heard.tensors))):
+        raise BadInput(
+            "a process has no loss in this step", where="losses",
+            remedy="give every process a labelled row, or pass features= and leave gram to be 'full'",
+        )  # fmt: skip
     step = Step(heard.present, heard.values, source=source, why=why)
     measured: grouped.Grouped | engine.Full | None = None
     plain: dict[Tensor, Tensor] = {}
@@ -449,7 +464,7 @@ def _widen_rows(heard: Heard, block: Tensor) -> Tensor:
     """Rows [t, …] of this rank's tasks as rows [T, …] of the union's, zeros elsewhere."""
     if heard.index is None:
         return block
-    return block.new_zeros(len(heard.present), *block.shape[1:]).index_copy(0, heard.index, block)
+    return block.new_zeros(len(heard.present), *block.shape[1:]).index_copy(0, heard.index, block[: len(heard.index)])
 
 
 def _plain_rest(

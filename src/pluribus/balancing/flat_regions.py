@@ -34,7 +34,7 @@ from pluribus.balancing.balancer import Balancer, check_between
 from pluribus.balancing.doors import Problem
 from pluribus.balancing.graph import gradients, leaves
 from pluribus.balancing.heads import through_heads
-from pluribus.balancing.hearing import Step, stack
+from pluribus.balancing.hearing import Heard, Step, stack
 from pluribus.balancing.layers import gram_of, real
 from pluribus.balancing.state import generator
 from pluribus.errors import BadInput, unknown
@@ -50,7 +50,8 @@ class FlatRegions(Balancer):
     beta, mu, seed: of SAMO: the share of the task's own part (0.1), the step of its estimate (0.01), its generator's seed.
     model: modules whose batch statistics rest in perturbed passes, beside `shared` where that is a module.
 
-    The closure evaluates the losses of the same batch at the parameters as they are.
+    The closure evaluates the losses of the same batch at the parameters as they are; under several processes each its own rows
+    (call the plain model in it, not DistributedDataParallel's), and every step is the union batch's.
     """
 
     doors: ClassVar[tuple[str, ...]] = ("backward",)
@@ -95,18 +96,16 @@ class FlatRegions(Balancer):
     def through_closure(self, problem: Problem) -> Step:
         """One step of `backward`."""
         heard, shared = problem.heard, problem.shared
-        if heard.team.size > 1:
-            raise BadInput("FlatRegions runs in one process", where="backward", remedy="pass processes=Processes.alone()")
         top = _top(problem)
         top.find(shared, problem.names)
-        a = engine.pull(top.outputs, top.rows, shared)
+        a = _union(heard, engine.pull(top.outputs, top.rows, shared) if heard.tensors else [], shared)
         own = set(shared)
         heads = [[leaf for leaf in leaves([loss]) if leaf not in own] for loss in heard.tensors]
         b = [gradients(loss, phi) if phi else () for loss, phi in zip(heard.tensors, heads)]
         problem.write_extra()
-        delta = [_ball(g, self.rho_heads) for g in b]
+        delta = [_ball(g, self.rho_heads) for g in _united(heard, heads, b)]
         eps = self._perturbations(a, problem)
-        s, u = self._perturbed(problem, eps, heads, delta, len(heard.tasks))
+        s, u = self._perturbed(problem, eps, heads, delta)
         step = Step(heard.present, heard.values, source="full", why=f"plain and flat gradients, {self.how}")
         if self.how == "samo":
             d, step.weights, step.gram = _aggregate(self.inner, s, problem)
@@ -114,7 +113,8 @@ class FlatRegions(Balancer):
             d, step.weights, step.gram = _aggregate(self.inner, a, problem)
             f, _, _ = _aggregate(self.flat, [t - p for t, p in zip(s, a)], problem)
             d = [p + q for p, q in zip(d, f)]
-        written: dict[Tensor, Tensor] = dict(zip(shared, d))
+        once = 1 / (heard.team.size * heard.team.share)  # every rank writes the same d: together they must give it once
+        written: dict[Tensor, Tensor] = dict(zip(shared, d if once == 1 else [once * p for p in d]))
         for phi, found in zip(heads, u):
             for leaf, g in zip(phi, found):
                 if g is not None:
@@ -147,29 +147,33 @@ class FlatRegions(Balancer):
         values = []
         for sign in (1, -1):
             with moved(problem.shared, [sign * self.mu * direction for direction in z]), self._resting(problem):
-                values.append(stack(list(problem.losses_again().values())))
+                again = list(problem.losses_again().values())
+                values.append(_union_losses(problem.heard, again))
         return (values[0] - values[1]) / (2 * self.mu)
 
     def _perturbed(
-        self, problem: Problem, eps: list[list[Tensor]], heads: list[list[Tensor]], delta: list[list[Tensor]], T: int
+        self, problem: Problem, eps: list[list[Tensor]], heads: list[list[Tensor]], delta: list[list[Tensor]]
     ) -> tuple[Blocks, list[Sequence[Tensor | None]]]:
-        """s_t (as blocks) and u_t at the perturbed points."""
-        shared, tasks = problem.shared, problem.heard.tasks
-        if len(eps) == 1 and T > 1 and self.how == "common":
+        """s_t (as blocks of the union's tasks) and this process's u_t at the perturbed points."""
+        shared, heard = problem.shared, problem.heard
+        if len(eps) == 1 and len(heard.present) > 1 and self.how == "common":
             everything = {leaf: move for phi, moves in zip(heads, delta) for leaf, move in zip(phi, moves)}
             with moved([*shared, *everything], [*eps[0], *everything.values()]), self._resting(problem):
                 again = list(problem.losses_again().values())
-                top = engine.Top.of_losses(tasks, again)
-                s = engine.pull(top.outputs, top.rows, shared)
-                return s, [gradients(loss, phi) if phi else () for loss, phi in zip(again, heads)]
-        rows, u = [], []
-        for t, task in enumerate(tasks):
-            with moved([*shared, *heads[t]], [*eps[t], *delta[t]]), self._resting(problem):
+                top = engine.Top.of_losses(heard.tasks, again)
+                s = engine.pull(top.outputs, top.rows, shared) if again else []
+                common = [gradients(loss, phi) if phi else () for loss, phi in zip(again, heads)]
+            return _union(heard, s, shared), list(common)
+        rows: list[list[Tensor]] = []
+        u: list[Sequence[Tensor | None]] = []
+        for t, task in enumerate(heard.tasks):
+            at = eps[heard.present.index(task)]
+            with moved([*shared, *heads[t]], [*at, *delta[t]]), self._resting(problem):
                 loss = problem.losses_again()[task]
                 found = torch.autograd.grad(loss, [*shared, *heads[t]], allow_unused=True)
             rows.append([torch.zeros_like(leaf) if g is None else g for leaf, g in zip(shared, found)])
             u.append(found[len(shared) :])
-        return [torch.stack(column) for column in zip(*rows)], list(u)
+        return _union(heard, [torch.stack(column) for column in zip(*rows)], shared), u
 
     @contextmanager
     def _resting(self, problem: Problem) -> Iterator[None]:
@@ -194,6 +198,56 @@ def _top(problem: Problem) -> engine.Top:
         return engine.Top.of_losses(heard.tasks, heard.tensors)
     passes = through_heads(heard.tasks, heard.tensors, z)
     return engine.Top(heard.tasks, list(z), passes.rows, passes.reach)
+
+
+def _union(heard: Heard, blocks: Blocks, shared: Sequence[Tensor]) -> Blocks:
+    """The Jacobian of the union batch from this process's blocks (none where it has no loss)."""
+    if heard.index is None:
+        return blocks
+    found = []
+    for i, leaf in enumerate(shared):
+        wide = torch.zeros(len(heard.present), *leaf.shape, dtype=leaf.dtype, device=leaf.device)
+        if blocks:
+            wide[heard.index] = blocks[i].to(leaf.dtype)
+        found.append(heard.team.sum(wide) * heard.team.share)
+    return found
+
+
+def _union_losses(heard: Heard, losses: Sequence[Tensor]) -> Tensor:
+    """The union batch's losses [T]."""
+    if heard.index is None:
+        return stack(losses)
+    values = heard.values.new_zeros(len(heard.present))
+    if losses:
+        values[heard.index] = stack(losses).detach().to(values.dtype)
+    return heard.team.sum(values) * heard.team.share
+
+
+def _united(
+    heard: Heard, heads: Sequence[Sequence[Tensor]], plain: Sequence[Sequence[Tensor | None]]
+) -> list[list[Tensor | None]]:
+    """The heads' plain gradients of the union batch, for the tasks of this process. A process that lacks a task does not know
+    its head: it is told how long the gradient is and adds zeros."""
+    mine = [[torch.zeros_like(p) if g is None else g for p, g in zip(phi, each)] for phi, each in zip(heads, plain)]
+    if heard.index is None:
+        return [list(each) for each in plain]
+    sizes = dict(zip(heard.tasks, (sum(g.numel() for g in each) for each in mine)))
+    known = heard.team.gather(sizes)
+    lengths = {task: {ranks[task] for ranks in known if task in ranks} for task in heard.present}
+    for task, each in lengths.items():
+        if len(each) != 1:
+            raise BadInput("its head has other parameters on another process", where=f"task {task!r}")
+    found: dict[str, Tensor] = {}
+    for task in heard.present:
+        flat = heard.values.new_zeros(next(iter(lengths[task])))
+        if task in sizes and len(flat):
+            flat = torch.cat([g.reshape(-1).to(flat.dtype) for g in mine[heard.tasks.index(task)]])
+        found[task] = heard.team.sum(flat) * heard.team.share
+    united: list[list[Tensor | None]] = []
+    for task, own in zip(heard.tasks, mine):
+        parts = torch.split(found[task], [g.numel() for g in own]) if own else ()
+        united.append([part.view_as(g).to(g.dtype) for part, g in zip(parts, own)])
+    return united
 
 
 def _ball(g: Sequence[Tensor | None], rho: float) -> list[Tensor]:

@@ -12,7 +12,7 @@ does not: not done.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -50,8 +50,14 @@ class GradDrop(Balancer):
         return self._drop(rows, rows, names).to(jacobian.dtype)
 
     @torch.no_grad()
-    def on_features(self, gradients: Tensor, features: Tensor, *, tasks: Sequence[str] | None = None) -> Tensor:
-        """The gradient [B, …] to send below the shared features Z [B, …], from every task's ∂ℓ_t/∂Z [T, B, …]."""
+    def on_features(
+        self, gradients: Tensor, features: Tensor, *, tasks: Sequence[str] | None = None,
+        total: Callable[[Tensor], Tensor] = lambda votes: votes,
+    ) -> Tensor:  # fmt: skip
+        """The gradient [B, …] to send below the shared features Z [B, …], from every task's ∂ℓ_t/∂Z [T, B, …].
+
+        total: adds the votes [T, 1, …] of other processes, whose rows are others.
+        """
         names = self._names(gradients, tasks)
         if gradients.shape[1:] != features.shape:
             raise BadInput(
@@ -59,6 +65,7 @@ class GradDrop(Balancer):
                 remedy="pass one gradient of the shape of the features a task",
             )  # fmt: skip
         votes = (gradients.detach() * features.detach().sign()).sum(1, keepdim=True)
+        votes = total(votes)
         return self._drop(gradients.detach(), votes, names)
 
     def _drop(self, g: Tensor, votes: Tensor, names: tuple[str, ...]) -> Tensor:

@@ -24,7 +24,8 @@ class Step:
     tasks: the tasks present (on any rank). losses, weights: [T], detached; weights are None where the balancer gives a
     direction and no weights, and in a skipped step. gram: [T, T] or None where none was measured.
     source: where the signal came from ("losses", "features", "last", "full", "grouped", "held" weights, …); why: the reason.
-    skipped: some loss was not finite and the balancer was not called. age: calls since the weights were computed.
+    skipped: some loss was not finite and the balancer was not called. age: calls since the weights were computed, which is done
+    at every so many calls (`every`).
     """
 
     tasks: tuple[str, ...]
@@ -35,6 +36,7 @@ class Step:
     why: str = ""
     skipped: bool = False
     age: int = 0
+    every: int = 1
 
 
 @dataclass(eq=False)

@@ -51,9 +51,10 @@ class TorchJD(Balancer):
         self.seen = tasks
 
     def state_dict(self) -> dict[str, Any]:
-        return {"tasks": self.seen, "peer": _state(self.peer)}
+        return {"tasks": self.seen, "peer": _state(self.peer), **self.held()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        self.hold(state)
         seen = state["tasks"]
         self.seen = None if seen is None else tuple(seen)
         _restore(self.peer, state["peer"])

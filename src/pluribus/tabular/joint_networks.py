@@ -130,6 +130,7 @@ class SharedBottomBalanced(_SharedBottom):
         super().__init__(**settings)
         self.entry = catalog.get("balancer", self.settings["balancer"])
         vars(self)["label"] = f"Shared bottom, {self.entry.resolve().__name__}"
+        vars(self)["processes"] = self.entry.name != "auto_lambda"  # see there
 
     def balancer(self, data: Prepared) -> Balancer:
         return balancer_of(self.settings, data)

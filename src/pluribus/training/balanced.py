@@ -44,7 +44,7 @@ def balanced_backward(
         )  # fmt: skip
         return _weights(balancer)
     for i, (losses, forward, extra) in enumerate(zip(means, passes, extras)):
-        if "combine" in getattr(balancer, "doors", ("combine",)):
+        if "combine" in getattr(balancer, "doors", ("combine",)) and not _reduces(balancer, team):
             scalar = balancing.combine(
                 losses, balancer, features=forward.shared, extra=extra, processes=team, on_nonfinite="unchecked"
             )
@@ -58,6 +58,11 @@ def balanced_backward(
             on_nonfinite="unchecked",
         )  # fmt: skip
     return _weights(balancer)
+
+
+def _reduces(balancer: Any, team: Processes) -> bool:
+    """Whether the balancer needs a Jacobian that only the other door puts together over the processes."""
+    return team.size > 1 and getattr(balancer, "signal", "") == "jacobian" and not hasattr(balancer, "on_features")
 
 
 def hears_the_step(balancer: Any) -> bool:
