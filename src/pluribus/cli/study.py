@@ -16,6 +16,7 @@ EXAMPLE = """Examples:
   pluribus study loans.parquet --id loan --split time:opened --group customer
       --target default --target loss:regression --metric default=gini --plan
   pluribus study study.yaml --budget 2h
+  pluribus study checkpoints.yaml --evaluate mine.py:accuracy
 """
 
 
@@ -56,16 +57,25 @@ def pairs(words: tuple[str, ...], option: str) -> dict[str, str]:
 @click.option("--seed", type=int, help="Seed of split and search (default 0).")
 @click.option("--name", help="Name of the run (default: the file's stem).")
 @click.option("--runs", "folder", default="runs", show_default=True, metavar="DIR", help="Where runs are kept.")
+@click.option(
+    "--evaluate", metavar="FILE.py:FUNCTION", help="For a study of checkpoints: (model, task, split) → id, score; your code."
+)
 @click.option("--plan", "plan_only", is_flag=True, help="Check, print candidates and costs, write split.parquet; stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict (or the plan) as JSON.")
 def command(
-    table: str, folder: str, jobs: int | None, processes: int, plan_only: bool, as_json: bool, **options: Any
-) -> None:
+    table: str, folder: str, jobs: int | None, processes: int, evaluate: str | None, plan_only: bool, as_json: bool,
+    **options: Any,
+) -> None:  # fmt: skip
     """Train several roads to one model on TABLE and judge it against one model per target.
 
     TABLE is a CSV or Parquet file, or a study file whose keys are those of `pluribus schema`. Results land in runs/NAME/:
     report.html, results.parquet, choice.json, model/. The same call again goes on where it stopped.
     """
+    if _of_checkpoints(table):
+        _checkpoints(table, folder, evaluate, as_json, {**options, "plan": plan_only or None, "jobs": jobs})
+        return
+    if evaluate is not None:
+        raise BadInput("is for studies of checkpoints", where="--evaluate", remedy="name a file with kind: checkpoints")
     spec = _spec(table, options)
     from pluribus.study import Study
 
@@ -88,6 +98,41 @@ def command(
         return
     from pluribus.study.summary import spoken
 
+    click.echo(spoken(result.folder))
+
+
+def _of_checkpoints(table: str) -> bool:
+    from pluribus.files import read_yaml
+
+    if Path(table).suffix not in (".yaml", ".yml"):
+        return False
+    held = read_yaml(table, what="study file")
+    return isinstance(held, dict) and held.get("kind") == "checkpoints"
+
+
+def _checkpoints(table: str, folder: str, evaluate: str | None, as_json: bool, options: dict[str, Any]) -> None:
+    """A study of checkpoints."""
+    from pluribus.study.checkpoints import CheckpointsStudy, code_of, load, parse
+    from pluribus.study.summary import spoken
+
+    given = {key: value for key, value in options.items() if value not in (None, ())}
+    for key in given:
+        if key not in ("budget", "seed", "name"):
+            option = f"--{key.rstrip('_').replace('_', '-')}"
+            raise BadInput(f"{option} is for studies of a table", where=table, remedy="leave it out")
+    spec = load(table)
+    spec = parse({**spec.model_dump(exclude_unset=True), **given}, where=table)
+    if evaluate is None:
+        raise BadInput("nothing says how to score a model", where=table, remedy="add --evaluate FILE.py:FUNCTION")
+    function, code = code_of(evaluate)
+    study = CheckpointsStudy(
+        spec, function, folder=folder, named=evaluate, code=code,
+        say=(lambda line: None) if as_json else (lambda line: click.echo(line, err=True)),
+    )  # fmt: skip
+    result = study.run()
+    if as_json:
+        click.echo(json.dumps(None if result.verdict is None else result.verdict.to_dict()))
+        return
     click.echo(spoken(result.folder))
 
 

@@ -144,7 +144,7 @@ def parse(row: Any, *, where: str) -> TableStudy:
         raise BadInput("holds no settings", where=where, remedy="write `key: value` lines; see `pluribus schema`")
     kind = row.get("kind", "table")
     if kind == "checkpoints":
-        raise BadInput("studies of checkpoints are not built in yet", where=where, remedy="use `pluribus merge`")
+        raise BadInput("is a study of checkpoints", where=where, remedy="add --evaluate FILE.py:FUNCTION")
     if kind != "table":
         raise unknown("kind of study", str(kind), ("table", "checkpoints"), where=where)
     version = row.get("schema_version", 1)
