@@ -14,7 +14,7 @@ from pluribus import catalog
 @click.option("--road", type=click.Choice(catalog.ROADS), help="Only this road.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(family: str | None, road: str | None, as_json: bool) -> None:
-    """List every method: its road, its paper, and what verifies it."""
+    """List every method by family; with --family or --road each with its paper and what verifies it."""
     families = sorted({entry.family for entry in catalog.entries()})
     if family is not None and family not in families:
         from pluribus.errors import unknown
@@ -23,6 +23,14 @@ def command(family: str | None, road: str | None, as_json: bool) -> None:
     rows = catalog.entries(family=family, road=road)
     if as_json:
         click.echo(json.dumps({"schema": 1, "entries": [row.to_dict() for row in rows]}, indent=1, ensure_ascii=False))
+        return
+    if family is None and road is None:
+        for name in families:
+            own = [row for row in rows if row.family == name]
+            names = ", ".join(row.name + "*" * row.default for row in own)
+            heading = f"{f'{name} ({len(own)})':<24}"
+            click.echo(click.wrap_text(names, width=100, initial_indent=heading, subsequent_indent=" " * 24))
+        click.echo("\n* in every study. Papers and proofs: pluribus catalog --family balancer (or another, or --road merge).")
         return
     from rich.console import Console
     from rich.table import Table
