@@ -17,8 +17,8 @@ Where paper and public code (tabm) differ, or leave it open:
 - heads begin at the best constant predictor.
 
 The members lie side by side on one axis, one product a layer for all of them. (h ⊙ r) W ⊙ s + b is computed as written where
-rows are few, and as h (r ⊙ W ⊙ s) + b, one weight a member, where a member has more rows than the layer is wide: the same
-numbers, with fewer passes over the activations.
+rows are few, and as h (r ⊙ W ⊙ s) + b, one weight a member, where they are many for the layer's width: the same numbers, with
+fewer passes over the activations.
 """
 
 from __future__ import annotations
@@ -61,15 +61,16 @@ class BatchEnsemble(nn.Module):
         """h [A, B, in] that all members read, or [A, k, B, in] → [A, k, B, out]."""
         weight, r, s, bias = (p if active is None else p[active] for p in (self.weight, self.r, self.s, self.bias))
         copies, members, outputs = s.shape
-        if h.ndim == 3:
-            h = h[:, None]
-        if h.shape[2] > outputs:
+        inputs, rows, shared = weight.shape[1], h.shape[-2], h.ndim == 3
+        h = h[:, None] if shared else h
+        many = not torch.compiler.is_compiling() and inputs * outputs * (1 if shared else 2) < rows * (inputs + outputs)
+        if many:  # the members' own weights cost less than the passes over their activations
             each = weight[:, None] * (r[..., None] * s[:, :, None])
             own = h.expand(copies, members, -1, -1).flatten(0, 1)
             y = torch.baddbmm(bias.flatten(0, 1)[:, None], own, each.flatten(0, 1))
-            return y.reshape(copies, members, h.shape[2], outputs)
+            return y.reshape(copies, members, rows, outputs)
         seen = (h * r[:, :, None]).flatten(1, 2)
-        y = torch.bmm(seen, weight).reshape(copies, members, h.shape[2], outputs)
+        y = torch.bmm(seen, weight).reshape(copies, members, rows, outputs)
         return torch.addcmul(bias[:, :, None], y, s[:, :, None])
 
 
