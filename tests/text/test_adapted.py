@@ -113,3 +113,25 @@ def test_each_specialist_keeps_its_own_best_epoch(data: Prepared) -> None:
     p = fitted.scores(data, right.rows, ["kind"])["kind"]
     logloss = -np.log(p[np.arange(len(right)), right.values.astype(int)].clip(1e-7)).mean()
     assert logloss == pytest.approx(min(fitted.record["curves"]["kind"]), rel=1e-3)
+
+
+def test_scalearn_keeps_its_sources(data: Prepared, tmp_path: Path) -> None:
+    """Stage 2 moves no bit of the tasks' adapters, and they travel with the model."""
+    from pluribus.modeling import load
+    from pluribus.text.adapted import TextScaLearn
+
+    fitted = TextScaLearn(**SMALL, epochs=3).fit(data, Budget(60.0), 0)
+    adapters = fitted.models[0].adapters
+    held = {name: value.clone() for name, value in adapters.sources.state_dict().items()}
+    assert any(float(value.abs().sum()) > 0 for name, value in held.items() if name.endswith("U"))
+    assert fitted.record["trained"] == sum(p.numel() for p in adapters.sites.parameters()) + sum(
+        p.numel() for p in fitted.models[0].heads.parameters()
+    )
+    torch.manual_seed(0)
+    again = TextScaLearn(**SMALL, epochs=3, dropout_omega=0.0).fit(data, Budget(60.0), 0)  # another stage 2
+    for name, value in again.models[0].adapters.sources.state_dict().items():
+        assert torch.equal(value, held[name]), name
+    fitted.save(tmp_path / "model")
+    rows = data.parts["valid"]
+    a, b = (each.scores(data, rows, ["kind"])["kind"] for each in (fitted, load(tmp_path / "model")))
+    np.testing.assert_array_equal(a, b)

@@ -58,7 +58,8 @@ class Entry:
     summary: one line a reader can decide by.
     signal: what a balancer needs; doors: which of ("combine", "backward") serve it.
     extra: the optional dependency group it needs.
-    default: for candidates, whether a study runs it unless told otherwise.
+    default: for candidates, whether a study runs it unless told otherwise. default_for: a type of input ("text") whose presence
+        makes it a default.
     status: "verified" only with oracle, property and claim.
     """
 
@@ -72,6 +73,7 @@ class Entry:
     doors: tuple[str, ...] = ()
     extra: str | None = None
     default: bool = False
+    default_for: str | None = None
     status: Literal["verified", "experimental"] = "experimental"
     verified_by: Verification = field(default_factory=Verification)
 

@@ -47,6 +47,7 @@ def pairs(words: tuple[str, ...], option: str) -> dict[str, str]:
 @click.option("--late", metavar="HOW", help="Delayed labels of binary targets: left_out (default) or weighed by time.")
 @click.option("--candidate", "candidates", multiple=True, metavar="NAME", help="Run these instead of the default ones.")
 @click.option("--balancers", metavar="NAMES|all", help="Also try these balancers on the shared bottom (a,b,…).")
+@click.option("--backbone", metavar="NAME|DIR", help="Text encoder: minilm, small or a folder (default: minilm if there).")
 @click.option("--lgbm-params", type=click.Path(), metavar="FILE", help="YAML or JSON of LightGBM parameters.")
 @click.option("--champion", type=click.Path(), metavar="FILE", help="Your own model's predictions, as one more specialist.")
 @click.option("--budget", metavar="TIME", help="Core-seconds in all: 90s, 10m, 2h (default 10m).")

@@ -13,7 +13,7 @@ try the same configurations, hence the same learning rates: as many as the deare
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -112,11 +112,12 @@ class Plan:
         return "\n".join(lines)
 
 
-def chosen_candidates(spec: TableStudy) -> list[str]:
-    """Names of the candidates: those asked for, or the catalog's defaults; and `shared_bottom+B` for every balancer B asked
-    for ("all": every one of the catalog), beside equal weighting."""
+def chosen_candidates(spec: TableStudy, inputs: Collection[str] = ()) -> list[str]:
+    """Names of the candidates: those asked for, or the catalog's defaults for a table with these types of inputs; and
+    `shared_bottom+B` for every balancer B asked for ("all": every one of the catalog), beside equal weighting."""
     known = {entry.name: entry for entry in catalog.entries(family="candidate")}
-    chosen = [name for name, entry in known.items() if entry.default] if spec.candidates is None else list(spec.candidates)
+    usual = [name for name, entry in known.items() if entry.default or entry.default_for in inputs]
+    chosen = usual if spec.candidates is None else list(spec.candidates)
     for name in chosen:
         if name.partition("+")[0] not in known:
             raise unknown("candidate", name, known, where="candidates")
@@ -142,10 +143,13 @@ def make(name: str, settings: dict[str, Any]) -> Candidate:
 
 
 def base_settings(spec: TableStudy, name: str) -> dict[str, Any]:
-    """What the user fixed for a candidate on the command line (LightGBM's parameters)."""
-    if not spec.lgbm_params or not name.startswith("lightgbm"):
+    """What the user fixed for a candidate on the command line (LightGBM's parameters, the backbone of texts)."""
+    lightgbm = bool(spec.lgbm_params) and name.startswith("lightgbm")
+    if not lightgbm and spec.backbone is None:
         return {}
-    defaults = catalog.get("candidate", name).resolve().defaults
+    defaults = catalog.get("candidate", name.partition("+")[0]).resolve().defaults
+    if not lightgbm:
+        return {"backbone": spec.backbone} if "backbone" in defaults else {}
     for key in spec.lgbm_params:
         if key not in defaults:
             raise unknown("LightGBM parameter", key, defaults, where="lgbm_params")
@@ -166,7 +170,9 @@ def plan(spec: TableStudy, data: Prepared) -> Plan:
     """Share the budget out over the candidates that can run on this table."""
     left_out: dict[str, str] = {}
     running: list[tuple[str, Candidate]] = []
-    for name in chosen_candidates(spec):
+    if spec.backbone is not None and not data.texts:
+        raise BadInput("names a backbone, and the table has no text column", where="backbone", remedy="add --text COLUMN")
+    for name in chosen_candidates(spec, {source.type for source in data.columns.inputs}):
         candidate = make(name, base_settings(spec, name))
         why = candidate.unreadable(data) or candidate.unfit(data)
         if why is None:

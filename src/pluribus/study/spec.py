@@ -99,6 +99,7 @@ class TableStudy(BaseModel):
     candidates: list[str] | None = None
     balancers: list[str] = []
     lgbm_params: dict[str, str | int | float | bool] = {}
+    backbone: str | None = None
     champion: str | None = None
     budget: str | float = "10m"
     seeds: Annotated[int, Field(ge=1, le=50)] = 3

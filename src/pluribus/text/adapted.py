@@ -7,11 +7,12 @@ columns, where there are any); the backbone keeps its weights.
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pluribus import catalog
 from pluribus.data import Rows
@@ -75,6 +76,8 @@ class AdaptedText(TextModel):
         from pluribus.adapters import route
 
         rows, context = self.requested(rows), context or {}
+        if self.training and hasattr(self.adapters, "balance"):
+            self.adapters.balance()  # by the loads of the step before
         if not self.routed:
             with route(EVERYBODY) as taken:
                 features = self.encoder(inputs, context)
@@ -105,8 +108,10 @@ class AdaptedText(TextModel):
             return outputs
         return Outputs(outputs.tasks, outputs.shared, {**outputs.penalties, "adapters": taken.penalty()}, outputs.extra)
 
-    def shared_parameters(self) -> Any:
-        return [] if self.routed else list(self.adapters.parameters())
+    def shared_parameters(self) -> list[nn.Parameter]:
+        """What every task's features come from and trains: the adapters' common part."""
+        own = self.adapters.stacked() if self.routed else {}
+        return [p for name, p in self.adapters.named_parameters() if name not in own]
 
     def parameters_of(self, task: str) -> Slices:
         found = super().parameters_of(task)
@@ -163,12 +168,15 @@ class AdaptedCandidate(TextCandidate):
         times = max(1.0, labels / max(1, len(data.parts["train"]))) if self.routed else 1.0
         return times * super().estimate(data)
 
+    own: ClassVar[tuple[str, ...]] = ("where", "rank")
+    """Those of the candidate's settings that go to the adapters."""
+
     def adapter(self, data: Prepared) -> dict[str, Any]:
         """{"name", "settings"} of the adapters."""
-        return {"name": self.method, "settings": {name: self.settings[name] for name in ("where", "rank")}}
+        return {"name": self.method, "settings": {name: self.settings[name] for name in self.own}}
 
     def train(self, ready: Ready, deadline: float, seed: int) -> Outcome:
-        more = {"name": "adapted_text", "adapter": self.adapter(ready.data), "routed": self.routed}
+        more: dict[str, Any] = {"name": "adapted_text", "adapter": self.adapter(ready.data), "routed": self.routed}
         model = ready.model(**more)
         assert isinstance(model, AdaptedText)
         history = run(model, self.stage(ready, trainable=TRAINED), ready.data, deadline, seed)
@@ -196,7 +204,7 @@ class TextLoRAPerTask(AdaptedCandidate):
 
     def train(self, ready: Ready, deadline: float, seed: int) -> Outcome:
         ready.settings["table"] = None
-        more = {"name": "adapted_text", "adapter": self.adapter(ready.data), "routed": True}
+        more: dict[str, Any] = {"name": "adapted_text", "adapter": self.adapter(ready.data), "routed": True}
         model = ready.model(**more)
         assert isinstance(model, AdaptedText)
         best = _BestOfEach(model)
@@ -204,3 +212,70 @@ class TextLoRAPerTask(AdaptedCandidate):
         history = run(model, stage, ready.data, deadline, seed, best)
         best.restore()
         return Outcome.joint(ready, model, history, trained(model, TRAINED), **more)
+
+
+class TextMTLoRA(AdaptedCandidate):
+    """A low-rank update that all tasks share, and one of each task's own in the last block."""
+
+    name = "text_mtlora"
+    label = "Text: LoRA shared and task-specific (MTLoRA)"
+    method = "mtlora"
+    own = ("where", "rank", "task_rank")
+    defaults: ClassVar[Mapping[str, Any]] = {**ADAPTED, "task_rank": 4}
+
+
+class TextMHR(AdaptedCandidate):
+    """An inventory of low-rank skills that all tasks share; each task mixes their parameters, block by block (MHR)."""
+
+    name = "text_mhr"
+    label = "Text: multi-head adapter routing"
+    method = "mhr"
+    defaults: ClassVar[Mapping[str, Any]] = {**ADAPTED, "rank": 4, "skills": 4, "blocks": 4}
+
+    def adapter(self, data: Prepared) -> dict[str, Any]:
+        settings = {name: self.settings[name] for name in ("where", "rank", "skills")}
+        return {"name": self.method, "settings": {**settings, "heads": self.settings["blocks"]}}
+
+
+class TextSMoRA(AdaptedCandidate):
+    """One low-rank update for all tasks of which every token uses a few ranks; no word about tasks inside."""
+
+    name = "text_smora"
+    label = "Text: single-ranked mixture of LoRA experts"
+    method = "smora"
+    routed = False
+    own = ("where", "rank", "active")
+    defaults: ClassVar[Mapping[str, Any]] = {**ADAPTED, "rank": 16, "active": 4}
+
+
+class TextScaLearn(AdaptedCandidate):
+    """Two stages: a bottleneck adapter for each task, all in one pass; then, those being frozen, each task learns how much of
+    every adapter it wants, and a fresh head. Each stage has half of the budget."""
+
+    name = "text_scalearn"
+    label = "Text: ScaLearn over the tasks' adapters"
+    method = "scalearn"
+    defaults: ClassVar[Mapping[str, Any]] = {**DEFAULTS, "reduction": 16.0, "dropout_omega": 0.3}
+    passes = 5.0
+
+    def adapter(self, data: Prepared) -> dict[str, Any]:
+        return {"name": "bottleneck", "settings": {"reduction": self.settings["reduction"]}}
+
+    def train(self, ready: Ready, deadline: float, seed: int) -> Outcome:
+        first = ready.model(name="adapted_text", adapter=self.adapter(ready.data), routed=True)
+        assert isinstance(first, AdaptedText)
+        now = time.process_time()
+        before = run(first, self.stage(ready, trainable=TRAINED), ready.data, now + (deadline - now) / 2, seed)
+        sources = {"tasks": list(first.adapters.tasks), **first.adapters.settings}
+        first.adapters.detach()
+        adapter = {"name": self.method, "settings": {"sources": sources, "dropout": self.settings["dropout_omega"]}}
+        more: dict[str, Any] = {"name": "adapted_text", "adapter": adapter, "routed": True}
+        model = ready.model(**more)
+        assert isinstance(model, AdaptedText)
+        model.adapters.sources.load_state_dict(first.adapters.state_dict())
+        ends = ("adapters.sites.", *TRAINED[1:])
+        history = run(model, self.stage(ready, trainable=ends), ready.data, deadline, seed)
+        found = Outcome.joint(ready, model, history, trained(model, ends), **more)
+        short = {*before.undertrained(), *found.undertrained}
+        found.undertrained = [task.name for task in ready.data.tasks if task.name in short]
+        return found

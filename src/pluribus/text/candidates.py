@@ -6,6 +6,7 @@ made by what trains. They run where the table has a text column.
 
 from __future__ import annotations
 
+import importlib.util
 import math
 import time
 from abc import abstractmethod
@@ -91,6 +92,8 @@ class TextCandidate(Candidate):
     def unfit(self, data: Prepared) -> str | None:
         if not data.texts:
             return "the table has no text column"
+        if importlib.util.find_spec("transformers") is None:
+            return "it needs pip install 'pluribus[text]'"
         if any(task.kind == "tagging" for task in data.tasks) and len(data.texts) > 1:
             return "words are labelled in one text column, and there are several"
         return None
@@ -207,7 +210,7 @@ class Ready:
 
         return {"bucketed": share(LengthBuckets.window), "shuffled": share(1)}
 
-    def model(self, data: Prepared | None = None, **more: Any) -> TextModel:
+    def model(self, data: Prepared | None = None, /, **more: Any) -> TextModel:
         """A model for these tasks (default: all), with the backbone's weights where it has some."""
         data = data or self.data
         model = build(data.tasks, data.columns, {**self.settings, **more})
