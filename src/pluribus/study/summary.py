@@ -123,6 +123,8 @@ def write_summary(
         },
         "diagnostics": {f.candidate: found for f in finalists if (found := [r.get("diagnostics") for r in results[f.candidate]])
                         and any(found)},
+        "expert_health": {f.candidate: found for f in finalists
+                          if (found := [r.get("expert_health") for r in results[f.candidate]]) and any(found)},
         "balancers": balancers(finalists, results),
         "grouping": grouping(results.get(choice.winner or "", [])),
         "test": scores_on_test(study, test),

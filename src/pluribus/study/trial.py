@@ -25,6 +25,7 @@ from pluribus.study.plan import Trial, make, screening_part
 from pluribus.tasks import Task
 
 Predictions = dict[str, NDArray[np.float64]]
+KEPT = ("rules", "times", "diagnostics", "expert_health")  # of a fit's record, where it is there
 
 
 def run_trial(prepared: str, trials: str, trial: Trial, screening_seed: int) -> dict[str, Any]:
@@ -57,7 +58,7 @@ def run_trial(prepared: str, trials: str, trial: Trial, screening_seed: int) -> 
                 "status": "done", "scores": scores, "rule": rule(data, predictions), "curves": fitted.record.get("curves", {}),
                 "undertrained": fitted.record.get("undertrained", []),
                 "seconds": fitted.record["seconds"], "processes": size,
-                **{name: fitted.record[name] for name in ("rules", "times", "diagnostics") if fitted.record.get(name)},
+                **{name: fitted.record[name] for name in KEPT if fitted.record.get(name)},
             }  # fmt: skip
             if trial.phase != "screen":
                 fitted.save(aside / "model")

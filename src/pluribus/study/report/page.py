@@ -7,6 +7,7 @@ from importlib.resources import files
 from typing import Any
 
 from pluribus.study.report import checkpoints, evidence, protocol, verdict
+from pluribus.study.report.experts import experts
 from pluribus.study.report.gradients import gradients
 from pluribus.study.report.tables import Html, Pictures, join, tag
 from pluribus.study.report.words import Row
@@ -17,6 +18,7 @@ _PLACES = {
     "scores": "Joint against single",
     "curves": "Curves",
     "gradients": "Gradients",
+    "experts": "Experts",
     "holes": "Labels",
     "calibration": "Calibration",
     "costs": "Costs",
@@ -80,6 +82,7 @@ def _parts(summary: Row, pictures: Pictures) -> list[Html]:
         evidence.scores(summary, pictures),
         evidence.curves(summary, pictures),
         gradients(summary, pictures),
+        experts(summary),
         evidence.holes(summary, pictures),
         evidence.calibration(summary, pictures),
         evidence.costs(summary, pictures),
