@@ -206,11 +206,11 @@ def claims(found: dict[str, tuple[Any, Cells]]) -> list[str]:
     return [*lines, ""]
 
 
-DEFAULT = {"bench_0.9": 2000, "bench_0.2": 2000, "adult": 2000, "enb": 768, "census": 2000, "flights": 2000, "wq": 1060}
+DEFAULT = {"enb": 768, "bench_0.9": 1600, "bench_0.2": 1600, "adult": 1600, "census": 1600, "flights": 1600, "wq": 1060}
 
 
 def run(full: bool) -> None:
-    seeds, seconds = (5, 300.0) if full else (3, 5.0)
+    seeds, seconds = (5, 300.0) if full else (3, 4.0)
     found: dict[str, tuple[Any, Cells]] = {}
     missing: list[str] = []
     for name, small in DEFAULT.items():
