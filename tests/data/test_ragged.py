@@ -65,6 +65,13 @@ def test_padded_equals_a_loop(rows: list[list[int]], data: Any) -> None:
         assert found["mask"][place].tolist() == [True] * len(rows[i]) + [False] * (longest - len(rows[i]))
 
 
+def test_padding_of_numbers_is_zero_beside_missing_ones() -> None:
+    """A missing number is NaN in its own place only."""
+    found = Ragged.of([[1.0], [np.nan, np.nan]], np.float32).padded(torch.tensor([0, 1]))
+    assert found["values"][0].tolist() == [1.0, 0.0]
+    assert found["values"][1].isnan().all()
+
+
 @given(rows_of_codes, st.integers(1, 5), st.data())
 def test_latest_take_and_join_equal_loops(rows: list[list[int]], limit: int, data: Any) -> None:
     ragged = Ragged.of(rows)

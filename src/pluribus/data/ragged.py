@@ -97,7 +97,9 @@ class Ragged:
         if not len(values):
             return {"values": torch.zeros(mask.shape, dtype=values.dtype), "mask": mask}
         at = (first[:, None] + place).clamp_max_(len(values) - 1)
-        return {"values": values[at].masked_fill_(~mask, 0), "mask": mask}
+        found = torch.index_select(values, 0, at.view(-1)).view(at.shape)
+        # a NaN beside the row survives a product with 0
+        return {"values": found.masked_fill_(~mask, 0) if found.is_floating_point() else found.mul_(mask), "mask": mask}
 
     @property
     def _tensors(self) -> tuple[Tensor, Tensor]:
