@@ -213,7 +213,7 @@ def run(full: bool, pairs: int | None = None) -> None:
             ("one reused megabyte, 2 inputs", {"mode": "strict", "reads": ["a", "b"]}),
         ]
         plan += [(name, {"mode": name}) for name in TARGETS]
-        plan += [(f"{name}, hashes on", {"mode": name, "hashes": True}) for name in ("average", "task_arithmetic")]
+        plan += [(f"{name}, hashes on", {"mode": name, "hashes": True}) for name in TARGETS]
         peer = os.environ.get("PLURIBUS_MERGEKIT")
         if peer:
             plan += [
@@ -259,7 +259,7 @@ def run(full: bool, pairs: int | None = None) -> None:
             "| MB a model | task_arithmetic, peak MB | ties, peak MB |",
             "|---|---|---|",
         ]
-        for megabytes in (100, 500, 1500) if full else (100, 500):
+        for megabytes in (100, 500, 2000):
             checkpoints(home, megabytes)
             peaks = [measure(home, name)[1] for name in ("task_arithmetic", "ties")]
             lines.append(f"| {megabytes} | {peaks[0]:.0f} | {peaks[1]:.0f} |")

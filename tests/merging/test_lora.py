@@ -191,3 +191,25 @@ def test_write_adapter_round_trip(tmp_path: Path) -> None:
     assert not whole
     for m, f in factors.items():
         assert torch.allclose(again[m].product(), f.product(), atol=1e-6)
+
+
+def test_extraction_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """`pluribus merge extract-lora` writes what the function writes and prints each matrix's error."""
+    from pluribus.cli import run
+
+    for seed, name in ((0, "base"), (1, "expert")):
+        safetensors.save(tmp_path / f"{name}.safetensors", Net(seed).state_dict())
+    files = {name: str(tmp_path / f"{name}.safetensors") for name in ("base", "expert")}
+    words = ["merge", "extract-lora", "--base", files["base"], "--expert", files["expert"]]
+    assert run([*words, "--rank", "2", "-o", str(tmp_path / "lora")]) == 0
+    said = capsys.readouterr().out
+    wanted = extract_lora(tmp_path / "base.safetensors", tmp_path / "expert.safetensors", tmp_path / "same", rank=2)
+    assert all(f"{name}  rank 2  error {error:.4f}" in said for name, _, error in wanted.rows)
+    a, b = (read_adapter(tmp_path / name)[1] for name in ("lora", "same"))
+    assert all(torch.equal(a[module].product(), b[module].product()) for module in b)
+    assert run([*words, "--rank", "2", "-o", str(tmp_path / "lora")]) == 2
+    assert "exists" in capsys.readouterr().err
+    assert run([*words, "--rank", "2", "--energy", "0.5", "-o", str(tmp_path / "x")]) == 2
+    assert "one of rank, energy and error" in capsys.readouterr().err
+    assert run([*words, "--energy", "0.9", "--json", "-o", str(tmp_path / "e")]) == 0
+    assert json.loads(capsys.readouterr().out)["error"] <= 0.1**0.5 + 1e-9

@@ -1,4 +1,5 @@
-"""`pluribus merge`: fine-tuned models of one base become one; `merge doctor` looks first, `merge search` tunes."""
+"""`pluribus merge`: fine-tuned models of one base become one; `merge doctor` looks first, `merge search` tunes, and
+`merge extract-lora` turns one of them into an adapter."""
 
 from __future__ import annotations
 
@@ -48,7 +49,7 @@ class _Merge(_Words):
     def make_context(
         self, info_name: str | None, args: list[str], parent: click.Context | None = None, **extra: Any
     ) -> click.Context:
-        for name, other in (("doctor", doctor), ("search", search)):
+        for name, other in (("doctor", doctor), ("search", search), ("extract-lora", extract)):
             if args and args[0] == name:
                 return other.make_context(f"{info_name} {name}", args[1:], parent, **extra)
         return super().make_context(info_name, args, parent, **extra)
@@ -184,7 +185,7 @@ def shared(made: Any) -> Any:
     "merge",
     cls=_Merge,
     epilog="Example:  pluribus merge --base vit/ --expert ft-*/ --method ties --set density=0.2 -o merged   "
-    "First words doctor and search are commands of their own.",
+    "First words doctor, search and extract-lora are commands of their own.",
 )
 @click.argument("recipe", required=False, type=click.Path())
 @shared
@@ -372,6 +373,40 @@ def search(
     words = " ".join(f"--set {n}={json.dumps(v)}" for n, v in found.settings.items() if not n.startswith("weight:"))
     each = " ".join(f"--weight {n.removeprefix('weight:')}={v}" for n, v in found.settings.items() if n.startswith("weight:"))
     click.echo(f"best of {len(found.trials)} trials: {found.score:.6g} with --method {method} {words} {each}".rstrip())
+
+
+@click.command("extract-lora", epilog="Example:  pluribus merge extract-lora --base vit/ --expert cars/ --rank 16 -o cars-lora")
+@click.option("--base", required=True, type=click.Path(), help="The pretrained model.")
+@click.option("--expert", required=True, type=click.Path(), help="The model fine-tuned from it.")
+@click.option("-o", "--output", required=True, type=click.Path(), metavar="DIR", help="The adapter folder to write.")
+@click.option("--rank", type=int, help="Rank of every matrix (default 16, where nothing else is given).")
+@click.option("--energy", type=float, help="Share of the update to keep in each matrix; the rank follows.")
+@click.option("--error", type=float, help="Largest relative error of a matrix; the rank follows.")
+@click.option("--skip", multiple=True, metavar="PATTERN", help="Matrices left out (default: *embed*).")
+@click.option("--task-type", help="As PEFT calls it: SEQ_CLS, CAUSAL_LM, …")
+@click.option("--force", is_flag=True, help="Replace DIR if it exists.")
+@click.option("--json", "as_json", is_flag=True, help="Print JSON.")
+def extract(
+    base: str, expert: str, output: str, rank: int | None, energy: float | None, error: float | None, skip: tuple[str, ...],
+    task_type: str | None, force: bool, as_json: bool,
+) -> None:  # fmt: skip
+    """Turn a full fine-tune into a PEFT adapter: the best low-rank factors of each matrix's update, its error printed."""
+    from pluribus.merging.extract_lora import extract_lora
+
+    if rank is None and energy is None and error is None:
+        rank = 16
+    with interruptible():
+        found = extract_lora(
+            base, expert, output, rank=rank, energy=energy, error=error, skip=skip or ("*embed*",), task_type=task_type,
+            overwrite=force,
+        )  # fmt: skip
+    if as_json:
+        rows = [{"tensor": name, "rank": r, "error": e} for name, r, e in found.rows]
+        about = {"path": str(found.path), "rows": rows, "error": found.error, "left_out": found.left_out}
+        click.echo(json.dumps({"schema": 1, **about}, indent=1))
+        return
+    click.echo(f"{found.path}: {len(found.rows)} matrices")
+    click.echo(str(found))
 
 
 def function_of(place: str) -> Any:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import inspect
 import math
 import os
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +16,10 @@ from torch import Tensor, nn
 from pluribus import catalog
 from pluribus.errors import BadInput, unknown
 from pluribus.merging.algebra import Method, WeightedSum
+from pluribus.merging.batch_norm import reestimate
 from pluribus.merging.checkpoints import Plan, compare, config, words
 from pluribus.merging.greedy_soup import greedy_soup
-from pluribus.merging.source import Source, open_source
+from pluribus.merging.source import Source, is_statistic, open_source
 from pluribus.merging.stream import CHUNK, Engine
 
 ADAPTERS = ("lora_cat", "lora_svd", "lora_linear")  # LoRA folders in, a LoRA folder out
@@ -208,6 +210,8 @@ def merge(
     overwrite: bool = False,
     hashes: bool = True,
     shard_bytes: int | None = None,
+    statistics: Iterable[Any] | None = None,
+    module: nn.Module | None = None,
     **settings: Any,
 ) -> Any:
     """Merge `experts` of one `base` by `method`.
@@ -222,12 +226,22 @@ def merge(
     threads: tensors worked on at a time; chunk: entries of each input held at a time. Neither changes the result.
     progress: called with (bytes done, bytes in all). overwrite: replace `out`. hashes: record the inputs' SHA-256.
     shard_bytes: split the output into files of at most that size.
+    statistics: batches of inputs (see `batch_norm.reestimate`) on which the batch norms' running statistics are estimated anew,
+        in `module` (default: the base, where it is a module), which is not changed. Without them the experts' are averaged,
+        which fits no merged weights well.
 
     Returns the merged state dict (tensors by the base's names, tied names sharing storage), or with `out` a
     `pluribus.merging.folder.Written`. A learned method (`adamerging`, …) takes its own arguments as settings and returns what it
     returns. Raises `BadInput` before any data is read where names, shapes, settings or disk space do not fit, and `NonFinite`
     that names expert and tensor.
     """
+    if statistics is not None:
+        if out is not None or method in ADAPTERS or not is_static(method):
+            what = "batch-norm statistics are estimated for a merge in memory by a method that needs no data"
+            raise BadInput(what, where="statistics", remedy="leave out= away, or call batch_norm.reestimate on the model")
+        module = base if module is None and isinstance(base, nn.Module) else module
+        if module is None:
+            raise BadInput("there is no module to run the batches through", where="statistics", remedy="give module=")
     if method in ADAPTERS:
         return _adapters(experts, method, weights, out, overwrite, settings)
     if method == "greedy_soup":
@@ -278,7 +292,22 @@ def merge(
             state[name] = found[plan.tied[name]]
         elif name in plan.copied:
             state[name] = plan.base.tensor(name)
+    if statistics is not None and module is not None:
+        _reestimated(state, module, statistics)
     return state
+
+
+def _reestimated(state: dict[str, Tensor], module: nn.Module, batches: Iterable[Any]) -> None:
+    """Put the statistics that a copy of the module finds with these weights into the state."""
+    copy = deepcopy(module)
+    unknown_names = copy.load_state_dict(state, strict=False).unexpected_keys
+    if unknown_names:
+        what = f"has no tensor {unknown_names[0]!r}"
+        raise BadInput(what, where="module", remedy="give a module of the base's architecture")
+    if not reestimate(copy, batches):
+        raise BadInput("has no batch norm", where="module", remedy="leave statistics= away")
+    found = copy.state_dict()
+    state.update({n: found[n].to(t.dtype) for n, t in state.items() if is_statistic(n) and n in found})
 
 
 def _bytes(plan: Plan) -> int:

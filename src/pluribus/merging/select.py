@@ -60,18 +60,19 @@ def top(chunks: Chunks, rows: int, ks: Sequence[int], count: int) -> list[list[C
             integers = magnitude.view(torch.int32 if kind == torch.float32 else torch.int64)
             for row in range(rows):
                 digits = integers[row] >> shift
+                above = digits >> width if shift + width < bits else digits
                 for known in {prefix[row, k] for k in open_ks}:
                     if shift + width < bits:
-                        mine = digits[(digits >> width) == known].bitwise_and_((1 << width) - 1)
+                        mine = digits[above == known].bitwise_and_((1 << width) - 1)
                     else:
                         mine = digits
                     found = torch.bincount(mine, minlength=1 << width)
                     histograms[row, known] = histograms[row, known].add_(found) if (row, known) in histograms else found
         for row, k in prefix:
             histogram = histograms[row, prefix[row, k]]
-            above = histogram.flip(0).cumsum(0)
-            digit = int((above < left[row, k]).sum())  # bins that lie wholly above the k-th largest
-            left[row, k] -= int(above[digit - 1]) if digit else 0
+            larger = histogram.flip(0).cumsum(0)
+            digit = int((larger < left[row, k]).sum())  # bins that lie wholly above the k-th largest
+            left[row, k] -= int(larger[digit - 1]) if digit else 0
             digit = (1 << width) - 1 - digit
             equal[row, k] = int(histogram[digit])
             prefix[row, k] = prefix[row, k] << width | digit
