@@ -165,7 +165,7 @@ def on_config(config: Any, **_: Any) -> Any:
             {"Reading the verdict": "guides/verdict.md"},
             {"Which road for my checkpoints": "guides/checkpoints.md"},
             {"Tables": "guides/tables.md"}, {"Your own loop": "guides/loop.md"}, {"Serving": "guides/serving.md"},
-            {"Several processes": "guides/processes.md"},
+            {"Several processes": "guides/processes.md"}, {"Recommendation": "guides/recommendation.md"},
         ]},
         {"Methods": [{"Every balancer": "balancers.md"}, {"Catalog": "catalog.md"}]},
         {"Concepts": [{"The table with holes": "concepts/cells.md"}, {"Architecture": "architecture.md"}]},
