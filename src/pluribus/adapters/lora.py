@@ -96,7 +96,9 @@ class LoRA(LinearAdapters):
     def updated(self, path: str, module: nn.Module, x: Tensor, y: Tensor, pick: Pick, route: Route) -> Tensor:
         bank = self.site(path)
         x = F.dropout(x, self.dropout, module.training) if self.dropout else x
-        return per_row(x.to(bank.A.dtype), bank.A, bank.B, pick, y, scale=self.scales(), plan=self.plan)
+        alone = type(module) is nn.Linear and len(module._forward_hooks) == 1  # nobody else has seen y
+        write = alone and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        return per_row(x, bank.A, bank.B, pick, y, scale=self.scales(), plan=self.plan, write=write)
 
     def change(self, path: str, task: str) -> Tensor:
         """s B A of one task at one site, [out, in]."""

@@ -2,8 +2,8 @@
 
 After Sheng et al., "S-LoRA: Serving Thousands of Concurrent LoRA Adapters", MLSys 2024, https://arxiv.org/abs/2311.03285:
 resident adapters live in one bank; what a batch needs is loaded before it runs and pinned while it runs; where room is missing,
-the adapter that was least recently used goes. Differences: slots of one size (smaller ranks are padded) instead of pages, one process, no
-generation: that is exported in PEFT's layout, which their kind of server reads.
+the adapter that was least recently used goes. Differences: slots of one size (smaller ranks are padded) instead of pages, one
+process, no generation: that is exported in PEFT's layout, which their kind of server reads.
 
 The bank is allocated once, for as many tasks as the budget holds; the operating system hands out its memory as it is first
 written. Adding, switching and evicting cost one adapter's copy, however many there are.

@@ -57,6 +57,8 @@ class PromptTuning(Adapters):
         if len({path.rpartition(".")[0] for path in self.blocks}) > 1:
             raise BadInput("the model has several stages of blocks", where="prompt", remedy="use a model with one list of blocks")
         self.length, self.batch, self.torch_masks = length, first.batch, first.family == "torch"
+        inner = None if self.torch_masks else model.get_submodule(first.roles["attention"])
+        self.causal = bool(getattr(inner, "is_causal", False))
         width = every_linear(model)[first.roles.get("q", first.roles.get("qkv", ""))][0]
         self.sites["prompt"] = Vectors(self.capacity, length, width)
         self.start()
@@ -107,11 +109,15 @@ class PromptTuning(Adapters):
         longer = F.pad(mask, (self.length, 0), value=shown)
         if not square or mask.shape[-2] != mask.shape[-1]:
             return longer
-        if mask.is_floating_point():  # the prompt sees what every token sees
-            top = longer.amin(-2, keepdim=True)
+        if self.causal:  # each of the prompt's vectors sees those before it, as without a mask
+            total = longer.shape[-1]
+            sees = torch.ones(self.length, total, dtype=torch.bool, device=mask.device).tril()
+            rows = sees if mask.dtype == torch.bool else mask.new_zeros(sees.shape).masked_fill(~sees, torch.finfo(mask.dtype).min)
+        elif mask.is_floating_point():  # the prompt sees what every token sees
+            rows = longer.amin(-2, keepdim=True)
         else:
-            top = longer.any(-2, keepdim=True) if self.torch_masks else longer.all(-2, keepdim=True)
-        return torch.cat((top.expand(*longer.shape[:-2], self.length, -1), longer), -2)
+            rows = longer.any(-2, keepdim=True) if self.torch_masks else longer.all(-2, keepdim=True)
+        return torch.cat((rows.expand(*longer.shape[:-2], self.length, -1), longer), -2)
 
     def _rotary(self, x: Tensor) -> Any:
         rotary = next(m for name, m in self.model.named_modules() if name.endswith("rotary_emb"))

@@ -109,32 +109,38 @@ def groupable(x: Tensor, A: Tensor, B: Tensor) -> bool:
 
 def per_row(
     x: Tensor, A: Tensor, B: Tensor, pick: Pick, y: Tensor | None = None, *,
-    scale: Scale = 1.0, between: Between | None = None, plan: str | None = None,
+    scale: Scale = 1.0, between: Between | None = None, plan: str | None = None, write: bool = False,
 ) -> Tensor:  # fmt: skip
     """y + s_e B_e f(A_e x) with e the expert of each row.
 
-    x [rows, tokens, in]; A [E, r, in]; B [E, out, r]; y [rows, tokens, out], zero by default, never written to.
+    x [rows, tokens, in]; A [E, r, in]; B [E, out, r]; y [rows, tokens, out], zero by default.
     scale: one number or [E]. between: f, applied to the r latent numbers (default none): called with [tokens in all, r] or
     [rows, tokens, r], so it has to act on each number alone. plan: one of `PLANS`, by shape unless given.
+    write: whether y may be written to, which saves its copy.
     """
     plan = plan or choose(x, A, B, pick)
     if plan not in PLANS:
         raise unknown("plan", plan, PLANS)
     if pick.rows is not None and pick.rows != len(x):
         raise BadInput(f"the route has {pick.rows} rows, the input {len(x)}", where="route", remedy="name one task per row")
-    return {"gather": _gather, "grouped": _grouped, "dense": _dense, "loop": _loop}[plan](x, A, B, pick, y, scale, between)
+    if plan == "gather":
+        return _gather(x, A, B, pick, y, scale, between, write)
+    return {"grouped": _grouped, "dense": _dense, "loop": _loop}[plan](x, A, B, pick, y, scale, between)
 
 
-def _gather(x: Tensor, A: Tensor, B: Tensor, pick: Pick, y: Tensor | None, scale: Scale, between: Between | None) -> Tensor:
+def _gather(
+    x: Tensor, A: Tensor, B: Tensor, pick: Pick, y: Tensor | None, scale: Scale, between: Between | None, write: bool
+) -> Tensor:
     ids = pick.counted(len(x))
-    h = torch.bmm(x, A.index_select(0, ids).transpose(1, 2))
+    h = torch.bmm(A.index_select(0, ids), x.transpose(1, 2)).transpose(1, 2)  # A xᵀ: about twice as fast as x Aᵀ
     if between:
         h = between(h)
     right = B.index_select(0, ids).transpose(1, 2)
     if isinstance(scale, Tensor):
-        h = h * scale[ids][:, None, None].to(h.dtype)
-        return torch.bmm(h, right) if y is None else torch.baddbmm(y, h, right)
-    return torch.bmm(h, right) * scale if y is None else torch.baddbmm(y, h, right, alpha=scale)
+        h, scale = h * scale[ids][:, None, None].to(h.dtype), 1.0
+    if y is None:
+        return torch.bmm(h, right) * scale
+    return y.baddbmm_(h, right, alpha=scale) if write else torch.baddbmm(y, h, right, alpha=scale)
 
 
 def _materialised(x: Tensor) -> Tensor:
