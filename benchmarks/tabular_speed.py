@@ -196,7 +196,7 @@ def write(multi: list[Ratio], members: list[Ratio], loops: list[Ratio]) -> None:
         "that is where layers and batches are small. "
         + (f"The target of 4 is met here for: {'; '.join(met)}. " if met else "The target of 4 is met at none of these sizes. ")
         + (f"Not met for: {'; '.join(missed)}. " if missed else "")
-        + "It is a target for an accelerator, whose idle units the members fill; none was at hand for this page.", "",
+        + "No accelerator, whose idle units the members could fill, was at hand for this page.", "",
         table(members), "",
         "The same 32 members one after another, 32 steps of one member each, for comparison:", "",
         table(loops), "",
