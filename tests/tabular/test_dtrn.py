@@ -272,6 +272,15 @@ def test_candidate_learns_what_was_clicked(shop: Prepared, joined: Prepared, tmp
     assert again.costs().flops_per_row > 0
 
 
+def test_onnx_is_refused_in_one_line(shop: Prepared, tmp_path: Path) -> None:
+    from pluribus.tabular import export_onnx
+
+    fitted = DTRNNetwork(epochs=1, sharing="shared_bottom").fit(shop, Budget(60.0), 0)
+    with pytest.raises(BadInput, match="a network that reads sequences cannot be exported as ONNX"):
+        export_onnx(fitted, tmp_path / "onnx")
+    assert not (tmp_path / "onnx").exists()
+
+
 def test_any_balancer(shop: Prepared) -> None:
     value = make("dtrn+upgrad", {"epochs": 1}).fit(shop, Budget(60.0), 0).scores(shop, np.arange(9), ["buy"])["buy"]
     assert np.isfinite(value).all()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,6 +22,7 @@ from pluribus.modeling import Budget
 from pluribus.modeling.funnels import ESCM2, Calibrated, chains, whole_way
 from pluribus.sharing import MMoE, SharedBottom
 from pluribus.study.plan import make
+from pluribus.tabular.apem import APEMNetwork
 from pluribus.tabular.funnel_candidates import AITMNetwork, ESCM2DRNetwork, ESCM2IPSNetwork, ESMMNetwork, Handed
 from pluribus.tasks import Task
 
@@ -152,6 +154,36 @@ def test_chains_refuse_what_is_no_funnel() -> None:
     by = [Task("a", "binary"), Task("b", "binary"), Task("c", "binary", after=("a", "b"))]
     with pytest.raises(BadInput, match="one parent, not 2"):
         chains(by)
+
+
+def test_onnx_answers_the_conditional_step_too(funnel: Prepared, tmp_path: Path) -> None:
+    """Other runtimes get the columns that a table gets, not the network's own P(whole way)."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    pytest.importorskip("onnxscript")
+    from pluribus.tabular import export_onnx
+
+    fitted = APEMNetwork(width=8, epochs=1, calibrator=0.6).fit(funnel, Budget(60.0), 0)
+    folder = export_onnx(fitted, tmp_path / "onnx")
+    inputs = funnel.batch(torch.arange(30), tasks=()).inputs
+    fed = {"numeric": inputs["numeric"].numpy(), "categorical": inputs["categorical"].numpy().astype(np.int64)}
+    found = onnxruntime.InferenceSession(str(folder / "model.onnx")).run(None, fed)
+    for value, expected in zip(found, fitted.scores(funnel, np.arange(30), ["click", "cart", "buy"]).values()):
+        np.testing.assert_allclose(value, expected, rtol=1e-4, atol=1e-6)
+
+
+def test_the_public_samples_run(real_data: Callable[[str], Path]) -> None:
+    """AliExpress's public sample (121 rows): too small to judge anything, but all of a funnel's ways go through."""
+    folder = real_data("ads_samples")
+    parts = [pd.read_csv(folder / f"aliexpress_{part}_sample.csv") for part in ("train", "test")]
+    data = pd.concat(parts, ignore_index=True)
+    data.loc[data.index[data["click"] == 1][:12], "conversion"] = 1  # in the sample next to nobody does
+    tasks = [Task("click", "binary"), Task("conversion", "binary", after=("click",))]
+    table = Table(data, tasks, split="random")
+    found = prepare(table, split(table, 0))
+    for name in (*NAMES, "apem"):
+        fitted = catalog.get("candidate", name).resolve()(width=16, epochs=2).fit(found, Budget(60.0), 0)
+        p = whole_way(found.tasks, fitted.scores(found, np.arange(found.n_rows), ["click", "conversion"]))
+        assert ((p["conversion"] <= p["click"]) & (p["conversion"] >= 0)).all()
 
 
 @pytest.fixture

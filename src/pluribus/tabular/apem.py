@@ -61,7 +61,7 @@ class GroupLayer(nn.Module):
 
     def forward(self, x: Tensor, membership: Tensor) -> Tensor:
         heard = membership.repeat_interleave(self.each, 1)  # [F, G m]
-        asked = self.inducing.repeat(1, len(x), 1, 1)
+        asked = self.inducing.repeat(1, x.shape[0], 1, 1)
         h = self.gather(asked, mask=heard.T, memory=x[None])
         y = self.scatter(x[None], mask=heard, memory=h)[0]
         x = self.first(x + F.dropout(y, self.dropout, self.training))
@@ -180,7 +180,7 @@ class _PatternSelector(Stacked):
         if self.adapt is not None:
             u = u + self.adapt(x.mean(1), active)
         keys = each_token(self.key, x[None], None)[0]
-        logits = torch.einsum("bfd,abd->abf", keys, u.expand(-1, len(x), -1))
+        logits = torch.einsum("bfd,abd->abf", keys, u.expand(-1, x.shape[0], -1))
         return torch.sigmoid(logits / math.sqrt(x.shape[-1]))
 
     def forward(self, features: Features, rows: Rows) -> Shared:

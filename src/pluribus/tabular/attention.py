@@ -57,6 +57,8 @@ class Attention(nn.Module):
         split = (self.heads, width // self.heads)
         q, k, v = (t.reshape(copies * rows, t.shape[2], *split).transpose(1, 2) for t in (q, k, v))
         y = F.scaled_dot_product_attention(q, k, v, mask, dropout_p=self.dropout if self.training else 0.0)
+        if torch.compiler.is_exporting():  # the fused kernel's layout is not the one of the operators that replace it
+            y = y.clone(memory_format=torch.contiguous_format)
         return each_token(self.out, y.transpose(1, 2).reshape(copies, rows, queries or length, width), active)
 
     def _part(self, x: Tensor, begin: int, end: int, active: Tensor | None) -> Tensor:

@@ -228,6 +228,7 @@ class DTRN(MultiTaskModel):
     ) -> None:
         super().__init__(tasks, fields, sharing, Heads(tasks, sharing.width))
         self.interest, self.refinement = interest, refinement
+        self.reads_sequences = interest is not None
         self.index = {task.name: i for i, task in enumerate(tasks)}
         self.q = nn.Parameter(torch.randn(len(tasks), fields.width))
 

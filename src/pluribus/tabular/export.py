@@ -46,6 +46,9 @@ def export_onnx(fitted: Fitted, folder: str | Path, tasks: Sequence[str] | None 
     if not isinstance(fitted, Network):
         what = f"a model of kind {fitted.artefact!r} cannot be exported as ONNX"
         raise BadInput(what, remedy="export a network, or use the model folder as it is")
+    if getattr(fitted.model, "reads_sequences", False):
+        remedy = "use the model folder as it is"
+        raise BadInput("a network that reads sequences cannot be exported as ONNX", where="export", remedy=remedy)
     for module in ("onnx", "onnxscript"):
         require(module, extra="export", purpose="exporting to ONNX")
     names = fitted.requested(tasks)

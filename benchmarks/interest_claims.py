@@ -1,0 +1,325 @@
+"""Do funnels, picked fields and interests per task pay where they should? Generated worlds. Writes docs/results/interest.md.
+
+`funnel`: three steps at 30 %, 10 % and 3 % of all exposures, each driven by a planted subset of 24 fields and by a shared one:
+the AUC of P(all steps up to k) over all exposures, and whether APEM's relevances find the planted subsets. `selection`: who
+clicks depends on what the conversion depends on, and conversion behaves otherwise where clicks are rare; its probability is
+judged over all exposures, where the world knows it. `shop`: two behaviour sequences; liking follows what was clicked, buying
+what was bought, and what makes two items alike for the one makes them unlike for the other: AUC, and the cosine of the tasks'
+gradients at the items' embedding. Nothing is tuned: every candidate runs its documented defaults but for the settings named, once
+a seed, stopped on validation, tested once. A finished cell is kept in build/interest_claims and not run again.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+import math
+import re
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from benchmarks.ratio import RESULTS, machine
+
+CELLS = Path(__file__).parents[1] / "build" / "interest_claims"
+STEPS = ("see", "apply", "pay")
+RATES = (0.3, 0.1, 0.03)
+FIELDS, OWN = 24, 4  # of which the first four are shared, the next four each belong to a step, the last eight are noise
+
+Ways = Mapping[str, tuple[str, dict[str, Any]]]
+FUNNEL: Ways = {
+    "specialists": ("single_networks", {}),
+    "shared bottom": ("shared_bottom_equal", {}),
+    "ESMM": ("esmm", {}),
+    "AITM": ("aitm", {}),
+    "AITM without calibrator": ("aitm", {"alpha": 0.0}),
+    "APEM": ("apem", {}),
+    "APEM, 8 fields kept": ("apem", {"top_k": 8}),
+    "APEM without selector": ("apem", {"selector": False}),
+    "APEM with calibrator": ("apem", {"calibrator": 0.6}),
+}
+SELECTION: Ways = {
+    "shared bottom (clicked rows only)": ("shared_bottom_equal", {}),
+    "ESMM": ("esmm", {}),
+    "ESCM², IPS": ("escm2_ips", {}),
+    "ESCM², IPS, lambda_c = 1": ("escm2_ips", {"lambda_c": 1.0}),
+    "ESCM², DR": ("escm2_dr", {}),
+    "ESCM², DR, lambda_c = 1": ("escm2_dr", {"lambda_c": 1.0}),
+}
+SHOP: Ways = {
+    "PLE on shared interests": ("dtrn", {"hyper": False, "refine": False}),
+    "DTRN + PLE": ("dtrn", {}),
+    "… interests only": ("dtrn", {"refine": False}),
+    "… refinement only": ("dtrn", {"hyper": False}),
+    "shared bottom on shared interests": ("dtrn", {"hyper": False, "refine": False, "sharing": "shared_bottom"}),
+    "DTRN + shared bottom": ("dtrn", {"sharing": "shared_bottom"}),
+}
+
+
+FULL_ONLY = (
+    "specialists", "AITM without calibrator", "APEM, 8 fields kept", "APEM with calibrator", "… interests only",
+    "… refinement only", "shared bottom on shared interests", "DTRN + shared bottom",
+)  # fmt: skip
+
+
+def planted(step: int) -> np.ndarray[Any, Any]:
+    """Which fields drive a step [24] bool."""
+    places = np.arange(FIELDS)
+    return (places < OWN) | ((places >= OWN * (step + 1)) & (places < OWN * (step + 2)))
+
+
+def funnel(rows: int) -> Any:
+    import pandas as pd
+
+    from pluribus.tasks import Task
+
+    rng = np.random.default_rng(21)
+    x = rng.normal(size=(rows, FIELDS))
+    frame = pd.DataFrame(x, columns=[f"x{i:02d}" for i in range(FIELDS)])
+    alive = np.ones(rows, bool)
+    before = 1.0
+    tasks = []
+    for step, (name, rate) in enumerate(zip(STEPS, RATES)):
+        own = np.flatnonzero(planted(step))[OWN:]
+        score = x[:, :OWN] @ rng.normal(size=OWN) / 2 + x[:, own] @ rng.normal(size=OWN) / 2
+        score += x[:, own[0]] * x[:, own[1]] + np.abs(x[:, own[2]]) + 0.5 * rng.logistic(size=rows)
+        happened = alive & (score > np.quantile(score[alive], 1 - rate / before))
+        frame[name] = np.where(alive, happened, np.nan)
+        alive, before = happened, rate
+        tasks.append(Task(name, "binary", after=(STEPS[step - 1],) if step else ()))
+    return frame, tasks, {}
+
+
+def selection(rows: int) -> Any:
+    """Beside the table: the conversion of every row, clicked or not, and its probability."""
+    import pandas as pd
+
+    from pluribus.tasks import Task
+
+    rng = np.random.default_rng(22)
+    x = rng.normal(size=(rows, 8))
+    click = rng.random(rows) < 1 / (1 + np.exp(1.2 - 1.5 * x[:, 0] - 0.5 * x[:, 1]))
+    p = 1 / (1 + np.exp(1.0 - 1.5 * x[:, 2] * np.sign(x[:, 0] + 0.5) - x[:, 3] - 0.5 * x[:, 0]))
+    would = rng.random(rows) < p
+    frame = pd.DataFrame(x, columns=[f"x{i}" for i in range(8)])
+    frame["click"], frame["buy"] = click * 1, np.where(click, would, np.nan)
+    return frame, [Task("click", "binary"), Task("buy", "binary", after=("click",))], {"would": would, "p": p}
+
+
+def shop(rows: int) -> Any:
+    """16 items, each of a colour and a shape. Liking: many clicked items have the target's colour, few its shape; buying: many
+    bought items have its shape, few its colour. So what makes two items alike for one task makes them unlike for the other."""
+    import pandas as pd
+
+    from pluribus.tasks import Task
+
+    rng = np.random.default_rng(23)
+    colour, shape = np.divmod(np.arange(16), 4)
+    target = rng.integers(16, size=rows)
+    lists = {name: [rng.integers(16, size=rng.integers(9)) for _ in range(rows)] for name in ("clicked", "bought")}
+
+    def same(kind: Any, name: str) -> Any:
+        return np.array([(kind[each] == kind[one]).sum() for each, one in zip(lists[name], target)])
+
+    like = 1.5 * same(colour, "clicked") - same(shape, "clicked") + 0.5 * rng.logistic(size=rows)
+    buy = 1.5 * same(shape, "bought") - same(colour, "bought") + 0.5 * rng.logistic(size=rows)
+    frame = pd.DataFrame({
+        "age": rng.normal(size=rows), "item": [f"i{j}" for j in target],
+        **{name: [[f"i{j}" for j in each] for each in found] for name, found in lists.items()},
+        "like": (like > 0.7).astype(int), "buy": (buy > 0.7).astype(int),
+    })  # fmt: skip
+    return frame, [Task("like", "binary"), Task("buy", "binary")], {}
+
+
+WORLDS: dict[str, tuple[Callable[[int], Any], Ways]] = {
+    "funnel": (funnel, FUNNEL), "selection": (selection, SELECTION), "shop": (shop, SHOP),
+}  # fmt: skip
+
+
+def prepared(name: str, rows: int) -> tuple[Any, dict[str, Any]]:
+    from pluribus.data.prepared import prepare
+    from pluribus.data.splitting import split
+    from pluribus.data.table import Table
+
+    frame, tasks, truth = WORLDS[name][0](rows)
+    table = Table(frame, tasks, split="random")
+    return prepare(table, split(table, 0)), truth
+
+
+def of_funnel(data: Any, fitted: Any, truth: Any) -> dict[str, float]:
+    """AUC of P(all steps up to k) over all test rows, of the last step's own cells, and of the relevances."""
+    import torch
+    from sklearn.metrics import roc_auc_score
+
+    from pluribus.modeling.funnels import entire_space, whole_way
+
+    rows = data.parts["test"]
+    p = fitted.scores(data, rows, STEPS)
+    joint = whole_way(data.tasks, p)
+    found = {}
+    batch = data.batch(torch.from_numpy(rows))
+    for k, name in enumerate(STEPS):
+        whole = entire_space(STEPS[: k + 1], batch)
+        assert whole is not None
+        found[f"P_{k + 1}"] = float(roc_auc_score(whole.values.numpy(), joint[name][whole.rows.numpy()]))
+    found["mean"] = float(np.mean(list(found.values())))
+    cells = data.labelled("pay", "test")
+    found["pay, own cells"] = float(roc_auc_score(cells.values, p["pay"][np.searchsorted(rows, cells.rows)]))
+    if fitted.config.get("architecture", {}).get("name") == "apem" and fitted.config["architecture"]["settings"]["selector"]:
+        with torch.no_grad():
+            relevance = fitted.model.eval()(batch.inputs).extra["relevance"]
+        each = [roc_auc_score(planted(k), relevance[name].mean(0).numpy()) for k, name in enumerate(STEPS)]
+        found["recovery"] = float(np.mean(each))
+    return found
+
+
+def of_selection(data: Any, fitted: Any, truth: Any) -> dict[str, float]:
+    """The conversion over all test rows: AUC and mean error against its true probability, the mean against the true mean."""
+    from sklearn.metrics import roc_auc_score
+
+    rows = data.parts["test"]
+    p = fitted.scores(data, rows, ["buy"])["buy"]
+    cells = data.labelled("buy", "test")
+    return {
+        "AUC, all": float(roc_auc_score(truth["would"][rows], p)),
+        "AUC, clicked": float(roc_auc_score(cells.values, p[np.searchsorted(rows, cells.rows)])),
+        "error of p": float(np.abs(p - truth["p"][rows]).mean()),
+        "mean of p / true": float(p.mean() / truth["p"][rows].mean()),
+    }
+
+
+def of_shop(data: Any, fitted: Any, truth: Any) -> dict[str, float]:
+    import torch
+    from sklearn.metrics import roc_auc_score
+
+    from pluribus.modeling import Supervised
+
+    found = {}
+    for name in ("like", "buy"):
+        cells = data.labelled(name, "test")
+        found[f"AUC, {name}"] = float(roc_auc_score(cells.values, fitted.scores(data, cells.rows, [name])[name]))
+    found["mean"] = float(np.mean(list(found.values())))
+    table = fitted.model.encoder.items.table
+    gradients = []
+    for name in ("like", "buy"):
+        losses = Supervised().losses(fitted.model.eval(), data.batch(torch.from_numpy(data.parts["test"][:2000]), [name]))
+        (slope,) = torch.autograd.grad(losses.means()[name], table)
+        gradients.append(slope.flatten())
+    found["cosine"] = float(torch.nn.functional.cosine_similarity(gradients[0], gradients[1], 0))
+    return found
+
+
+JUDGES = {"funnel": of_funnel, "selection": of_selection, "shop": of_shop}
+
+
+def cell(name: str, way: str, data: Any, truth: Any, rows: int, seed: int, seconds: float) -> dict[str, Any]:
+    import torch
+
+    from pluribus import catalog
+    from pluribus.modeling import Budget
+
+    named = re.sub(r"[^a-z0-9]+", "_", way.lower()).strip("_")
+    path = CELLS / f"{name}-{rows}-{named}-{seed}-{seconds:g}.json"
+    if path.exists():
+        found: dict[str, Any] = json.loads(path.read_text("utf-8"))
+        return found
+    torch.set_num_threads(1)
+    candidate, settings = WORLDS[name][1][way]
+    shown = data.with_parts(train=data.parts["train"], valid=data.parts["valid"])
+    start = time.process_time()
+    fitted = catalog.get("candidate", candidate).resolve()(**settings).fit(shown, Budget(seconds), seed)
+    spent = time.process_time() - start
+    row = {
+        "way": way, "scores": JUDGES[name](data, fitted, truth), "seconds": spent,
+        "parameters": sum(p.numel() for p in fitted.model.parameters()), "undertrained": fitted.record["undertrained"],
+    }  # fmt: skip
+    CELLS.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(row), "utf-8")
+    return row
+
+
+def interval(values: Sequence[float], digits: int = 4) -> str:
+    """Mean with a 95 % t interval over seeds."""
+    from pluribus.evaluation.intervals import seeds_component, t_interval
+
+    part = seeds_component(list(values))
+    found = t_interval(float(np.mean(values)), [part] if part is not None else [])
+    spread = f" ({found.low:+.{digits}f} … {found.high:+.{digits}f})" if math.isfinite(found.low) else ""
+    return f"{found.value:+.{digits}f}{spread}"
+
+
+TEXTS = {
+    "funnel": (
+        "Three steps, 24 fields", "shared bottom", "mean",
+        "P_k: AUC of P(all steps up to k) over all exposures, the product of the steps' columns. pay, own cells: AUC of the last "
+        "step on its own cells. recovery: AUROC of the selector's mean relevance against the planted fields, mean over steps "
+        "(0.5: chance).",
+    ),
+    "selection": (
+        "Conversion over all exposures", "shared bottom (clicked rows only)", "AUC, all",
+        "Judged with what the world knows: would a row that was not clicked have converted? error of p: mean |p − true p|.",
+    ),
+    "shop": (
+        "Two behaviours that contradict each other", "PLE on shared interests", "mean",
+        "cosine: of the tasks' loss gradients at the items' embedding, after training, on test rows.",
+    ),
+}  # fmt: skip
+
+
+def section(name: str, rows: int, cells: dict[tuple[str, int], dict[str, Any]], seconds: float) -> list[str]:
+    title, reference, main, text = TEXTS[name]
+    ways = [way for way in WORLDS[name][1] if any(key[0] == way for key in cells)]
+    seeds = sorted({seed for _, seed in cells})
+    columns = list(dict.fromkeys(key for row in cells.values() for key in row["scores"]))
+    lines = [
+        f"## {name}: {title}, {rows} rows, {len(seeds)} seeds, at most {seconds:g} core-seconds a fit", "", text, "",
+        f"| | {' | '.join(columns)} | {main}, against {reference} (95 %) | core-seconds | parameters | cut short |",
+        "|" + "---|" * (len(columns) + 5),
+    ]  # fmt: skip
+    for way in ways:
+        own = [cells[way, seed] for seed in seeds]
+        means = [np.mean([row["scores"].get(key, np.nan) for row in own]) for key in columns]
+        gain = "(reference)"
+        if way != reference:
+            gain = interval([row["scores"][main] - cells[reference, seed]["scores"][main] for row, seed in zip(own, seeds)])
+        shown = " | ".join("" if np.isnan(value) else f"{value:.4f}" for value in means)
+        cut = sum(bool(row["undertrained"]) for row in own)
+        spent = np.mean([row["seconds"] for row in own])
+        lines.append(f"| {way} | {shown} | {gain} | {spent:.1f} | {own[0]['parameters']:,} | {cut} of {len(own)} |")
+    return [*lines, ""]
+
+
+def run(full: bool) -> None:
+    seeds, seconds = (5, 300.0) if full else (3, 30.0)
+    few = {"funnel": 10_000, "selection": 8_000, "shop": 6_000}
+    sizes = {"funnel": 100_000, "selection": 100_000, "shop": 50_000} if full else few
+    body: list[str] = []
+    for name in WORLDS:
+        data, truth = prepared(name, sizes[name])
+        cells = {}
+        for seed in range(seeds):
+            for way in WORLDS[name][1]:
+                if not full and way in FULL_ONLY:
+                    continue
+                cells[way, seed] = row = cell(name, way, data, truth, sizes[name], seed, seconds)
+                print(name, way, seed, f"{row['seconds']:.1f} s", row["scores"], flush=True)
+        body += section(name, sizes[name], cells, seconds)
+        write(body, full)
+
+
+def write(body: list[str], full: bool) -> None:
+    notes = Path(__file__).with_suffix(".md")
+    head = [
+        "# Funnels, picked fields, and interests per task", "",
+        "Generated worlds, in which the truth is known; every candidate ran its defaults (but for the settings that its name",
+        "tells) once a seed; nothing was searched or tuned. Intervals are over seeds of training alone: one split, one draw of",
+        "the world, so that test rows are not in them.",
+        "APEM and DTRN are reconstructions from abstracts: what fails here need not fail in the papers' own form.", "",
+    ]  # fmt: skip
+    foot = [f"{machine()}; {datetime.date.today().isoformat()}; the {'full' if full else 'default'} set.", ""]
+    read = notes.read_text("utf-8").splitlines() + [""] if notes.exists() else []
+    RESULTS.mkdir(parents=True, exist_ok=True)
+    (RESULTS / "interest.md").write_text("\n".join(head + read + body + foot), "utf-8")
