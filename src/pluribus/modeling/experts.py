@@ -131,23 +131,24 @@ class StackedNorm(nn.Module):
         """x [A, B, d] of the active slices → the same shape."""
         weight: Tensor = self.weight if active is None else self.weight[active]
         bias: Tensor = self.bias if active is None else self.bias[active]
-        mean, variance = self.moments(x, active)
-        scale = weight * torch.rsqrt(variance + self.eps)
-        return torch.addcmul((bias - mean * scale)[:, None], x, scale[:, None])
+        return self.normalise(x, weight, bias, active)
 
-    def moments(self, x: Tensor, active: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Mean and variance [A, d] to normalise by: the batch's in training (which move the running ones), else the running."""
-        if self.training and x.shape[1] > 1:
-            variance, mean = torch.var_mean(x, 1, correction=0)
-            with torch.no_grad():
-                rows = x.shape[1]
-                for kept, new in ((self.mean, mean), (self.variance, variance * (rows / (rows - 1)))):
-                    if active is None:
-                        kept.lerp_(new.to(kept), self.momentum)
-                    else:
-                        kept.index_copy_(0, active, kept[active].lerp(new.to(kept), self.momentum))
-            return mean, variance
-        return (self.mean, self.variance) if active is None else (self.mean[active], self.variance[active])
+    def normalise(self, x: Tensor, weight: Tensor, bias: Tensor, active: Tensor | None) -> Tensor:
+        """With these scales and shifts [A, d], by the batch's moments in training (which move the running ones), else by the
+        running ones. In training the slices stand side by side [B, A·d], so that torch's own kernel makes one pass of all."""
+        slices, rows, width = x.shape
+        mean = self.mean if active is None else self.mean[active]
+        variance = self.variance if active is None else self.variance[active]
+        if not (self.training and rows > 1):
+            scale = weight * torch.rsqrt(variance + self.eps)
+            return torch.addcmul((bias - mean * scale)[:, None], x, scale[:, None])
+        beside = x.transpose(0, 1).reshape(rows, slices * width)
+        given = mean.view(-1), variance.view(-1), weight.reshape(-1), bias.reshape(-1)
+        h = F.batch_norm(beside, *given, training=True, momentum=self.momentum, eps=self.eps)
+        if active is not None:  # what moved was a copy
+            self.mean.index_copy_(0, active, mean)
+            self.variance.index_copy_(0, active, variance)
+        return h.view(rows, slices, width).transpose(0, 1)
 
     @torch.no_grad()
     def fold_into(self, layer: StackedLinear) -> None:

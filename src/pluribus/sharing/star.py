@@ -41,9 +41,8 @@ class PartitionedNorm(StackedNorm):
     def forward(self, x: Tensor, active: Tensor | None = None) -> Tensor:
         """x [B, d] that all domains read → [A, B, d]."""
         weight, bias = (p if active is None else p[active] for p in (self.weight, self.bias))
-        mean, variance = self.moments(x.expand(len(weight), *x.shape), active)
-        scale = self.common_weight * weight * torch.rsqrt(variance + self.eps)
-        return torch.addcmul((self.common_bias + bias - mean * scale)[:, None], x, scale[:, None])
+        each = x.expand(len(weight), *x.shape)
+        return self.normalise(each, self.common_weight * weight, self.common_bias + bias, active)
 
 
 class StarLayer(nn.Module):
