@@ -1,8 +1,8 @@
 """The verdict from per-row scores: somebody else measured each row, the mean of the scores is the metric.
 
 Both sides scored the same rows, so that a task's gain is the mean of the rows' differences; whole units are resampled (rows of
-one group, or the row), one draw for all tasks and both sides. The words, their tolerance of 2 % (here of the reference's score: there is
-no constant predictor) and Holm's adjustment are those of `evaluation.verdict`. Each side is one file; the claim is about it.
+one group, or the row), one draw for all tasks and both sides. Words and Holm's adjustment are those of `evaluation.verdict`; the
+tolerance is 2 % of the reference's score, for there is no constant predictor. Each side is one file; the claim is about it.
 """
 
 from __future__ import annotations
