@@ -2,7 +2,7 @@
 
 A BERT of 4 layers (width 256, FFN 1024, 4 heads), 32 rows of 32 tokens, LoRA of rank 8 on all six linear maps of every layer, the
 same weights on all sides (outputs are compared first), float32, one thread. PEFT forward: its mixed batch (`adapter_names`). PEFT
-training: a loop over the tasks (`set_adapter`), since it refuses mixed batches in training; gradients are added up and one step of
+training: a loop over the tasks (`set_adapter`), since it refuses mixed batches there; gradients are added up and one step of
 torch's fused AdamW is taken, as on our side.
 """
 
@@ -184,7 +184,7 @@ def page(found: list[Ratio], held: list[str], full: bool) -> None:
         "## A bank of 1,000 adapters", "",
         "| what | measured | target |", "|---|---|---|",
         f"| parameters of 1,000 rank-8 adapters | {1000 * each / 2**20:.1f} MiB | |",
-        f"| memory that filling the bank took | {taken / 2**20:.1f} MiB, {taken / (1000 * each):.3f} of the parameters | ≤ 1.10 |",
+        f"| memory that filling it took | {taken / 2**20:.1f} MiB, {taken / (1000 * each):.3f} of the parameters | ≤ 1.10 |",
         f"| adding one, while the bank is nearly empty / nearly full | {1e3 * few:.2f} / {1e3 * many:.2f} ms | constant |",
         f"| switching to one, an early / a late one | {1e6 * first:.0f} / {1e6 * late:.0f} µs | constant |", "",
         f"{machine()}; {datetime.date.today().isoformat()}; {'full' if full else 'default'} set of cells. Load of the machine at",
