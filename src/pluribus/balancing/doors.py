@@ -366,7 +366,10 @@ def accumulate(gradients: Mapping[Tensor, Tensor], scale: float = 1.0) -> None:
     taken: set[int] = set()
     with torch.no_grad():
         for leaf, g in gradients.items():
-            g = g.to(leaf.dtype) if scale == 1 else (g * scale).to(leaf.dtype)
+            if scale != 1:
+                g = g * scale
+            if g.dtype != leaf.dtype:
+                g = g.to(leaf.dtype)
             if leaf.grad is not None:
                 leaf.grad += g
             elif not g.is_contiguous() or g.data_ptr() in taken:  # autograd may hand one tensor to two leaves

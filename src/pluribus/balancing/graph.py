@@ -18,6 +18,8 @@ Edge = tuple[Any, int]
 
 def edge(tensor: Tensor) -> Edge:
     """The place of a tensor that requires gradients: its node (AccumulateGrad for a leaf) and output number."""
+    if tensor.grad_fn is not None:
+        return tensor.grad_fn, tensor.output_nr
     place = get_gradient_edge(tensor)
     return place.node, place.output_nr
 
@@ -47,20 +49,26 @@ class Walk:
 def walk(tensors: Iterable[Tensor], *, above: Sequence[Tensor] = ()) -> Walk:
     """Walk down from `tensors`, not through `above`."""
     walls = {edge(tensor) for tensor in above}
-    stack = [edge(tensor)[0] for tensor in tensors if tensor.requires_grad and edge(tensor) not in walls]
+    fences = {node for node, _ in walls}  # a look at the node alone decides most steps
+    starts = [edge(tensor) for tensor in tensors if tensor.requires_grad]
+    stack = [node for node, number in starts if (node, number) not in walls]
     found = Walk([], [], set(stack))
     seen = found.nodes
     while stack:
         node = stack.pop()
-        variable = getattr(node, "variable", None)
-        if variable is not None:
-            found.leaves.append(variable)
+        below_it = node.next_functions
+        if not below_it:
+            variable = getattr(node, "variable", None)
+            if variable is not None:
+                found.leaves.append(variable)
             continue
-        for slot, place in enumerate(node.next_functions):
+        for slot, place in enumerate(below_it):
             below = place[0]
-            if walls and place in walls:
+            if below is None:
+                continue
+            if below in fences and place in walls:
                 found.entries.append((node, slot))
-            elif below is not None and below not in seen:
+            elif below not in seen:
                 seen.add(below)
                 stack.append(below)
     return found

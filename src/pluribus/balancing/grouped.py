@@ -49,13 +49,15 @@ def cells_of(cells: Mapping[str, Tensor], tasks: Sequence[str], present: Sequenc
     masks = [c.shape[0] for c in cells.values() if c.dtype == torch.bool]
     B = n_rows or (masks[0] if masks else 1 + max((int(r.max()) for r in rows.values() if r.numel()), default=0))
     one = next(iter(rows.values()))
+    every = torch.cat(list(rows.values()))
+    places = {task: t for t, task in enumerate(present)}
+    owners = [place for task, r in rows.items() for place in [places[task]] * r.shape[0]]
     task_of = torch.full((B,), len(present), dtype=torch.long, device=one.device)
-    count = torch.zeros(B, dtype=torch.long, device=one.device)
-    for task, r in rows.items():
-        task_of[r] = present.index(task)
-        count[r] += 1
-    if one.device.type == "cpu" and bool((count > 1).any()):
-        raise NotGrouped(f"{int((count > 1).sum())} rows are labelled for several tasks: split them into (row, task) pairs")
+    task_of[every] = torch.tensor(owners, dtype=torch.long, device=one.device)
+    if one.device.type == "cpu":
+        twice = int((torch.bincount(every, minlength=B) > 1).sum())
+        if twice:
+            raise NotGrouped(f"{twice} rows are labelled for several tasks: split them into (row, task) pairs")
     return Cells([rows.get(task, one[:0]) for task in present], task_of)
 
 
@@ -92,16 +94,24 @@ class Grouped:
         """Σ_t w_t ∂ℓ_t/∂leaf of each shared leaf: the layers' gradients for δ_r w_{t(r)}."""
         w = torch.cat([w, w.new_zeros(1)])
         found: dict[Tensor, Tensor] = {}
+        columns: dict[tuple[int, bool, torch.dtype], Tensor] = {}  # layers with the same places share their places' weights
         for layer, delta, across in zip(self.layers, self.deltas, self.across):
-            scaled = _times(layer, delta, w, self.cells, across)
-            found.update(zip(layer.leaves, layer.gradients(scaled)))
+            at = (layer.places(delta).shape[0], across, delta.dtype)
+            if at not in columns:
+                columns[at] = _of_places(delta, w, self.cells, at[0], across)
+            found.update(zip(layer.leaves, layer.gradients(_times(delta, columns[at]))))
         return found
 
 
-def _times(layer: Layer, delta: Tensor, w: Tensor, cells: Cells, across: bool) -> Tensor:
-    """δ with each place multiplied by its task's number; w is [T + 1], the last for places of no task."""
-    n = layer.places(delta).shape[0]
-    return (delta.reshape(n, -1) * w.to(delta.dtype)[cells.tasks(n, across)][:, None]).view_as(delta)
+def _of_places(delta: Tensor, w: Tensor, cells: Cells, n: int, across: bool) -> Tensor:
+    """Each place's task's number [n, 1]; w is [T + 1], the last for places of no task."""
+    return w.to(delta.dtype)[cells.tasks(n, across)][:, None]
+
+
+def _times(delta: Tensor, column: Tensor) -> Tensor:
+    """δ with each place multiplied by its number."""
+    flat = delta.ndim == 2 and delta.shape[0] == len(column)
+    return delta * column if flat else (delta.reshape(len(column), -1) * column).view_as(delta)
 
 
 def measure(
@@ -150,7 +160,8 @@ def _layout(
     with torch.no_grad():
         for layer, delta, other in zip(layers, deltas, scaled):
             for across in (False, True):
-                error = (_times(layer, delta, factors, cells, across) - other).norm()
+                column = _of_places(delta, factors, cells, layer.places(delta).shape[0], across)
+                error = (_times(delta, column) - other).norm()
                 if error <= 1e-3 * other.norm():
                     found.append(across)
                     break
