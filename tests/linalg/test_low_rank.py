@@ -157,8 +157,9 @@ def test_heads_own_stretches_of_inputs_and_outputs() -> None:
     left, right = mixed_parameters(A, B, gate)
     for u in range(2):
         for q in range(4):
-            torch.testing.assert_close(left[u, :, 2 * q : 2 * q + 2], torch.einsum("e,erd->rd", gate[u, q], A[..., 2 * q : 2 * q + 2]))
-            torch.testing.assert_close(right[u, 3 * q : 3 * q + 3], torch.einsum("e,edr->dr", gate[u, q], B[:, 3 * q : 3 * q + 3]))
+            mine, theirs = slice(2 * q, 2 * q + 2), slice(3 * q, 3 * q + 3)
+            torch.testing.assert_close(left[u, :, mine], torch.einsum("e,erd->rd", gate[u, q], A[..., mine]))
+            torch.testing.assert_close(right[u, theirs], torch.einsum("e,edr->dr", gate[u, q], B[:, theirs]))
     with pytest.raises(BadInput, match="5 heads do not divide"):
         mixed_parameters(A, B, torch.rand(1, 5, 3))
 

@@ -112,7 +112,9 @@ class PromptTuning(Adapters):
         if self.causal:  # each of the prompt's vectors sees those before it, as without a mask
             total = longer.shape[-1]
             sees = torch.ones(self.length, total, dtype=torch.bool, device=mask.device).tril()
-            rows = sees if mask.dtype == torch.bool else mask.new_zeros(sees.shape).masked_fill(~sees, torch.finfo(mask.dtype).min)
+            rows = sees
+            if mask.is_floating_point():
+                rows = mask.new_zeros(sees.shape).masked_fill(~sees, torch.finfo(mask.dtype).min)
         elif mask.is_floating_point():  # the prompt sees what every token sees
             rows = longer.amin(-2, keepdim=True)
         else:
