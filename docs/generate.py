@@ -164,7 +164,8 @@ def on_config(config: Any, **_: Any) -> Any:
         {"Guides": [
             {"Reading the verdict": "guides/verdict.md"},
             {"Which road for my checkpoints": "guides/checkpoints.md"},
-            {"Tables": "guides/tables.md"}, {"Adapters": "guides/adapters.md"}, {"Your own loop": "guides/loop.md"}, {"Serving": "guides/serving.md"},
+            {"Tables": "guides/tables.md"}, {"Adapters": "guides/adapters.md"},
+            {"Your own loop": "guides/loop.md"}, {"Serving": "guides/serving.md"},
             {"Several processes": "guides/processes.md"}, {"Recommendation": "guides/recommendation.md"},
         ]},
         {"Methods": [{"Every balancer": "balancers.md"}, {"Catalog": "catalog.md"}]},
