@@ -107,3 +107,44 @@ def test_shapes_that_do_not_fit() -> None:
         metrics.compute("span_f1", np.zeros((3, 4)), np.zeros((3, 5)))
     with pytest.raises(BadInput, match="below -1"):
         metrics.compute("token_accuracy", np.zeros((3, 4)), np.full((3, 4), -2.0))
+
+
+def test_words_and_a_whole_text_in_one_batch() -> None:
+    """A model with a task that labels words and one that labels the text: losses of both, shapes, and padding that says nothing."""
+    pytest.importorskip("transformers")
+    from pluribus.data import Batch, Labels
+    from pluribus.modeling import Supervised
+    from pluribus.text import backbones
+    from pluribus.text.encoder import TOKENS, WORDS, TextEncoder
+    from pluribus.text.model import TextModel
+
+    torch.manual_seed(0)
+    tags, topic = Task("tags", "tagging", classes=CLASSES, size=4), Task("topic", "binary", classes=("no", "yes"))
+    config = backbones.small(vocabulary=30, layers=1, width=16, heads=2, max_length=16, pad=0, dropout=0.0)
+    model = TextModel([tags, topic], TextEncoder(backbones.empty(config)))
+    lengths, words = torch.tensor([5, 3, 6]), torch.tensor([3, 1, 4])
+    mask, there = torch.arange(6) < lengths[:, None], torch.arange(4) < words[:, None]
+    places = (torch.arange(4) + 1).expand(3, 4) * there
+    tokens = torch.randint(5, 30, (3, 6)) * mask
+    inputs = {
+        TOKENS: {"values": tokens, "mask": mask}, WORDS: {"values": places, "mask": there}, "numeric": torch.zeros(3, 0),
+    }  # fmt: skip
+    values = torch.where(there[:2], torch.tensor([[1.0, 2, 0, 0], [3.0, 0, 0, 0]]), -1.0)
+    labels = {"tags": Labels(values, torch.tensor([0, 1])), "topic": Labels(torch.tensor([1.0]), torch.tensor([2]))}
+    model.heads.start(labels)
+    optimizer = torch.optim.Adam(model.parameters(), 0.02)
+    for _ in range(60):
+        losses = Supervised().losses(model, Batch(inputs, 3, labels))
+        optimizer.zero_grad()
+        torch.stack(list(losses.means().values())).sum().backward()
+        optimizer.step()
+    found = model.predict(inputs)
+    assert found["tags"].shape == (3, 4)
+    assert found["tags"][0, :3].tolist() == [1, 2, 0]
+    assert found["tags"][1, 0] == 3
+    assert found["topic"][2] > 0.9
+    short = {
+        TOKENS: {"values": tokens[1:2, :3], "mask": mask[1:2, :3]}, WORDS: {"values": places[1:2, :1], "mask": there[1:2, :1]},
+        "numeric": torch.zeros(1, 0),
+    }  # fmt: skip
+    assert model.predict(short)["tags"][0].tolist() == [3, 0, 0, 0]

@@ -29,10 +29,19 @@ def _network_onnx(model: str, task: str | None, output: str, force: bool) -> str
     return f"{folder}: {'all tasks' if task is None else f'task {task}'} as ONNX, with encoding.json"
 
 
+def _text_peft(model: str, task: str | None, output: str, force: bool) -> str:
+    from pluribus.modeling import load
+    from pluribus.text.export import export_peft
+
+    return f"{export_peft(load(model), task, output, where=model, overwrite=force)}: task {task} as a PEFT folder"
+
+
 # (kind in pluribus.json, format) → what writes it: (model, task, output, force) → the line to print
 EXPORTS: dict[tuple[str, str], Callable[[str, str | None, str, bool], str]] = {
     ("merge", "hf"): _merge_hf,
     ("network", "onnx"): _network_onnx,
+    ("text_network", "peft"): _text_peft,
+    ("text_hub", "peft"): _text_peft,
 }
 
 
@@ -40,7 +49,7 @@ EXPORTS: dict[tuple[str, str], Callable[[str, str | None, str, bool], str]] = {
 @click.argument("model", type=click.Path())
 @click.option("--task", help="The task to export.")
 @click.option("-o", "--output", required=True, type=click.Path(), metavar="DIR", help="The folder to write.")
-@click.option("--format", "kind", type=click.Choice(["hf", "onnx"]), default="hf", show_default=True)
+@click.option("--format", "kind", type=click.Choice(["hf", "onnx", "peft"]), default="hf", show_default=True)
 @click.option("--force", is_flag=True, help="Replace DIR if it exists.")
 def command(model: str, task: str | None, output: str, kind: str, force: bool) -> None:
     """Write one task of the model folder MODEL as an ordinary folder of another format."""

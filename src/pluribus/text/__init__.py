@@ -8,7 +8,10 @@
 | `buckets` | batches of texts of similar length; measured token waste |
 | `model` | encoder → heads, with adapters inside where asked; rows × tasks in one forward |
 | `network` | the fitted artefact: weights, tokenizer and config in one folder |
-| `candidates` | the roads: full fine-tuning, frozen, adapters of several methods |
+| `candidates` | roads without adapters: joint fine-tuning, frozen with heads, fine-tuning one a task |
+| `adapted` | roads with adapters inside a frozen backbone |
 | `tagging` | the kind of task whose labels are one tag a word |
+| `hub` | serving: one backbone, hundreds of adapters and heads, under a memory budget |
+| `export` | one task's adapter and head as a PEFT folder |
 
 """

@@ -103,15 +103,18 @@ class TextNetwork(Fitted):
     def scores(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str]) -> dict[str, Array]:
         rows = np.asarray(rows, dtype=np.int64)
         if not len(rows):
-            return {task.name: np.empty((0, *_shape(task))) for task in self.tasks if task.name in tasks}
+            return {task.name: sized(task, torch.empty(0), rows) for task in self.tasks if task.name in tasks}
         distinct, back = np.unique(rows, return_inverse=True)
         ready = tokenised(taken(data, distinct), self.tokenizer, self.config["text"], words=self.words)
         batch = ready.batch(torch.arange(len(distinct)), tasks=())
+        counts = word_counts(ready, self.config["text"][0]) if self.words else distinct
+        by_name = {task.name: task for task in self.tasks}
         found: dict[str, Array] = {}
         for member, model in zip(self.config["members"], self.models):
             wanted = dict.fromkeys(name for name in member["tasks"] if name in tasks)
             if wanted:
-                found |= {n: v.double().numpy()[back] for n, v in model.predict(batch.inputs, wanted, batch.context).items()}
+                for name, value in model.predict(batch.inputs, wanted, batch.context).items():
+                    found[name] = sized(by_name[name], value, counts)[back]
         return {name: found[name] for name in tasks}
 
     def costs(self) -> Costs:
@@ -169,11 +172,25 @@ class TextNetwork(Fitted):
         return cls(tasks, columns, config, tokenizer, models)
 
 
-def _shape(task: Task) -> tuple[int, ...]:
-    """What one row's prediction is: a number, P(class) [C], or tags [size]."""
-    if task.kind == "tagging":
-        return (task.size or 0,)
-    return (len(task.classes),) if task.classes and task.kind != "binary" else ()
+def word_counts(data: Prepared, column: str) -> NDArray[np.int64]:
+    """How many words each row's text has [n]."""
+    return np.array([len((text or "").split()) for text in data.texts[column]], np.int64)
+
+
+def sized(task: Task, value: Tensor, counts: NDArray[np.int64]) -> Array:
+    """Linked outputs as predictions: tags [m, size], −1 behind a row's last word and 0 for words beyond the longest sequence;
+    others as they are. Without a row, the shape that they would have."""
+    if not len(value):
+        many = task.size or 0 if task.kind == "tagging" else len(task.classes) if task.kind != "binary" else 0
+        return np.empty((0, many) if many else 0)
+    found: Array = value.double().numpy()
+    if task.kind != "tagging":
+        return found
+    width = max(task.size or 0, int(counts.max(initial=0)))
+    whole = np.zeros((len(found), width))
+    whole[:, : found.shape[1]] = found[:, :width]
+    whole[np.arange(width) >= counts[:, None]] = -1
+    return whole[:, : task.size] if task.size else whole
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
