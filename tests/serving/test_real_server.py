@@ -4,13 +4,18 @@ description."""
 from __future__ import annotations
 
 import json
+import shutil
 import socket
+import ssl
+import subprocess
+import sys
 import threading
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -21,17 +26,19 @@ pytest.importorskip("uvicorn", reason="the extra 'serve' is not installed")
 
 import uvicorn
 
+from pluribus.cli import run as run_command
 from pluribus.serving import Limits, application
+from pluribus.serving.patience import protocol
 from pluribus.serving.server import bind
 
 
 class Running:
     """An application behind uvicorn in a thread."""
 
-    def __init__(self, app: Any) -> None:
+    def __init__(self, app: Any, **config: Any) -> None:
         self.app, self.socket = app, bind("127.0.0.1", 0)
         self.port = self.socket.getsockname()[1]
-        self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on"))
+        self.server = uvicorn.Server(uvicorn.Config(app, log_level="warning", access_log=False, lifespan="on", **config))
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.socket]}, daemon=True)
         self.thread.start()
         deadline = time.monotonic() + 60
@@ -102,6 +109,64 @@ def test_a_slow_client_is_told_so(running: Any) -> None:
     answer = server.raw(head)
     assert answer.startswith(b"HTTP/1.1 408")
     assert server.post(b'{"rows": []}')[0] == 200
+
+
+def test_a_head_that_does_not_arrive_is_given_up(network: Any, rows: Any) -> None:
+    """A client that trickles its head, at once or after an answer, loses its connection; a quick one is served meanwhile."""
+    server = Running(application(network), http=protocol(0.5))
+    try:
+        begin = time.monotonic()
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as slow:
+            slow.sendall(b"POST /predict HTTP/1.1\r\nhost: x\r\n")
+            assert server.post(json.dumps({"rows": rows[:1]}).encode())[0] == 200
+            assert slow.recv(4096).startswith(b"HTTP/1.1 408")
+            assert slow.recv(4096) == b""
+        with socket.create_connection(("127.0.0.1", server.port), timeout=60) as slow:
+            slow.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
+            assert slow.recv(4096).startswith(b"HTTP/1.1 200")
+            time.sleep(0.8)  # idle between two requests is no slowness
+            slow.sendall(b"GET /health HTTP/1.1\r\nho")
+            assert slow.recv(4096).startswith(b"HTTP/1.1 408")
+        assert time.monotonic() - begin < 30
+    finally:
+        server.stop()
+
+
+def test_tls(network: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """With a certificate and its key the server speaks TLS; files that are none end in one line."""
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("there is no openssl to make a certificate")
+    names = [str(tmp_path / name) for name in ("cert.pem", "key.pem")]
+    subprocess.run(
+        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-addext",
+         "subjectAltName=DNS:localhost", "-days", "2", "-out", names[0], "-keyout", names[1]],
+        check=True, capture_output=True,
+    )  # fmt: skip
+    network.save(tmp_path / "model")
+    command = [sys.executable, "-m", "pluribus", "serve", str(tmp_path / "model"), "--port", "0", "--certificate", names[0]]
+    with subprocess.Popen([*command, "--key", names[1]], stderr=subprocess.PIPE, text=True) as child:
+        assert child.stderr is not None
+        line = child.stderr.readline()
+        try:
+            port = int(line.partition("https://127.0.0.1:")[2].partition("/")[0])
+            trusted = ssl.create_default_context(cafile=names[0])
+            for _ in range(200):
+                try:
+                    with urllib.request.urlopen(f"https://localhost:{port}/ready", context=trusted, timeout=10) as answer:
+                        assert answer.status == 200
+                    break
+                except urllib.error.URLError:
+                    time.sleep(0.1)
+            else:
+                pytest.fail("no answer over TLS")
+        finally:
+            child.terminate()
+    (tmp_path / "key.pem").write_text("no key", "utf-8")
+    assert run_command(["serve", str(tmp_path / "model"), "--port", "0", "--certificate", *(names[0], "--key", names[1])]) == 2
+    assert "cannot be used" in capfd.readouterr().err
+    assert run_command(["serve", str(tmp_path / "model"), "--certificate", names[0]]) == 2
+    assert "give both" in capfd.readouterr().err
 
 
 def test_a_client_that_hangs_up_is_forgotten(running: Any, rows: Any) -> None:

@@ -45,6 +45,8 @@ def loopback(host: str) -> bool:
 @click.option("--host", default="127.0.0.1", show_default=True, help="Address to listen on; the default is this machine only.")
 @click.option("--port", default=8000, show_default=True, type=click.IntRange(0, 65535), help="0 takes a free one.")
 @click.option("--token-file", metavar="FILE", help=f"Ask for this bearer token (default: ${TOKEN}, if set).")
+@click.option("--certificate", metavar="FILE", help="PEM certificate: speak TLS; needs --key.")
+@click.option("--key", metavar="FILE", help="PEM key of the certificate.")
 @click.option("--max-batch", default=1024, show_default=True, type=click.IntRange(1), help="Rows of a batch.")
 @click.option(
     "--max-delay", default=2.0, show_default=True, type=click.FloatRange(0, 1000), help="Milliseconds a request waits for others."
@@ -54,8 +56,8 @@ def loopback(host: str) -> bool:
 @click.option("--max-requests", default=256, show_default=True, type=click.IntRange(1), help="Requests in hand; more get 503.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of a forward.")
 def command(
-    model: str, host: str, port: int, token_file: str | None, max_batch: int, max_delay: float, max_rows: int,
-    max_body: int, max_requests: int, threads: int,
+    model: str, host: str, port: int, token_file: str | None, certificate: str | None, key: str | None, max_batch: int,
+    max_delay: float, max_rows: int, max_body: int, max_requests: int, threads: int,
 ) -> None:  # fmt: skip
     """Serve the model folder MODEL: POST rows to /predict (JSON, an Arrow stream, or Parquet; ?tasks=a,b picks tasks).
 
@@ -71,6 +73,14 @@ def command(
     from pluribus.serving.server import application, bind, run
 
     token = read_token(token_file)
+    pair = None
+    if certificate is not None or key is not None:
+        if certificate is None or key is None:
+            raise BadInput("one of --certificate and --key is missing", remedy="give both, as PEM files")
+        for file in (certificate, key):
+            if not Path(file).is_file():
+                raise BadInput("no such file", where=file, remedy="check the path")
+        pair = (certificate, key)
     fitted = load(model)
     listening = bind(host, port)
     import torch
@@ -82,6 +92,6 @@ def command(
         click.echo(f"note: {host} can be reached from other machines and no token is asked for; see --token-file", err=True)
     shown = f"[{host}]" if ":" in host else host
     names = ", ".join(task.name for task in fitted.tasks[:8]) + (", …" if len(fitted.tasks) > 8 else "")
-    line = f"serving {names} on http://{shown}:{listening.getsockname()[1]}/predict; Ctrl-C ends"
-    run(app, listening, started=lambda: click.echo(line, err=True))
+    line = f"serving {names} on {'https' if pair else 'http'}://{shown}:{listening.getsockname()[1]}/predict; Ctrl-C ends"
+    run(app, listening, started=lambda: click.echo(line, err=True), certificate=pair)
     click.echo("stopped", err=True)

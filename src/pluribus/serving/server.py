@@ -25,6 +25,7 @@ from pluribus.serving.batching import Batcher
 from pluribus.serving.bodies import ARROW, JSON, PARQUET, Limits, Reader, Refusal, Rows
 from pluribus.serving.cells import Answerer
 from pluribus.serving.metrics import Metrics
+from pluribus.serving.patience import protocol
 from pluribus.serving.replies import as_json, as_table
 from pluribus.serving.schema import document
 
@@ -301,10 +302,14 @@ def bind(host: str, port: int) -> socket.socket:
     return found
 
 
-def run(app: FastAPI, listening: socket.socket, *, stop_seconds: int = 30, started: Callable[[], None] | None = None) -> None:
+def run(
+    app: FastAPI, listening: socket.socket, *, stop_seconds: int = 30, started: Callable[[], None] | None = None,
+    head_seconds: float = 10.0, certificate: tuple[str, str] | None = None,
+) -> None:  # fmt: skip
     """Serve until SIGINT or SIGTERM: then no new request is taken, those in hand are answered within `stop_seconds`.
 
-    started: called once a signal would end the server properly.
+    started: called once a signal would end the server properly. head_seconds: for the head of a request to arrive.
+    certificate: files of a certificate and its key; then the server speaks TLS.
     """
     uvicorn = require("uvicorn", extra="serve", purpose="serving")
     sys.setswitchinterval(SWITCH)
@@ -312,8 +317,15 @@ def run(app: FastAPI, listening: socket.socket, *, stop_seconds: int = 30, start
     gc.freeze()  # what is loaded stays: collections look at what requests leave only
     config = uvicorn.Config(
         app, log_level="warning", access_log=False, server_header=False, lifespan="on", timeout_keep_alive=30,
-        timeout_graceful_shutdown=stop_seconds, backlog=1024,
+        timeout_graceful_shutdown=stop_seconds, backlog=1024, http=protocol(head_seconds),
+        ssl_certfile=certificate[0] if certificate else None, ssl_keyfile=certificate[1] if certificate else None,
     )  # fmt: skip
+    if certificate is not None:
+        try:
+            config.load()
+        except (OSError, ValueError) as error:  # ssl.SSLError is an OSError
+            remedy = "give PEM files of a certificate and of its key without a password"
+            raise BadInput(f"cannot be used ({error})", where=" and ".join(certificate), remedy=remedy) from error
     server = uvicorn.Server(config)
 
     def stop(*_: Any) -> None:  # before uvicorn listens to signals, and after it has stopped, when it raises them again
