@@ -221,6 +221,26 @@ def test_items_are_joined() -> None:
     assert data.columns.ragged_size("delays") == 0
 
 
+def test_attributes_of_one_item_a_row_are_features() -> None:
+    """A left join: what a candidate without item tables reads is the item's attributes, as columns of their own."""
+    table, data = joined()
+    catalogue = items().set_index("key")
+    assert data.columns.names == ("item.price", "x", "item", "item.brand")
+    price = data.columns.numbers["item.price"]
+    expected = catalogue["price"].loc[table.frame["item"]].to_numpy()
+    np.testing.assert_allclose(data.numeric[:, 0] * price.scale + price.centre, expected, atol=1e-6)
+    assert price.centre == pytest.approx(expected[split(table, 0).parts["train"]].mean(), abs=1e-6)
+    words = data.columns.categories["item.brand"].categories
+    assert [words[code - 2] for code in data.categorical[:, 1]] == catalogue["brand"].loc[table.frame["item"]].tolist()
+    some = table.frame.head(3).astype({"item": object}).assign(item=[None, 77, 3])
+    new = data.columns.prepare(some, data.tasks)
+    assert new.categorical[:, 1].tolist()[:2] == [0, 1], "missing with the item, unseen with an item that is not there"
+    assert np.isnan(new.numeric[:2, 0]).all()
+    assert np.isfinite(new.numeric[2, 0])
+    lone = made(frame(**{"item.brand": "x"}), items={"a": ItemTable(items(), "key", ["clicks"])})[1]
+    assert "item.brand" in lone.columns.categories
+
+
 def test_statistics_are_those_of_items_that_training_rows_mention() -> None:
     """An item nobody has seen must not move the attributes' means, nor bring its own words into the vocabulary."""
     more = pd.concat([items(), items(1, key=[99], brand=["alien"], price=[1e6])])
@@ -242,7 +262,11 @@ def test_unseen_items() -> None:
     grown = data.columns.grown({"item": items(1, key=[99], brand=["b1"])})
     again = grown.prepare(rows, data.tasks)
     assert again.ragged["item"].values.tolist() == [14, 5]
-    assert again.categorical.tolist() == new.categorical.tolist(), "its own embedding was never trained: still unseen"
+    names = list(data.columns.categories)
+    at, brand = names.index("item"), names.index("item.brand")
+    assert again.categorical[0, at] == new.categorical[0, at] == 1, "its own embedding was never trained: still unseen"
+    assert new.categorical[0, brand] == 1
+    assert data.columns.categories["item.brand"].categories[again.categorical[0, brand] - 2] == "b1"
     assert again.items["item"].n_rows == 13
     assert np.array_equal(again.items["item"].numeric[:12], data.items["item"].numeric)
     assert data.items["item"].n_rows == 12
@@ -310,6 +334,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "no column": (lambda: made(items={"shop": ItemTable(items(), "key")}), "items 'shop': no column holds its keys"),
     "columns are one word": (lambda: made(items={"item": ItemTable(items(), "key", "item")}), r"write \['item'\]"),
     "other keys": (lambda: made(items={"item": ItemTable(items(key=range(50, 62)), "key", ["item"])}), "no key of the items"),
+    "an attribute's feature twice": (
+        lambda: made(frame(**{"item.brand": "x"}), items={"item": ItemTable(items(), "key", ["item"])}),
+        "two features are called 'item.brand'",
+    ),
     "two tables": (lambda: made(items={"a": ItemTable(items(), "key", ["item"]), "b": ItemTable(items(), "key", ["item"])}),
                    "joined to the items 'a' and 'b'"),
     "no attributes": (lambda: made(items={"item": ItemTable(items()[["key"]], "key", ["item"])}), "no input column left"),

@@ -11,7 +11,8 @@
 | long layout's task  | one categorical feature, last; also `context["task"]`, the index of the row's task                |
 | list of words       | a ragged input of codes, as of a categorical feature (at most `MAX_ELEMENTS` categories)           |
 | list of numbers     | a ragged input of numbers, centred and scaled as a numeric feature                                |
-| joined to items     | a ragged input of codes of the item table's catalogue; one item a row is a categorical feature too |
+| joined to items     | a ragged input of codes of the item table's catalogue; one item a row also is a categorical        |
+|                     | feature, and brings the features of its attributes, `COL.ATTRIBUTE` (lists and texts left out)     |
 | text                | no feature: the strings stay in `Prepared.texts` for candidates that read them                    |
 
 Codes of a categorical feature: 0 missing, 1 unseen, 2 … the categories. A category in fewer than `MIN_COUNT` training rows, or
@@ -184,7 +185,11 @@ class FittedColumns:
         """Fit on these rows of the table (the training part; default all). min_count: see `MIN_COUNT`."""
         picked: Any = slice(None) if rows is None else rows
         time = table.time if table.time in table.inputs and table.split.startswith("time") else None
-        inputs, numbers, categories, sequences = [], {}, {}, {}
+        inputs: list[Input] = []
+        numbers: dict[str, Number] = {}
+        categories: dict[str, Category] = {}
+        sequences: dict[str, Elements] = {}
+        items = {name: _fit_items(table, name, picked) for name in table.items}
         catalogue = {column: name for name, columns in table.joined.items() for column in columns}
         for name in table.inputs:
             kind = _kind_of(table, name)
@@ -199,6 +204,19 @@ class FittedColumns:
             for feature, (codes, words) in column.categorical.items():
                 fixed = kind not in ("category", "item")
                 categories[feature] = _fit_category(codes[picked], words, fixed, min_count, MAX_CATEGORIES)
+            if kind == "item":
+                whose = items[catalogue[name]]
+                column = _with_attributes(column, name, whose)
+                for feature in column.attributes:
+                    if feature in numbers or feature in table.inputs:
+                        what = f"two features are called {feature!r}"
+                        raise BadInput(what, where=table.source, remedy="rename the column or the attribute")
+                for attribute, category in whose.data.columns.categories.items():
+                    codes = _attribute_codes(column, f"{name}.{attribute}", category)[picked]
+                    shares = np.bincount(codes, minlength=len(category.categories) + FIRST) / max(len(codes), 1)
+                    categories[f"{name}.{attribute}"] = Category(category.categories, shares)
+                for attribute in whose.data.columns.numbers:
+                    numbers[f"{name}.{attribute}"] = _fit_number(column.numeric[f"{name}.{attribute}"][picked])
             inputs.append(Input(name, kind, tuple(column.numeric), tuple(column.categorical)))
         if table.task_column is not None:
             named = list(table.names)
@@ -208,7 +226,6 @@ class FittedColumns:
             raise BadInput(f"two features are called {doubled[0]!r}", where=table.source, remedy="rename the column")
         roles = {r: c for r, c in (("id", table.id), ("weight", table.weight), ("group", table.group)) if c is not None}
         names = table.names if table.long else ()
-        items = {name: _fit_items(table, name, picked) for name in table.items}
         return cls(
             tuple(inputs), numbers, categories, time, table.task_column, names, roles, sequences=sequences, items=items
         )
@@ -228,14 +245,20 @@ class FittedColumns:
             what = f"lacks {len(lacking)} input column{'s' * (len(lacking) > 1)}: {shown}"
             raise BadInput(what, where="table", remedy="add what the model was fitted on")
         found = (
-            _features(frame[i.name], i.type, i.name, i.name == self.time, "table", i.numeric) for i in self.inputs
+            self._attributed(i, _features(frame[i.name], i.type, i.name, i.name == self.time, "table", i.numeric))
+            for i in self.inputs
         )  # fmt: skip
         return self._encode(len(frame), found, None if self.task_column is None else self._task_index(frame))
 
     def encode_table(self, table: Table) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         """`encode` of the table that was fitted on, whose words and dates need no second look."""
-        found = (_of_table(table, i.name, i.type, i.name == self.time) for i in self.inputs)
+        found = (self._attributed(i, _of_table(table, i.name, i.type, i.name == self.time)) for i in self.inputs)
         return self._encode(table.n_rows, found, table.task_index if table.long else None)
+
+    def _attributed(self, source: Input, found: _Features) -> _Features:
+        """The features of a column, with those of its items' attributes where it holds one item a row."""
+        name = self.sequences[source.name].items if source.type == "item" else None
+        return found if name is None else _with_attributes(found, source.name, self.items[name])
 
     def encode_ragged(
         self, frame: pd.DataFrame, read: Mapping[str, Lists] | None = None
@@ -464,6 +487,36 @@ class _Features:
 
     numeric: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     categorical: dict[str, tuple[NDArray[np.int64], list[str]]] = field(default_factory=dict)
+    attributes: tuple[str, ...] = ()
+
+
+_NO_WORD = "\0"  # no attribute's word: an item that the catalogue lacks, or a word that its items in training did not have
+
+
+def _with_attributes(found: _Features, name: str, items: FittedItems) -> _Features:
+    """Beside a column of one item a row the attributes of its items: `NAME.ATTRIBUTE`. Of a missing item they are missing, of one
+    that the catalogue lacks its numbers are, and its words are unseen."""
+    codes, words = found.categorical[name]
+    code = np.append(items.codes(words), np.int32(MISSING))[codes]
+    row = np.maximum(code.astype(np.int64) - FIRST, 0)
+    columns, data = items.data.columns, items.data
+    numeric, categorical = dict(found.numeric), dict(found.categorical)
+    for i, (attribute, number) in enumerate(columns.numbers.items()):
+        values = data.numeric[row, i].astype(np.float64) * number.scale + number.centre
+        numeric[f"{name}.{attribute}"] = np.where(code >= FIRST, values, np.nan)
+    for i, (attribute, category) in enumerate(columns.categories.items()):
+        own = np.where(code >= FIRST, data.categorical[row, i], code).astype(np.int64)  # 0 and 1 mean the same on both sides
+        last = len(category.categories)
+        own = np.where(own == MISSING, -1, np.where(own == UNSEEN, last, own - FIRST))
+        categorical[f"{name}.{attribute}"] = (own, [*category.categories, _NO_WORD])
+    added = (*(n for n in numeric if n not in found.numeric), *(c for c in categorical if c not in found.categorical))
+    return _Features(numeric, categorical, added)
+
+
+def _attribute_codes(found: _Features, feature: str, category: Category) -> NDArray[np.int64]:
+    """The encoded codes [n] of an attribute."""
+    codes = found.categorical[feature][0]
+    return np.where(codes < 0, MISSING, np.where(codes == len(category.categories), UNSEEN, codes + FIRST))
 
 
 def _of_table(table: Table, name: str, kind: str, recurring: bool) -> _Features:
