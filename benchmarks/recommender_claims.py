@@ -171,15 +171,16 @@ def sessions(full: bool) -> list[str]:
 
 
 def clicks(full: bool) -> list[str]:
-    seconds = 120.0 if full else 8.0
+    seconds = 120.0 if full else 6.0
     total = 200_000 if full else 20_000
     lines = []
     arms: dict[str, tuple[str, dict[str, Any]]] = {
         "two_tower": ("two_tower", {}),
         "two_tower_ssl, rfm": ("two_tower_ssl", {"mask": "rfm"}),
-        "two_tower_ssl, complementary": ("two_tower_ssl", {"mask": "complementary"}),
         "two_tower_ssl, cfm": ("two_tower_ssl", {"mask": "cfm"}),
     }
+    if full:
+        arms["two_tower_ssl, complementary"] = ("two_tower_ssl", {"mask": "complementary"})
     for share in (1.0, 0.1):
         data = shop(total, share)
         counts = np.bincount(data.labelled("item", "train").values.astype(int), minlength=5000)
@@ -263,7 +264,7 @@ def films(rows: int) -> Any:
 
 
 def movielens(full: bool) -> list[str]:
-    rows, seconds = (40_000, 300.0) if full else (8_000, 15.0)
+    rows, seconds = (40_000, 300.0) if full else (6_000, 10.0)
     data = films(rows)
     catalogue = data.columns.items["film"]
     groups = {"all": np.ones(len(catalogue), bool), "warm": catalogue.seen, "cold": ~catalogue.seen}
