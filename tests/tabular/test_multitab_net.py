@@ -62,6 +62,14 @@ def test_the_leak_at_depth_two() -> None:
         assert torch.equal(_reach(_net(mask="both", depth=depth)), torch.eye(3, dtype=torch.bool))
 
 
+def test_features_that_do_not_read_tasks_tell_from_the_second_layer_on() -> None:
+    """In one column layer nobody reads the features' answers, so that F↛T changes nothing; in two it does."""
+    inputs = _inputs(5)
+    for depth, same in ((1, True), (2, False)):
+        masked, free = (_net(mask=mask, depth=depth)(inputs)["a"] for mask in ("feature_to_task", "none"))
+        assert torch.allclose(masked, free, rtol=1e-4, atol=1e-5) is same
+
+
 @pytest.mark.parametrize("depth", [1, 3])
 def test_removing_a_token_changes_no_other_task(depth: int) -> None:
     """Under both masks the network without task c answers for a and b as before."""

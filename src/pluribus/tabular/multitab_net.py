@@ -15,7 +15,8 @@ go through N blocks of a column layer and, if wished, a row layer, both  y = x +
 Head t: MLP(e; tower) with ReLU, then Linear, on token t. Single-token variant (`tokens="single"`): one token for all heads.
 
 With T↛T and one column layer a task's output does not depend on another's token at all; in two or more layers it may, by way of
-the features (task → feature → task), unless F↛T is masked too.
+the features (task → feature → task), unless F↛T is masked too. F↛T alone changes nothing in the last column layer, whose features
+nobody reads; without row layers it tells from the second layer on.
 
 Where paper and public code differ, or leave it open, and what we do:
 
