@@ -16,6 +16,7 @@ from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
 from pluribus.modeling import Budget, load
 from pluribus.modeling.experts import StackedNorm
+from pluribus.tabular import export_onnx
 from pluribus.tabular.sharing_candidates import HoMENetwork, MMoENetwork, PLENetwork, STARNetwork, _Shared, _Woven
 
 CANDIDATES = [e for e in catalog.entries(family="candidate") if e.target.startswith("pluribus.tabular.sharing_candidates")]
@@ -87,3 +88,19 @@ def test_norms_of_any_mixture_are_folded(mixed: Prepared, tmp_path: Path) -> Non
     rows, names = np.arange(100), [task.name for task in mixed.tasks]
     before, after = (one.scores(mixed, rows, names) for one in (fitted, load(tmp_path / "model")))
     assert all(np.array_equal(before[name], after[name]) for name in names)
+
+
+def test_a_packed_network_exports(mixed: Prepared, tmp_path: Path) -> None:
+    """Packed for prediction, the exported graph still answers any number of rows, as the network does."""
+    for module in ("onnx", "onnxscript"):
+        pytest.importorskip(module)
+    runtime = pytest.importorskip("onnxruntime")
+    fitted = MMoENetwork(width=8, epochs=1).fit(mixed, Budget(60.0), 0)
+    assert fitted.model.sharing.kept is not None
+    session = runtime.InferenceSession(str(export_onnx(fitted, tmp_path / "onnx") / "model.onnx"))
+    for rows in (1, 7):
+        inputs = mixed.batch(torch.arange(rows), tasks=()).inputs
+        found = session.run(None, {"numeric": inputs["numeric"].numpy(), "categorical": inputs["categorical"].long().numpy()})
+        expected = fitted.scores(mixed, np.arange(rows), [task.name for task in mixed.tasks])
+        for value, wanted in zip(found, expected.values()):
+            np.testing.assert_allclose(value.reshape(wanted.shape), wanted, rtol=1e-4, atol=1e-4)

@@ -84,7 +84,8 @@ class StackedLinear(nn.Module):
         if active is not None:
             weight, bias = weight[active], None if bias is None else bias[active]
         common = x.ndim == 2 or (len(x) == 1 < len(weight))
-        chosen = plan(len(weight), x.shape[-2], common=common, cpu=x.device.type == "cpu")
+        cpu = x.device.type == "cpu" and not torch.compiler.is_exporting()  # an exported graph serves any number of rows
+        chosen = plan(len(weight), x.shape[-2], common=common, cpu=cpu)
         return PLANS[chosen](x, weight, bias)
 
     def extra_repr(self) -> str:
@@ -176,8 +177,8 @@ class Packed(nn.Module):
     which is what a request of a few rows costs.
 
     `pack` (or `pluribus.modeling.experts.pack` for a whole model) makes `kept` from `joined`; it is dropped when training begins
-    and when weights are loaded or moved, and does not count (`stands`) where gradients are wanted or a weight has changed under
-    torch's version count, so that only writes to `.data` go unseen. Packed, the weights are in memory twice.
+    and when weights are loaded or moved, and does not count (`stands`) where gradients are wanted, in an export, or when a weight
+    has changed under torch's version count, so that only writes to `.data` go unseen. Packed, the weights are in memory twice.
     """
 
     kept: tuple[Tensor, ...] | None = None
@@ -193,7 +194,7 @@ class Packed(nn.Module):
         self.seen = tuple((p, p._version) for p in self.parameters())
 
     def stands(self) -> bool:
-        if self.kept is None or torch.is_grad_enabled():
+        if self.kept is None or torch.is_grad_enabled() or torch.compiler.is_exporting():
             return False
         return all([p._version == version for p, version in self.seen])  # noqa: C419 (a list is half the time)
 

@@ -79,7 +79,7 @@ class Extraction(nn.Module):
 
     def packed(self, x: Tensor, x_shared: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
         """x: [B, in] that everything reads, or the paths [T, B, in] → h [T, B, out] and the shared h (last level: x_shared)."""
-        t, m, n, u, rows = self.tasks, self.m, self.n, self.units, len(x_shared)
+        t, m, n, u, rows = self.tasks, self.m, self.n, self.units, x_shared.shape[0]
         if x.ndim == 2:
             h = torch.addmm(kept[1], x, kept[0])
             end = (t * m + n) * u

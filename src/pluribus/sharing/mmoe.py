@@ -70,7 +70,7 @@ class MMoE(Stacked):
         h = torch.addmm(bias, x, weight)
         e = h[:, : size * units].view(-1, size, units)
         e = self.experts.after_first(e.transpose(0, 1)).transpose(0, 1) if deep else e.relu_()
-        g = torch.softmax(h[:, size * units :].view(len(x), -1, size), -1)
+        g = torch.softmax(h[:, size * units :].view(x.shape[0], -1, size), -1)
         return towered(torch.bmm(g, e).transpose(0, 1), *towers)
 
 

@@ -217,8 +217,10 @@ class Stacked(Packed, Sharing):
         """`run(features, active)` → [A, B, d] for every requested task: at once where the tasks want nearly all rows, otherwise
         task by task on the rows of each. exact: at once only where all want all rows (for what depends on the rows it sees)."""
         order, active = self.requested(rows, features.main.device)
-        asked = [len(features.main) if rows[name] is None else len(cast(Tensor, rows[name])) for name in order]
-        if min(asked) == len(features.main) or (not exact and sum(asked) > 0.75 * len(order) * len(features.main)):
+        everyone = features.main.shape[0]
+        whole = [name for name in order if rows[name] is None or len(cast(Tensor, rows[name])) == everyone]
+        asked = sum(everyone if rows[name] is None else len(cast(Tensor, rows[name])) for name in order)
+        if len(whole) == len(order) or (not exact and asked > 0.75 * len(order) * everyone):
             found = run(features, active).unbind()
             return {name: Features(one, context=features.context) for name, one in zip(order, found)}
         answers = {}
