@@ -215,14 +215,19 @@ def of_shop(data: Any, fitted: Any, truth: Any) -> dict[str, float]:
 JUDGES = {"funnel": of_funnel, "selection": of_selection, "shop": of_shop}
 
 
+def kept(name: str, way: str, rows: int, seed: int, seconds: float) -> Path:
+    """Where a cell's figures are."""
+    named = re.sub(r"[^a-z0-9]+", "_", way.lower()).strip("_")
+    return CELLS / f"{name}-{rows}-{named}-{seed}-{seconds:g}.json"
+
+
 def cell(name: str, way: str, data: Any, truth: Any, rows: int, seed: int, seconds: float) -> dict[str, Any]:
     import torch
 
     from pluribus import catalog
     from pluribus.modeling import Budget
 
-    named = re.sub(r"[^a-z0-9]+", "_", way.lower()).strip("_")
-    path = CELLS / f"{name}-{rows}-{named}-{seed}-{seconds:g}.json"
+    path = kept(name, way, rows, seed, seconds)
     if path.exists():
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return found
@@ -275,7 +280,7 @@ def section(name: str, rows: int, cells: dict[tuple[str, int], dict[str, Any]], 
     seeds = sorted({seed for _, seed in cells})
     columns = list(dict.fromkeys(key for row in cells.values() for key in row["scores"]))
     lines = [
-        f"## {name}: {title}, {rows} rows, {len(seeds)} seeds, at most {seconds:g} core-seconds a fit", "", text, "",
+        f"## {name}: {title}, {rows} rows, {len(seeds)} seed{"s" if len(seeds) > 1 else ""}, at most {seconds:g} core-seconds a fit", "", text, "",
         f"| | {' | '.join(columns)} | {main}, against {reference} (95 %) | core-seconds | parameters | cut short |",
         "|" + "---|" * (len(columns) + 5),
     ]  # fmt: skip
@@ -292,26 +297,37 @@ def section(name: str, rows: int, cells: dict[tuple[str, int], dict[str, Any]], 
     return [*lines, ""]
 
 
+def shape(full: bool) -> tuple[int, float, dict[str, int]]:
+    """Seeds, core-seconds a fit, rows of each world."""
+    if full:
+        return 5, 300.0, {"funnel": 100_000, "selection": 100_000, "shop": 50_000}
+    return 3, 30.0, {"funnel": 10_000, "selection": 8_000, "shop": 6_000}
+
+
+def ways_of(name: str, full: bool) -> list[str]:
+    return [way for way in WORLDS[name][1] if full or way not in FULL_ONLY]
+
+
 def run(full: bool) -> None:
-    seeds, seconds = (5, 300.0) if full else (3, 30.0)
-    few = {"funnel": 10_000, "selection": 8_000, "shop": 6_000}
-    sizes = {"funnel": 100_000, "selection": 100_000, "shop": 50_000} if full else few
-    body: list[str] = []
-    for name in WORLDS:
-        data, truth = prepared(name, sizes[name])
-        cells = {}
+    seeds, seconds, sizes = shape(full)
+    for name, rows in sizes.items():
+        data, truth = prepared(name, rows)
         for seed in range(seeds):
-            for way in WORLDS[name][1]:
-                if not full and way in FULL_ONLY:
-                    continue
-                cells[way, seed] = row = cell(name, way, data, truth, sizes[name], seed, seconds)
+            for way in ways_of(name, full):
+                row = cell(name, way, data, truth, rows, seed, seconds)
                 print(name, way, seed, f"{row['seconds']:.1f} s", row["scores"], flush=True)
-        body += section(name, sizes[name], cells, seconds)
-        write(body, full)
+        page(full)
 
 
-def write(body: list[str], full: bool) -> None:
-    notes = Path(__file__).with_suffix(".md")
+def page(full: bool) -> None:
+    """The results page of what has been run so far: the seeds for which every way of a world has."""
+    seeds, seconds, sizes = shape(full)
+    body = []
+    for name, rows in sizes.items():
+        paths = {(way, seed): kept(name, way, rows, seed, seconds) for way in ways_of(name, full) for seed in range(seeds)}
+        whole = [seed for seed in range(seeds) if all(paths[way, seed].exists() for way in ways_of(name, full))]
+        cells = {key: json.loads(path.read_text("utf-8")) for key, path in paths.items() if key[1] in whole}
+        body += section(name, rows, cells, seconds) if whole else [f"## {TEXTS[name][0]}", "", "Not run yet.", ""]
     head = [
         "# Funnels, picked fields, and interests per task", "",
         "Generated worlds, in which the truth is known; every candidate ran its defaults (but for the settings that its name",
@@ -319,7 +335,7 @@ def write(body: list[str], full: bool) -> None:
         "the world, so that test rows are not in them.",
         "APEM and DTRN are reconstructions from abstracts: what fails here need not fail in the papers' own form.", "",
     ]  # fmt: skip
-    foot = [f"{machine()}; {datetime.date.today().isoformat()}; the {'full' if full else 'default'} set.", ""]
-    read = notes.read_text("utf-8").splitlines() + [""] if notes.exists() else []
+    kind = "full" if full else "default"
+    foot = [f"{machine()}; {datetime.date.today().isoformat()}; the {kind} set, as far as the headings say.", ""]
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "interest.md").write_text("\n".join(head + read + body + foot), "utf-8")
+    (RESULTS / "interest.md").write_text("\n".join(head + body + foot), "utf-8")
