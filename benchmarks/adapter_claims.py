@@ -6,8 +6,8 @@ plain torch modules of transformers. Texts are cut to 32 tokens. A row is one te
 pass, rows of different tasks in one batch.
 
 The default set runs one learning rate for all methods, untuned, at 3 seeds. The full set takes it from a grid, for each method by
-one training on rows of the training pools, judged on other rows of the pools, and runs 5 seeds. Training rows are drawn by the seed,
-test rows are fixed. Epochs are the same for all methods of a part. A finished cell is kept in build/adapter_claims.
+one training on rows of the training pools, judged on other rows of the pools, and runs 5 seeds. Training rows are drawn by the
+seed, test rows are fixed. Epochs are the same for all methods of a part. A finished cell is kept in build/adapter_claims.
 """
 
 from __future__ import annotations
@@ -186,7 +186,8 @@ def load() -> Data:
         pool = {name: torch.from_numpy(where[:POOL]) for name, where in places.items()}
         test = {name: torch.from_numpy(where[POOL:]) for name, where in places.items()}
         held = {
-            "states": states, "starts": torch.from_numpy(found.starts), "labels": torch.tensor(labels), "pool": pool, "test": test,
+            "states": states, "starts": torch.from_numpy(found.starts), "labels": torch.tensor(labels), "pool": pool,
+            "test": test,
             "classes": classes,
         }  # fmt: skip
         torch.save(held, path)
@@ -468,7 +469,8 @@ PARTS = (
     Part(
         "sources", "The sources' adapters", "Bottleneck adapters (reduction 16) of all ten tasks, one pass: 128 rows of each of "
         f"{', '.join(SOURCES)}; {LABELS} of each target.",
-        EVERY, {**dict.fromkeys(SOURCES, 128), **dict.fromkeys(TARGETS, LABELS)}, 6, {"bottleneck": bottleneck()}, "bottleneck", {},
+        EVERY, {**dict.fromkeys(SOURCES, 128), **dict.fromkeys(TARGETS, LABELS)}, 6, {"bottleneck": bottleneck()},
+        "bottleneck", {},
     ),
     Part(
         "transfer", f"ScaLearn against a single adapter and AdapterFusion, {LABELS} labels",
@@ -486,33 +488,38 @@ PARTS = (
         "sharing", "Shared against task-specific, 64 labels a task",
         "All ten tasks together, 64 labels each; the adapted maps are all six linear maps of both layers.",
         EVERY, dict.fromkeys(EVERY, 64), 5,
-        {"heads only": heads_only, "full": full, "lora, one a task": lora(8, shared=False), "lora, shared": lora(8, shared=True),
+        {"heads only": heads_only, "full": full, "lora, one a task": lora(8, shared=False), 
+         "lora, shared": lora(8, shared=True),
          "mtlora (shared + task)": mtlora()},
         "lora, one a task", {},
     ),
     Part(
         "mixtures", "SMoRA against LoRA and mixtures, 64 labels a task",
-        "As above, one set of adapters for all tasks, the router sees tokens only. Equal total budget: rank 16; equal active budget: "
-        "rank 4. `mixlora` adapts the FFN alone, 4 experts of rank 8, one of them active.",
+        "As above, one set of adapters for all tasks, the router sees tokens only. Equal total budget: rank 16; equal active "
+        "budget: rank 4. `mixlora` adapts the FFN alone, 4 experts of rank 8, one of them active.",
         EVERY, dict.fromkeys(EVERY, 64), 5,
-        {"lora r=16 (total)": lora(16, shared=True), "lora r=4 (active)": lora(4, shared=True), "mixture 4 × r=4, top 1": smora(4),
+        {"lora r=16 (total)": lora(16, shared=True), "lora r=4 (active)": lora(4, shared=True), 
+         "mixture 4 × r=4, top 1": smora(4),
          "blocks of 2, 2 of 8": smora(2), "smora, 4 of 16": smora(1), "mixlora": mixlora()},
         "lora r=16 (total)", {},
     ),
     Part(
-        "inventory", "Poly and MHR, trained on the sources", "The six sources together, 64 labels each: 4 skills of rank 4 a map.",
+        "inventory", "Poly and MHR, trained on the sources",
+        "The six sources together, 64 labels each: 4 skills of rank 4 a map.",
         SOURCES, dict.fromkeys(SOURCES, 64), 5,
         {"lora, shared r=4": lora(4, shared=True), "poly": routed("poly"), "mhr": routed("mhr")}, "poly", {},
     ),
     Part(
         "few_shot", f"MHR against Poly on new tasks, {LABELS} labels",
-        "The targets, adapted from the inventories of the same seed: everything (poly, mhr), the routing alone (mhr_z), the average of "
-        "the skills as one LoRA (mhr_mu); beside a LoRA from scratch.",
+        "The targets, adapted from the inventories of the same seed: everything (poly, mhr), the routing alone (mhr_z), the "
+        "average of the skills as one LoRA (mhr_mu); beside a LoRA from scratch.",
         TARGETS, dict.fromkeys(TARGETS, LABELS), 12,
-        {"lora r=4, from scratch": lora(4, shared=False), "poly": adapted("poly"), "mhr": adapted("mhr"), "mhr_z": adapted("mhr_z"),
+        {"lora r=4, from scratch": lora(4, shared=False), "poly": adapted("poly"), "mhr": adapted("mhr"),
+         "mhr_z": adapted("mhr_z"),
          "mhr_mu": adapted("mhr_mu")},
         "poly",
-        {"poly": ("inventory", "poly"), "mhr": ("inventory", "mhr"), "mhr_z": ("inventory", "mhr"), "mhr_mu": ("inventory", "mhr")},
+        {"poly": ("inventory", "poly"), "mhr": ("inventory", "mhr"), "mhr_z": ("inventory", "mhr"),
+         "mhr_mu": ("inventory", "mhr")},
     ),
 )  # fmt: skip
 BY_NAME = {part.name: part for part in PARTS}
@@ -575,9 +582,10 @@ def rate_of(data: Data, part: Part, method: str) -> float:
 def section(part: Part, cells: dict[tuple[str, int], dict[str, Any]], rates: dict[str, float]) -> list[str]:
     seeds = sorted({seed for _, seed in cells})
     lines = [
-        f"## {part.title}", "", part.about, f"{part.epochs} epochs, {len(seeds)} seeds, {len(part.tasks)} tasks, {JUDGED} test rows "
-        "each.", "",
-        f"| method | accuracy, mean | against {part.reference}, points (95 % over seeds) | trainable | stored | active | rate | s |",
+        f"## {part.title}", "", part.about, f"{part.epochs} epochs, {len(seeds)} seeds, {len(part.tasks)} tasks, {JUDGED} test "
+        "rows each.", "",
+        f"| method | accuracy, mean | against {part.reference}, points (95 % over seeds) | trainable | stored | active | rate "
+        "| s |",
         "|---|---|---|---|---|---|---|---|",
     ]  # fmt: skip
     for method in part.methods:
@@ -639,7 +647,8 @@ def claims(found: dict[str, dict[tuple[str, int], dict[str, Any]]]) -> list[str]
             f"- {method} is as good as AdapterFusion with far fewer parameters: {gap('transfer', method, 'adapterfusion', 1.0)}."
         )
     lines += [
-        f"- Shared + task-specific (MTLoRA) beats one LoRA a task: {gap('sharing', 'mtlora (shared + task)', 'lora, one a task')}.",
+        "- Shared + task-specific (MTLoRA) beats one LoRA a task: "
+        f"{gap('sharing', 'mtlora (shared + task)', 'lora, one a task')}.",
         f"- Shared + task-specific (MTLoRA) beats the shared LoRA: {gap('sharing', 'mtlora (shared + task)', 'lora, shared')}.",
         f"- MHR beats Poly where both are trained: {gap('inventory', 'mhr', 'poly')}.",
         f"- MHR beats Poly on new tasks: {gap('few_shot', 'mhr', 'poly')}.",
@@ -671,8 +680,9 @@ def run(full: bool) -> None:
 def write(found: dict[str, dict[tuple[str, int], dict[str, Any]]], rates: dict[str, dict[str, float]], full: bool) -> None:
     head = [
         "# Adapters on ten text tasks", "",
-        "all-MiniLM-L6-v2; layers 1 to 4 frozen and computed once, layers 5 and 6 adapted; texts of at most 32 tokens; mean pooling.",
-        "The rate is chosen from a grid on rows of the training pools." if full else "One learning rate for all methods, not tuned.",
+        "all-MiniLM-L6-v2; layers 1 to 4 frozen and computed once, layers 5 and 6 adapted; texts of at most 32 tokens; "
+        "mean pooling.",
+        f"The rate is {'chosen from a grid on rows of the training pools' if full else 'one for all methods, not tuned'}.",
         "Heads and adapters share it; `full` takes a tenth of it for the layers, rows of Z take 0.1 and ω 6e-3, as their authors."
         " 'As good' is within one point.",
         "Intervals are over seeds of training, paired with the reference; test rows are not in them. Parameters: without heads;",
