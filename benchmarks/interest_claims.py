@@ -280,7 +280,7 @@ def section(name: str, rows: int, cells: dict[tuple[str, int], dict[str, Any]], 
     seeds = sorted({seed for _, seed in cells})
     columns = list(dict.fromkeys(key for row in cells.values() for key in row["scores"]))
     lines = [
-        f"## {name}: {title}, {rows} rows, {len(seeds)} seed{"s" if len(seeds) > 1 else ""}, at most {seconds:g} core-seconds a fit", "", text, "",
+        f"## {name}: {title}, {rows} rows, seeds: {len(seeds)}, at most {seconds:g} core-seconds a fit", "", text, "",
         f"| | {' | '.join(columns)} | {main}, against {reference} (95 %) | core-seconds | parameters | cut short |",
         "|" + "---|" * (len(columns) + 5),
     ]  # fmt: skip
