@@ -170,7 +170,7 @@ def flights(seed: int) -> Problem:
             v = rest[name].astype(float).to_numpy(copy=True)
             columns += [np.nan_to_num(v, nan=np.nanmedian(v)), np.isnan(v).astype(float)]
         elif rest[name].dtype.kind != "M":
-            code = rest[name].astype(str).map(lambda s: hash_of(s) % 16).to_numpy()
+            code = rest[name].astype(object).map(lambda s: hash_of(str(s)) % 16).to_numpy()  # missing ones too
             columns += list(np.eye(16)[code].T)
     x = torch.from_numpy(np.stack(columns, 1)).float()
     train, valid, test = _parts(len(x), seed)

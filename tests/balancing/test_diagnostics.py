@@ -13,6 +13,7 @@ from pluribus.balancing import MGDA, EqualWeighting, Step, backward, combine
 from pluribus.balancing.diagnostics import (
     Diagnostics,
     affinity,
+    at_features,
     conflict_ratio,
     cosines,
     effective_tasks,
@@ -185,3 +186,41 @@ def test_bad_groupings() -> None:
         group_tasks(torch.full((2, 2), torch.nan), 2)
     with pytest.raises(BadInput, match=r"window"):
         Diagnostics(window=0)
+
+
+def _watched(steps: int) -> tuple[Diagnostics, list[torch.Tensor]]:
+    torch.manual_seed(3)
+    z = torch.randn(6, 4, dtype=torch.float64, requires_grad=True)
+    heads = torch.randn(3, 4, dtype=torch.float64)
+    diagnostics, grams = Diagnostics(window=2), []
+    for step in range(steps):
+        losses = {name: ((z * (1 + step)) @ heads[t] - t).square().mean() for t, name in enumerate("abc")}
+        seen = at_features(losses, z)
+        diagnostics.observe(seen)
+        rows = torch.stack([torch.autograd.grad(loss, z, retain_graph=True)[0].flatten() for loss in losses.values()])
+        grams.append(rows @ rows.T)
+        torch.testing.assert_close(seen.gram, grams[-1])
+        sum(losses.values()).backward()  # type: ignore[union-attr]  # the graph is still there
+    return diagnostics, grams
+
+
+def test_at_features_is_the_gram_of_plain_autograd() -> None:
+    """If this fails, the report's cosines of networks without a balancer of gradients are not theirs."""
+    diagnostics, grams = _watched(5)
+    record = diagnostics.record()
+    expected = torch.stack([cosines(G) for G in grams]).mean(0)
+    torch.testing.assert_close(torch.tensor(record["cosine"], dtype=torch.float64), expected)
+    assert record["conflict_ratio"] == pytest.approx(float(torch.stack([conflict_ratio(G).double() for G in grams]).mean()))
+    first = torch.stack([cosines(G) for G in grams[:2]]).mean(0)
+    assert [moment["measured"] for moment in record["over_time"]] == [2, 4]
+    torch.testing.assert_close(torch.tensor(record["over_time"][0]["cosine"], dtype=torch.float64), first)
+    assert Diagnostics().record() == {}
+
+
+def test_what_was_observed_can_be_taken_up() -> None:
+    """If this fails, a resumed training reports another history of its gradients."""
+    whole, _ = _watched(5)
+    other = Diagnostics(window=2)
+    other.load_state_dict(_watched(3)[0].state_dict())
+    assert other.record() == _watched(3)[0].record()
+    assert whole.record()["measured"] == 5

@@ -272,3 +272,27 @@ def test_every_balancer_of_the_catalog_trains(make: Any, entry: Any) -> None:
     assert torch.isfinite(ends[0]).all()
     assert torch.equal(ends[0], ends[1])
     assert max(history.rule) > 0.02, "no task is better than its constant predictor"
+
+
+@pytest.mark.parametrize("balancer", [None, EqualWeighting])
+def test_listening_changes_nothing(make: Any, tmp_path: Path, balancer: Any) -> None:
+    """If this fails, a study whose report shows cosines trains something else than one without, or a resumed run forgets."""
+    make_data, make_model = make
+    data, fast = make_data(n=900), {**FAST, "batch_size": 16}
+    deaf, heard, broken = make_model(dropout=0.2), make_model(dropout=0.2), make_model(dropout=0.2)
+
+    def stage(listen: bool) -> Stage:
+        return Stage(**fast, listen=listen, balancer=None if balancer is None else balancer())
+
+    silent = Trainer(deaf, [stage(False)], seed=3).fit(data)
+    history = Trainer(heard, [stage(True)], seed=3).fit(data)
+    for a, b in zip(deaf.parameters(), heard.parameters()):
+        assert torch.equal(a, b)
+    assert silent.diagnostics == {}
+    assert history.diagnostics["measured"] == 4 * 38 // 25
+    assert 0 <= history.diagnostics["conflict_ratio"] <= 1
+    assert history.times == sorted(history.times)
+    with pytest.raises(KeyboardInterrupt):
+        Trainer(broken, [stage(True)], seed=3, folder=tmp_path, callbacks=[_Kill(2)]).fit(data)
+    again = Trainer(make_model(dropout=0.2), [stage(True)], seed=3, folder=tmp_path).fit(data)
+    assert again.diagnostics == history.diagnostics
