@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pluribus.adapters import LoRA, Pool, write_peft
 from pluribus.errors import BadInput
 
-X = torch.randn(2, 3, 8)
+X = torch.randn(2, 3, 8, generator=torch.Generator().manual_seed(3))
 NAMES = [f"t{i}" for i in range(12)]
 
 

@@ -173,9 +173,22 @@ def test_bad_plans_and_rows() -> None:
 
 
 def test_the_plan_follows_the_shape() -> None:
-    """One expert loops; few ranks in all go dense; long inputs of few experts are grouped; else gather."""
+    """One expert loops; long inputs of few experts are grouped; else gather; never dense, whatever is asked for."""
     A, B = bank(32, 8, 256, 256)
     assert choose(torch.randn(4, 2, 256), A, B, pick([3] * 4)) == "loop"
     assert choose(torch.randn(4, 2, 256), A, B, pick([3, 1, 0, 2])) == "gather"
     assert choose(torch.randn(64, 64, 256), A, B, pick([3, 1] * 32)) == "grouped"
-    assert choose(torch.randn(4, 8, 256), A[:2], B[:2], pick([0, 1, 0, 1])) == "dense"
+    assert choose(torch.randn(4, 8, 256), A[:2], B[:2], pick([0, 1, 0, 1])) == "gather"
+
+
+@pytest.mark.parametrize("shape", [(4, 3), (16, 64)])
+def test_a_broken_expert_stays_among_its_own_rows(shape: tuple[int, int]) -> None:
+    """NaN in one expert, used or not: rows of the others are what they were."""
+    A, B = bank(3, 4, 8, 8)
+    A[0], B[0] = torch.nan, torch.nan
+    x, ids = torch.randn(*shape, 8), [1, 0, 2, 1] * (shape[0] // 4)
+    got = per_row(x, A, B, pick(ids))
+    sound = [b for b, e in enumerate(ids) if e]
+    torch.testing.assert_close(got[sound], by_hand(x, A, B, ids, None, 1.0)[sound], rtol=1e-4, atol=1e-4)
+    assert got[1].isnan().all()
+    assert per_row(x, A, B, pick([1, 2] * (shape[0] // 2))).isfinite().all()

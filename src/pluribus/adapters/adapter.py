@@ -164,7 +164,7 @@ class Adapters(nn.Module):
             for name, old in self.stacked().items() if capacity > self.capacity else ():
                 holder_path, _, leaf = name.rpartition(".")
                 holder = self.get_submodule(holder_path)
-                new = old.new_empty(capacity, *old.shape[1:])
+                new = old.new_zeros(capacity, *old.shape[1:])  # pages of zeros take no memory before they are written
                 new[: self.capacity] = old
                 setattr(holder, leaf, nn.Parameter(new, old.requires_grad) if isinstance(old, nn.Parameter) else new)
             self.free += range(max(capacity, self.capacity) - 1, self.capacity - 1, -1)

@@ -13,7 +13,7 @@ are not the same function (the second has cross terms w_i w_j B_i A_j):
 
     gather    A[ids], B[ids] and two batched products; copies rows · r · (in + out) weights
     grouped   rows sorted by expert, two grouped products (float32 and bfloat16, sizes in multiples of 16 bytes)
-    dense     all experts at once, masked: two plain products; for few ranks in all
+    dense     all experts at once, masked: two plain products; a NaN in one expert reaches every row, so only on request
     loop      expert by expert; the fallback, also where every row has the same expert
 """
 
@@ -85,15 +85,15 @@ class Pick:
 
 
 def choose(x: Tensor, A: Tensor, B: Tensor, pick: Pick) -> str:
-    """The plan for these shapes: `loop` for one expert, `gather` unless its copies outweigh the product, then `grouped`."""
+    """The plan for these shapes: `loop` for one expert, `gather` unless its copies outweigh the product, then `grouped`.
+
+    Never `dense`: it is no faster for one expert a row, and 0 · NaN would let a broken expert into other experts' rows.
+    """
     rows, tokens, _ = x.shape
     if torch.compiler.is_compiling():
         return "gather"
     if pick.one is not None:
         return "loop"
-    size, rank = A.shape[:2]
-    if size * rank <= 16 and tokens >= rank:
-        return "dense"
     if tokens >= 64 and rows >= 4 * len(pick.experts) and groupable(x, A, B):
         return "grouped"
     return "gather"
