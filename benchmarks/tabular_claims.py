@@ -252,6 +252,9 @@ def write(found: dict[str, tuple[Any, Cells]], missing: list[str], full: bool, s
     body = [line for name, (data, cells) in found.items() for line in section(name, data, cells, seconds)]
     kind = "full" if full else "default"
     foot = [f"{machine()}; {datetime.date.today().isoformat()}; cells of the {kind} set that the headings name."]
+    waiting = [name for name in DEFAULT if name not in found and not any(one.startswith(name) for one in missing)]
+    if waiting:
+        foot.append(f"Not run yet: {', '.join(waiting)}; `make bench ONLY=tabular_claims` goes on where it stopped.")
     if missing:
         foot.append(f"Not run, since the data are not at hand: {'; '.join(missing)}.")
     RESULTS.mkdir(parents=True, exist_ok=True)
