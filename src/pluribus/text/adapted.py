@@ -148,7 +148,7 @@ ADAPTED: dict[str, Any] = {**DEFAULTS, "where": "all", "rank": 8}
 """where: the linear maps that adapters change, see `pluribus.adapters.sites`."""
 
 
-class AdaptedCandidate(TextCandidate):
+class _AdaptedCandidate(TextCandidate):
     """A frozen backbone with one method's adapters.
 
     method: its name in the catalog. routed: whether tasks have adapters of their own.
@@ -183,7 +183,7 @@ class AdaptedCandidate(TextCandidate):
         return Outcome.joint(ready, model, history, trained(model, TRAINED), **more)
 
 
-class TextLoRAShared(AdaptedCandidate):
+class TextLoRAShared(_AdaptedCandidate):
     """One low-rank update of the backbone that all tasks train and read."""
 
     name = "text_lora_shared"
@@ -192,7 +192,7 @@ class TextLoRAShared(AdaptedCandidate):
     routed = False
 
 
-class TextLoRAPerTask(AdaptedCandidate):
+class TextLoRAPerTask(_AdaptedCandidate):
     """A low-rank update for each task and nothing that trains in common: specialists at the cost of one backbone. All train in
     one pass; each keeps the weights of its own best epoch. Columns beside the text are not read: their encoder would be shared.
     """
@@ -214,7 +214,7 @@ class TextLoRAPerTask(AdaptedCandidate):
         return Outcome.joint(ready, model, history, trained(model, TRAINED), **more)
 
 
-class TextMTLoRA(AdaptedCandidate):
+class TextMTLoRA(_AdaptedCandidate):
     """A low-rank update that all tasks share, and one of each task's own in the last block."""
 
     name = "text_mtlora"
@@ -224,7 +224,7 @@ class TextMTLoRA(AdaptedCandidate):
     defaults: ClassVar[Mapping[str, Any]] = {**ADAPTED, "task_rank": 4}
 
 
-class TextMHR(AdaptedCandidate):
+class TextMHR(_AdaptedCandidate):
     """An inventory of low-rank skills that all tasks share; each task mixes their parameters, block by block (MHR)."""
 
     name = "text_mhr"
@@ -237,7 +237,7 @@ class TextMHR(AdaptedCandidate):
         return {"name": self.method, "settings": {**settings, "heads": self.settings["blocks"]}}
 
 
-class TextSMoRA(AdaptedCandidate):
+class TextSMoRA(_AdaptedCandidate):
     """One low-rank update for all tasks of which every token uses a few ranks; no word about tasks inside."""
 
     name = "text_smora"
@@ -248,7 +248,7 @@ class TextSMoRA(AdaptedCandidate):
     defaults: ClassVar[Mapping[str, Any]] = {**ADAPTED, "rank": 16, "active": 4}
 
 
-class TextScaLearn(AdaptedCandidate):
+class TextScaLearn(_AdaptedCandidate):
     """Two stages: a bottleneck adapter for each task, all in one pass; then, those being frozen, each task learns how much of
     every adapter it wants, and a fresh head. Each stage has half of the budget."""
 
