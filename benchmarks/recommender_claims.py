@@ -263,13 +263,13 @@ def films(rows: int) -> Any:
     return prepare(table, split(table, 0))
 
 
-def movielens(full: bool) -> list[str]:
+def movielens(full: bool, seeds: int = SEEDS) -> list[str]:
     rows, seconds = (40_000, 300.0) if full else (6_000, 10.0)
     data = films(rows)
     catalogue = data.columns.items["film"]
     groups = {"all": np.ones(len(catalogue), bool), "warm": catalogue.seen, "cold": ~catalogue.seen}
     found: dict[str, list[dict[str, Any]]] = {}
-    for seed in range(SEEDS):
+    for seed in range(seeds):
         for arm in ("session_ids", "m2trec", "two_tower", "two_tower_ssl"):
             key = f"movielens-{rows}-{arm}-{seed}"
 
@@ -280,7 +280,8 @@ def movielens(full: bool) -> list[str]:
     cells = data.labelled("next", "test")
     cold = int((~catalogue.seen[cells.values.astype(int)]).sum())
     return [
-        f"## MovieLens: the next film that a user likes, {rows:,} rows, at most {seconds:g} core-seconds a fit", "",
+        f"## MovieLens: the next film that a user likes, {rows:,} rows, {seeds} seed{'s' * (seeds > 1)}, at most "
+        f"{seconds:g} core-seconds a fit", "",
         f"Recall@20 over {len(catalogue):,} films on the latest {len(cells):,} rows; {cold} of them are films that no training "
         "row mentions. Attributes: genres, year, the words of the title.", "",
         *lines_of(found, ["all", "warm", "cold"], "session_ids", {"most frequent": popular(data, 20, groups)}),
@@ -344,4 +345,18 @@ def write(body: list[str], full: bool) -> None:
     (RESULTS / "recommendation.md").write_text("\n".join(head + body + foot), "utf-8")
 
 
-READING: list[str] = []
+READING = [
+    "## What this says", "",
+    "- M2TRec ranks items that no training row mentions as well as the others, where attributes decide what comes next; the",
+    "  transformer over ids gives them nothing, less than chance, as what training has seen scores higher than what it has not.",
+    "  On these sessions, with three rows an item, it learns hardly anything of the warm items either: attributes are compared",
+    "  with ids where they have it easiest.",
+    "- Predicting the next item's categories beside the item itself changes nothing here: they are in the item's vector already.",
+    "- The self-supervised task raises recall neither on all clicks nor on rare items by more than seeds move it. What the paper",
+    "  reports at the scale of hundreds of millions of examples is not seen at this one. With a tenth of the clicks no tower",
+    "  beats the list of the most frequent items on all clicks.",
+    "- On MovieLens the picture turns: what reads attributes falls behind ids, and ids are little more than the list of",
+    "  the most frequent films. On films that training does not mention M2TRec finds eight times what chance does (20 of 9,742).",
+    "  It was cut short by its budget after one epoch there (its step computes the vectors of the whole catalogue): its line",
+    "  says what the budget buys, not what the method can do.", "",
+]
