@@ -137,7 +137,7 @@ class Prepared:
         A ragged input NAME is `inputs[NAME]` = {"values": [B, L], "mask": [B, L] bool}, L the longest of the batch (at least 1).
         """
         names = tuple(task.name for task in self.tasks) if tasks is None else tuple(tasks)
-        if names not in self._by_row:
+        if names and names not in self._by_row:
             self._by_row[names] = _CellsByRow.of({name: self.cells[name] for name in names}, self.n_rows)
         numeric, categorical = self._inputs
         return Batch(
@@ -146,7 +146,7 @@ class Prepared:
                 **{name: each.padded(rows) for name, each in self.ragged.items()},
             },
             n_rows=len(rows),
-            labels=self._by_row[names].labels(rows.numpy()),
+            labels=self._by_row[names].labels(rows.numpy()) if names else {},
             context={name: value[rows] for name, value in self._context.items()},
         )
 
