@@ -280,16 +280,17 @@ def section(name: str, rows: int, cells: dict[tuple[str, int], dict[str, Any]], 
     seeds = sorted({seed for _, seed in cells})
     columns = list(dict.fromkeys(key for row in cells.values() for key in row["scores"]))
     lines = [
-        f"## {name}: {title}, {rows} rows, seeds: {len(seeds)}, at most {seconds:g} core-seconds a fit", "", text, "",
-        f"| | {' | '.join(columns)} | {main}, against {reference} (95 %) | core-seconds | parameters | cut short |",
+        f"## {name}: {title}, {rows} rows, up to {len(seeds)} seeds, at most {seconds:g} core-seconds a fit", "", text, "",
+        f"| | {' | '.join(columns)} | {main}, against {reference} (95 %) | core-seconds | parameters | cut short, of seeds |",
         "|" + "---|" * (len(columns) + 5),
     ]  # fmt: skip
     for way in ways:
-        own = [cells[way, seed] for seed in seeds]
+        both = [seed for seed in seeds if (way, seed) in cells]
+        own = [cells[way, seed] for seed in both]
         means = [np.mean([row["scores"].get(key, np.nan) for row in own]) for key in columns]
         gain = "(reference)"
         if way != reference:
-            gain = interval([row["scores"][main] - cells[reference, seed]["scores"][main] for row, seed in zip(own, seeds)])
+            gain = interval([row["scores"][main] - cells[reference, seed]["scores"][main] for row, seed in zip(own, both)])
         shown = " | ".join("" if np.isnan(value) else f"{value:.4f}" for value in means)
         cut = sum(bool(row["undertrained"]) for row in own)
         spent = np.mean([row["seconds"] for row in own])
@@ -320,13 +321,14 @@ def run(full: bool) -> None:
 
 
 def page(full: bool) -> None:
-    """The results page of what has been run so far: the seeds for which every way of a world has."""
+    """The results page of what has been run so far; a way is compared with the reference on the seeds that both have."""
     seeds, seconds, sizes = shape(full)
     body = []
     for name, rows in sizes.items():
         paths = {(way, seed): kept(name, way, rows, seed, seconds) for way in ways_of(name, full) for seed in range(seeds)}
-        whole = [seed for seed in range(seeds) if all(paths[way, seed].exists() for way in ways_of(name, full))]
-        cells = {key: json.loads(path.read_text("utf-8")) for key, path in paths.items() if key[1] in whole}
+        whole = [seed for seed in range(seeds) if paths[TEXTS[name][1], seed].exists()]
+        held = {key: path for key, path in paths.items() if key[1] in whole and path.exists()}
+        cells = {key: json.loads(path.read_text("utf-8")) for key, path in held.items()}
         body += section(name, rows, cells, seconds) if whole else [f"## {TEXTS[name][0]}", "", "Not run yet.", ""]
     head = [
         "# Funnels, picked fields, and interests per task", "",
