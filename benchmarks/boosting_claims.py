@@ -359,8 +359,8 @@ Ten seeds of the synthetic worlds, five of the real sets and of tox21; intervals
 - **Real groups**: vector leaves are better than the tasks' own boosters on all six sets, each interval clear of 0, parkinsons
   included (rows split at random inside a subject, whose label is a line in time; nothing else shared comes near a booster a
   subject there, and R-MTGB is far behind it: its early rounds cannot be undone by its own last block). On the other five R-MTGB
-  is better than the tasks' own boosters as well, MTGB on all of them but abalone (undecided). Yet on school, landmine and bank plain
-  pooling with the task id as a category is as good as anything multi-task, or better; on computer RMB-CLE leads.
+  is better than the tasks' own boosters as well, MTGB on all of them but abalone (undecided). Yet on school, landmine and bank
+  plain pooling with the task id as a category is as good as anything multi-task, or better; on computer RMB-CLE leads.
 - **tox21**: masked vector leaves beat LightGBM per assay by 0.019 of mean AUC (0.014 to 0.024); a top-4 sketch and the gain of
   the sum do as well.
 - RMB-CLE's rounds, linkage and number of clusters are partly our reading of its abstract; its trees are LightGBM's.
