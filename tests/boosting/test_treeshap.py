@@ -17,7 +17,9 @@ from pluribus.errors import BadInput
 EXACT = 1e-9
 
 
-@pytest.mark.parametrize("name", ["RMTGB", "MTGB", "PerTask", "Pooled", "PooledOffset", "RMBCLE", "VectorLeafBoosting", "PerTaskChoice"])
+@pytest.mark.parametrize(
+    "name", ["RMTGB", "MTGB", "PerTask", "Pooled", "PooledOffset", "RMBCLE", "VectorLeafBoosting", "PerTaskChoice"]
+)
 @pytest.mark.parametrize("kind", ["Regressor", "Classifier"])
 def test_values_sum_to_the_score_of_each_task(name: str, kind: str) -> None:
     X, y, task = make_long(missing=0.1)

@@ -110,7 +110,7 @@ def test_shapes_that_do_not_fit() -> None:
 
 
 def test_words_and_a_whole_text_in_one_batch() -> None:
-    """A model with a task that labels words and one that labels the text: losses of both, shapes, and padding that says nothing."""
+    """A model with a task that labels words and one that labels the text: losses, shapes, and padding that says nothing."""
     pytest.importorskip("transformers")
     from pluribus.data import Batch, Labels
     from pluribus.modeling import Supervised
