@@ -406,7 +406,8 @@ def _recall(k: int) -> Callable[[Array, Array, Weightings], Array]:
 
 def _reciprocal_rank(p: Array, y: Array) -> Array:
     """1 / place of the row's item; 0 where it is not in the list."""
-    return ((p == y[:, None]) / np.arange(1, p.shape[1] + 1)).sum(1)
+    found: Array = ((p == y[:, None]) / np.arange(1, p.shape[1] + 1)).sum(1)
+    return found
 
 
 # --- the public face ------------------------------------------------------------------------------------------------------
