@@ -1,5 +1,5 @@
 """Two published claims at the size their authors would call a toy: flat regions (F-MTL) and Rep-MTL. Writes
-docs/results/balancing_cards.md.
+docs/results/balancing_regularisers.md.
 
 F-MTL: two-digit overlays of scikit-learn's digits, a small CNN, a fifth of the left task's labels random; F-X against its base
 X over 5 seeds: accuracy, and how much the training loss rises under a random perturbation of the shared part. At equal epochs and
@@ -7,7 +7,7 @@ at equal gradient evaluations (the base trained 1 + T times as long: F-X takes T
 Rep-MTL: three related targets of one table (jura); equal weights with and without it over 10 seeds, and the time of a step.
 
 Learning rate and epoch (and Rep-MTL's strength) are chosen on validation, figures are of the test part. Each cell is one JSON
-file under runs/benchmarks/balancing_cards: an interrupted run goes on where it stopped.
+file under runs/benchmarks/balancing_regularisers: an interrupted run goes on where it stopped.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from benchmarks.balancing_claims import RATES, Net, Problem, best, interval, los
 from benchmarks.ratio import RESULTS, machine
 from pluribus import balancing as b
 
-CACHE = Path(__file__).parents[1] / "runs" / "benchmarks" / "balancing_cards"
+CACHE = Path(__file__).parents[1] / "runs" / "benchmarks" / "balancing_regularisers"
 BASES: dict[str, Callable[[], Any]] = {"equal": b.EqualWeighting, "mgda": b.MGDA, "cagrad": b.CAGrad}
 STRENGTHS = (0.01, 0.1, 1.0)
 RADIUS = 1.0  # of the random perturbation
@@ -188,7 +188,7 @@ def rep_table(seeds: range) -> list[str]:
 
 def run(full: bool) -> None:
     torch.set_num_threads(1)
-    path, rows = RESULTS / "balancing_cards.md", []
+    path, rows = RESULTS / "balancing_regularisers.md", []
     rep = rep_table(range(10))
     kept = path.read_text("utf-8").partition("## Reading\n")[2] if path.exists() else "\nTo be written.\n"
     for base in ["", *BASES]:  # the page is written after each part, so that an interrupted run leaves what it has
@@ -199,8 +199,8 @@ def run(full: bool) -> None:
         flat = [f"| {' | '.join(HEADS)} |", "|" + "---|" * len(HEADS), *rows, ""] if rows else []
         page = [
             "# Flat regions and Rep-MTL, at toy size", "", (__doc__ or "").split("\n\n", 1)[1].strip(), "",
-            f"{machine()}; {datetime.date.today()}; `make bench ONLY=balancing_cards`; ± is the 95 % t interval over seeds, "
-            f"paired; radius of F-MTL 0.05, of the random perturbation {RADIUS:g}.", "",
+            f"{machine()}; {datetime.date.today()}; `make bench ONLY=balancing_regularisers`; ± is the 95 % t interval over "
+            f"seeds, paired; radius of F-MTL 0.05, of the random perturbation {RADIUS:g}.", "",
             "## Flat regions", "", *flat, *note, "## Rep-MTL", "", *rep, "", "## Reading", kept.rstrip(), "",
         ]  # fmt: skip
         path.write_text("\n".join(page), "utf-8")
