@@ -166,7 +166,7 @@ def test_a_killed_merge_leaves_no_half_folder(tmp_path: Path, number: signal.Sig
     """Killed in the middle: OUT does not exist; where the process could still act, nothing else is left either."""
     script = tmp_path / "slow.py"
     script.write_text(
-        "import sys, time\n"
+        "import signal, sys, time\n"
         "import pluribus.merging.stream as stream\n"
         "from pluribus.cli import run\n"
         "old = stream.Engine.load\n"
@@ -175,6 +175,7 @@ def test_a_killed_merge_leaves_no_half_folder(tmp_path: Path, number: signal.Sig
         "    time.sleep(0.2)\n"
         "    return old(self, span, method)\n"
         "stream.Engine.load = load\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job starts with it ignored
         "sys.exit(run(['merge', '--base', 'b', '--expert', 'e', '--method', 'average', '-o', 'out']))\n"
     )
     for name in ("b", "e"):

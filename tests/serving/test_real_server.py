@@ -123,7 +123,10 @@ def test_a_head_that_does_not_arrive_is_given_up(network: Any, rows: Any) -> Non
             assert slow.recv(4096) == b""
         with socket.create_connection(("127.0.0.1", server.port), timeout=60) as slow:
             slow.sendall(b"GET /health HTTP/1.1\r\nhost: x\r\n\r\n")
-            assert slow.recv(4096).startswith(b"HTTP/1.1 200")
+            answer = b""
+            while not answer.endswith(b"}"):  # head and body may come apart
+                answer += slow.recv(4096)
+            assert answer.startswith(b"HTTP/1.1 200")
             time.sleep(0.8)  # idle between two requests is no slowness
             slow.sendall(b"GET /health HTTP/1.1\r\nho")
             assert slow.recv(4096).startswith(b"HTTP/1.1 408")
