@@ -10,10 +10,10 @@ DEAD, SPREAD, OCCUPIED, SLEEPY = 0.10, 4.0, 0.90, 0.99  # from where on a figure
 
 
 def experts(summary: Row) -> Html:
-    """The section, or a line that says why there is none."""
+    """The section; nothing where no candidate in the finals has experts."""
     found = {name: [run for run in runs if run] for name, runs in summary.get("expert_health", {}).items()}
     if not any(found.values()):
-        return section("experts", "The experts' health", tag("p", "No candidate in the finals has experts."))
+        return Html("")
     groups, gates, shared, said = [], [], [], []
     for name, runs in found.items():
         who = label(summary, name)

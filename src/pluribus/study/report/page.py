@@ -34,7 +34,8 @@ def page(summary: Row) -> str:
     pictures = Pictures()
     places, parts = (checkpoints.PLACES, checkpoints.parts) if summary.get("kind") == "checkpoints" else (_PLACES, _parts)
     first, *rest = parts(summary, pictures)
-    links = tag("ul", *(tag("li", tag("a", name, href=f"#{key}")) for key, name in places.items()))
+    there = {key: name for key, name in places.items() if any(f'id="{key}"' in part for part in rest)}
+    links = tag("ul", *(tag("li", tag("a", name, href=f"#{key}")) for key, name in there.items()))
     body = join([first, tag("nav", links, aria_label="On this page"), *rest])
     head = [
         '<!doctype html>\n<html lang="en">\n<head>\n<meta charset="utf-8">',
