@@ -10,6 +10,7 @@ import pytest
 import torch
 
 WORKER = '''
+import os
 import sys
 import torch
 import torch.distributed as dist
@@ -250,8 +251,10 @@ if fully_shard is not None:
         except BadInput as error:
             assert "sharded" in str(error)
 
+dist.barrier()
 dist.destroy_process_group()
-print("fine")
+print("fine", flush=True)
+os._exit(0)  # gloo's threads can abort a process while it ends
 '''
 
 

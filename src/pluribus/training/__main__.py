@@ -190,8 +190,7 @@ def main() -> None:
     if dist.is_initialized():
         if code == 0:
             dist.destroy_process_group()
-        else:
-            os._exit(code)  # the group cannot be left in order any more: do not wait for those who are gone
+        os._exit(code)  # neither wait for those who are gone, nor for gloo's threads, which can abort a process that ends
     sys.exit(code)
 
 
