@@ -16,8 +16,9 @@ from pluribus.balancing import AutoLambda, Balancer, EqualWeighting, Uncertainty
 from pluribus.data.prepared import Prepared
 from pluribus.modeling import Budget, Candidate, Choice, MultiTaskModel, Objective, SearchSpace, Supervised
 from pluribus.tabular.network import Network, build
-from pluribus.tabular.settings import DEFAULTS, SPACE, batch_of, check, encoder_settings, plain_curves, reproducible, weights_of
+from pluribus.tabular.settings import DEFAULTS, SPACE, batch_of, check, encoder_settings, weights_of
 from pluribus.training import Stage, Trainer
+from pluribus.training.fitting import plain_curves, reproducible
 
 
 def balancer_of(settings: Mapping[str, Any], data: Prepared) -> Balancer:

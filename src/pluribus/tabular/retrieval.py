@@ -31,8 +31,9 @@ from pluribus.modeling.candidate import Array
 from pluribus.tabular.fields import Catalogue
 from pluribus.tabular.network import WEIGHTS, _one_thread, check_weights, read_weights
 from pluribus.tabular.next_item import RANKED, ranked
-from pluribus.tabular.settings import batch_of, plain_curves, reproducible
+from pluribus.tabular.settings import batch_of
 from pluribus.tasks import Task
+from pluribus.training.fitting import plain_curves, reproducible
 
 if TYPE_CHECKING:
     import pandas as pd

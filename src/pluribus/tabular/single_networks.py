@@ -31,9 +31,10 @@ from pluribus.modeling.experts import StackedLinear
 from pluribus.tabular.bank import BankEncoder
 from pluribus.tabular.members import heads_for, mean_link, mean_loss
 from pluribus.tabular.network import Network, build
-from pluribus.tabular.settings import DEFAULTS, SPACE, batch_of, check, encoder_settings, plain_curves, reproducible, weights_of
+from pluribus.tabular.settings import DEFAULTS, SPACE, batch_of, check, encoder_settings, weights_of
 from pluribus.tabular.specialists import Specialists
 from pluribus.tasks import Task
+from pluribus.training.fitting import plain_curves, reproducible
 
 BANK_BYTES = 256 * 2**20  # weights, gradients, two moments and the best weights of one bank
 MIN_STEPS = 20  # steps between two looks at the validation cells

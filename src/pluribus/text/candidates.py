@@ -11,7 +11,6 @@ import math
 import time
 from abc import abstractmethod
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,6 +29,7 @@ from pluribus.text.model import TextModel
 from pluribus.text.network import TextNetwork, build, tokenised
 from pluribus.text.tokens import Tokenizer
 from pluribus.training import Callback, History, Stage, Trainer
+from pluribus.training.fitting import plain_curves, reproducible
 
 DEFAULTS: dict[str, Any] = {
     "backbone": "auto",  # see `pluribus.text.backbones`
@@ -358,21 +358,3 @@ def check(settings: Mapping[str, Any], where: str) -> None:
         value = settings[name]
         if not (isinstance(value, int) and value >= 1):
             raise BadInput(f"{name} must be a whole number of at least 1, not {value!r}", where=where)
-
-
-@contextmanager
-def reproducible(seed: int, threads: int) -> Iterator[None]:
-    """Within the block torch's global generator starts at `seed` and `threads` threads compute; both are put back after."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(threads)
-    try:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            yield
-    finally:
-        torch.set_num_threads(before)
-
-
-def plain_curves(curves: Mapping[str, list[float]]) -> dict[str, list[float | None]]:
-    """Validation values per task as JSON takes them: None where a metric was not defined."""
-    return {name: [value if math.isfinite(value) else None for value in values] for name, values in curves.items()}
