@@ -16,6 +16,7 @@ from torch import Tensor, nn
 
 from pluribus.data import Labels, Rows
 from pluribus.tasks import Task
+from pluribus.tasks.kinds import Kind
 
 if TYPE_CHECKING:
     from pluribus.modeling.model import Features
@@ -85,6 +86,10 @@ class Heads(nn.Module):
         i = self._index[name]
         record = self.tasks[i].record
         values = (labels.values - self.mean[i]) / self.scale[i] if record.standardise else labels.values
+        return self.loss_of(record, outputs, values)
+
+    def loss_of(self, record: Kind, outputs: Tensor, values: Tensor) -> Tensor:
+        """The kind's loss per cell [m], on the scale that the heads work in."""
         return record.loss(outputs, values)
 
     def link(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
@@ -93,6 +98,10 @@ class Heads(nn.Module):
         for name, value in outputs.items():
             i = self._index[name]
             record = self.tasks[i].record
-            linked = record.link(value)
+            linked = self.link_of(record, value)
             found[name] = linked * self.scale[i] + self.mean[i] if record.standardise else linked
         return found
+
+    def link_of(self, record: Kind, outputs: Tensor) -> Tensor:
+        """The kind's prediction, on the scale that the heads work in."""
+        return record.link(outputs)

@@ -60,22 +60,11 @@ class MemberHeads(Heads):
                 outputs[name] = piece if wanted is None or shared.selected else piece[wanted]
         return {name: outputs[name] for name in rows}
 
-    def loss(self, name: str, outputs: Tensor, labels: Labels) -> Tensor:
-        """Mean over members of each one's loss, per cell [m]."""
-        i = self._index[name]
-        record = self.tasks[i].record
-        values = (labels.values - self.mean[i]) / self.scale[i] if record.standardise else labels.values
+    def loss_of(self, record: Kind, outputs: Tensor, values: Tensor) -> Tensor:
         return mean_loss(record, outputs, values)
 
-    def link(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Mean over members of each one's prediction, in the tasks' own units."""
-        found = {}
-        for name, value in outputs.items():
-            i = self._index[name]
-            record = self.tasks[i].record
-            linked = mean_link(record, value)
-            found[name] = linked * self.scale[i] + self.mean[i] if record.standardise else linked
-        return found
+    def link_of(self, record: Kind, outputs: Tensor) -> Tensor:
+        return mean_link(record, outputs)
 
 
 def mean_loss(record: Kind, outputs: Tensor, values: Tensor) -> Tensor:
