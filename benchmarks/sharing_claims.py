@@ -281,7 +281,7 @@ HOME = [
 ]  # fmt: skip
 
 # rows and core-seconds a fit, at most: the default form, and with --full
-DEFAULT = {**dict.fromkeys(NAMES, (1_500, 4.0)), "adult": (6_000, 12.0), "funnel6": (16_000, 60.0)}  # where 1 in 200 is positive
+DEFAULT = {**dict.fromkeys(NAMES, (1_500, 12.0)), "adult": (6_000, 12.0), "funnel6": (16_000, 60.0)}  # where 1 in 200 is positive
 FULL = dict.fromkeys(NAMES, (40_000, 240.0))
 
 

@@ -213,7 +213,7 @@ DEFAULT = {"enb": 768, "bench_0.9": 1600, "bench_0.2": 1600, "adult": 1600, "cen
 
 
 def run(full: bool) -> None:
-    seeds, seconds = (5, 300.0) if full else (3, 4.0)
+    seeds, seconds = (5, 300.0) if full else (3, 12.0)
     found: dict[str, tuple[Any, Cells]] = {}
     missing: list[str] = []
     for name, small in DEFAULT.items():
