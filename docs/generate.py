@@ -17,8 +17,8 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 PACKAGES = (
     "pluribus", "pluribus.tasks", "pluribus.data", "pluribus.modeling", "pluribus.training", "pluribus.balancing",
-    "pluribus.merging", "pluribus.sharing", "pluribus.boosting", "pluribus.tabular", "pluribus.evaluation", "pluribus.study",
-    "pluribus.serving",
+    "pluribus.merging", "pluribus.sharing", "pluribus.adapters", "pluribus.boosting", "pluribus.tabular", "pluribus.text",
+    "pluribus.evaluation", "pluribus.study", "pluribus.serving",
 )  # fmt: skip
 COST = {
     "losses": "none beyond the losses",
@@ -125,7 +125,7 @@ def api() -> str:
         page += [f"## {package} {{ #{package.replace('.', '-')} }}", ""]
         if module.__doc__:
             page += ["```text", inspect.cleandoc(module.__doc__).replace("```", ""), "```", ""]
-        for name in module.__all__:
+        for name in getattr(module, "__all__", ()):  # text: its parts are used by their catalog names
             page += described(package, name, getattr(module, name))
     return "\n".join(page)
 
@@ -144,13 +144,23 @@ def described(package: str, name: str, thing: Any) -> list[str]:
     return [f"### {name} {{ #{anchor} }}", "", "```text", f"{kind}{name}{signature}", "", text, "```", ""]
 
 
+SPEED = re.compile(r"speed$|^(bank|data|kill|processes|serving|trainer)$")
+
+
 def results() -> str:
-    """The results pages there are."""
+    """The results pages there are: what the methods achieve, then what they cost."""
     page = ["# Results", "", "Written by the benchmarks, also where a claim failed: what ran, when, on what machine.", ""]
-    for path in sorted((ROOT / "docs" / "results").glob("*.md")):
-        title = next((line[2:] for line in path.read_text("utf-8").splitlines() if line.startswith("# ")), path.stem)
-        page.append(f"- [{title}]({path.name})")
-    return "\n".join(page) + "\n"
+    paths = sorted((ROOT / "docs" / "results").glob("*.md"))
+    for title, chosen in (
+        ("Do the methods keep their promises?", [p for p in paths if not SPEED.search(p.stem)]),
+        ("What does it cost?", [p for p in paths if SPEED.search(p.stem)]),
+    ):
+        page += [f"## {title}", ""]
+        for path in chosen:
+            heading = next((line[2:] for line in path.read_text("utf-8").splitlines() if line.startswith("# ")), path.stem)
+            page.append(f"- [{heading}]({path.name})")
+        page.append("")
+    return "\n".join(page)
 
 
 PAGES = {"balancers.md": balancers, "catalog.md": catalog_page, "api.md": api, "results/index.md": results}
@@ -164,9 +174,9 @@ def on_config(config: Any, **_: Any) -> Any:
         {"Guides": [
             {"Reading the verdict": "guides/verdict.md"},
             {"Which road for my checkpoints": "guides/checkpoints.md"},
-            {"Tables": "guides/tables.md"}, {"Adapters": "guides/adapters.md"},
-            {"Your own loop": "guides/loop.md"}, {"Serving": "guides/serving.md"},
-            {"Several processes": "guides/processes.md"}, {"Recommendation": "guides/recommendation.md"},
+            {"Tables": "guides/tables.md"}, {"Text": "guides/text.md"}, {"Funnels": "guides/funnels.md"},
+            {"Recommendation": "guides/recommendation.md"}, {"Adapters": "guides/adapters.md"},
+            {"Your own loop": "guides/loop.md"}, {"Several processes": "guides/processes.md"}, {"Serving": "guides/serving.md"},
         ]},
         {"Methods": [{"Every balancer": "balancers.md"}, {"Catalog": "catalog.md"}]},
         {"Concepts": [{"The table with holes": "concepts/cells.md"}, {"Architecture": "architecture.md"}]},

@@ -43,7 +43,7 @@ def site(tmp_path_factory: pytest.TempPathFactory) -> Path:
     pytest.importorskip("mkdocs", reason="mkdocs is not installed")
     pytest.importorskip("material", reason="mkdocs-material is not installed")
     folder = tmp_path_factory.mktemp("docs") / "site"
-    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "-q", "-d", str(folder)]
+    words = [sys.executable, "-m", "mkdocs", "build", "--strict", "-d", str(folder)]  # -q would hide warnings from --strict too
     done = subprocess.run(words, cwd=ROOT, capture_output=True, text=True, env=_environment(), timeout=280)
     assert done.returncode == 0, done.stderr[-3000:]
     return folder
