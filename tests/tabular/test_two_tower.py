@@ -16,7 +16,7 @@ from hypothesis import strategies as st
 from pluribus.data import ItemTable, Prepared, Table, prepare, split
 from pluribus.errors import BadInput
 from pluribus.modeling import Budget
-from pluribus.tabular.fields import Catalogue, Fields, words_of
+from pluribus.tabular.fields import Catalogue, Fields, mean, mean_of_rows, words_of
 from pluribus.tabular.retrieval import Labelled
 from pluribus.tabular.two_tower import (
     MASKS,
@@ -202,6 +202,20 @@ def test_hidden_pieces_are_the_default_and_numbers_stay() -> None:
     torch.testing.assert_close(found[0, 3:6], fields.categories.weight[5 + 3])
     assert found[:, 9:].tolist() == [[1.5, 0.0], [0.0, 1.0]]
     assert torch.equal(fields(inputs, dropout=1.0)[:, 6:9], torch.zeros(2, 3)), "every value of the list dropped"
+
+
+@pytest.mark.parametrize("lengths", [(3, 0, 1), (0, 0)])
+def test_means_of_rows_read_what_the_mask_allows(lengths: tuple[int, ...]) -> None:
+    """Equal to padding, looking everything up and averaging, in value and gradient; an empty list is zeros."""
+    torch.manual_seed(0)
+    table = torch.randn(6, 3, requires_grad=True)
+    mask = torch.arange(3) < torch.tensor(lengths)[:, None]
+    codes = torch.randint(6, mask.shape, dtype=torch.int32)
+    found, expected = mean_of_rows(table, codes, mask), mean(table[codes.long()], mask)
+    torch.testing.assert_close(found, expected)
+    slope = torch.randn_like(found)
+    for one, other in zip(torch.autograd.grad(found, table, slope), torch.autograd.grad(expected, table, slope)):
+        torch.testing.assert_close(one, other)
 
 
 def test_words_are_hashed_the_same_everywhere() -> None:

@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pluribus.data import Ragged
@@ -57,7 +58,7 @@ class Fields(nn.Module):
             values, mask = inputs[name]["values"], inputs[name]["mask"]
             if dropout:
                 mask = mask & (torch.rand(mask.shape) >= dropout)
-            pieces.append(mean(table(values), mask)[:, None])
+            pieces.append(mean_of_rows(table.weight, values, mask)[:, None])
         embedded = torch.cat(pieces, 1)
         if hidden is not None:
             embedded = torch.where(hidden.expand(len(x), -1)[..., None], self.default, embedded)
@@ -75,6 +76,13 @@ def mean(values: Tensor, mask: Tensor) -> Tensor:
     weight = mask.to(values.dtype)
     total: Tensor = torch.einsum("bld,bl->bd", values, weight)
     return total / weight.sum(1, keepdim=True).clamp_min(1.0)
+
+
+def mean_of_rows(table: Tensor, codes: Tensor, mask: Tensor) -> Tensor:
+    """The same of the table's rows [codes, d] at codes [B, L], of which only those that the mask allows are read: most places of a
+    batch of lists of very different lengths hold nothing."""
+    lengths = mask.sum(1)
+    return F.embedding_bag(codes[mask].long(), table, lengths.cumsum(0) - lengths, mode="mean")
 
 
 def words_of(texts: Iterable[str | None], buckets: int = BUCKETS) -> Ragged:

@@ -77,19 +77,18 @@ class M2TRec(Ranking):
     def loss(self, data: Prepared, rows: Tensor, target: Tensor, weight: Tensor, train: Labelled, catalogue: Catalogue) -> Tensor:
         session = data.batch(rows, tasks=()).inputs[self.session]
         places = catalogue.rows(session["values"])
-        seen = train.mentioned
-        if len(seen) <= self.softmax:  # every item's vector once
-            vectors = self.vectors(catalogue.inputs())
-            h = self.encode(vectors[places], session["mask"])
-            main = F.cross_entropy(self.query(h) @ vectors[seen].T, train.rank[target], reduction="none")
-        else:  # those of the sessions, the targets and a sample
-            drawn = seen[torch.multinomial(train.share, self.softmax, replacement=True)]
-            used, at = torch.unique(torch.cat((places.flatten(), target, drawn)), return_inverse=True)
-            vectors = self.vectors(catalogue.inputs(used))
-            at_session, at_target, at_drawn = at.split((places.numel(), len(target), len(drawn)))
-            h = self.encode(vectors[at_session.view(places.shape)], session["mask"])
-            expected = (len(drawn) * train.share[train.rank[drawn]]).log()
-            main = sampled_softmax(self.query(h), vectors[at_target], vectors[at_drawn], expected, target[:, None] == drawn)
+        whole = len(train.mentioned) <= self.softmax
+        rivals = train.mentioned if whole else train.mentioned[torch.multinomial(train.share, self.softmax, replacement=True)]
+        used, at = torch.unique(torch.cat((places.flatten(), target, rivals)), return_inverse=True)  # no vector of any other item
+        vectors = self.vectors(catalogue.inputs(used))
+        at_session, at_target, at_rivals = at.split((places.numel(), len(target), len(rivals)))
+        h = self.encode(vectors[at_session.view(places.shape)], session["mask"])
+        query, others = self.query(h), vectors[at_rivals]
+        if whole:
+            main = F.cross_entropy(query @ others.T, train.rank[target], reduction="none")
+        else:
+            expected = (len(rivals) * train.share[train.rank[rivals]]).log()
+            main = sampled_softmax(query, vectors[at_target], others, expected, target[:, None] == rivals)
         total = mean_of(main, weight)
         codes = torch.from_numpy(catalogue.data.categorical)[target].long()
         for a, head in self.classes.items():

@@ -310,7 +310,7 @@ class RankingCandidate(Candidate):
         plain = [p for p in model.parameters() if p.ndim <= 1]
         decayed = [p for p in model.parameters() if p.ndim > 1]
         groups = [{"params": decayed, "weight_decay": self.settings["weight_decay"]}, {"params": plain, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.settings["lr"])
+        optimizer = torch.optim.AdamW(groups, lr=self.settings["lr"], fused=True)
         shuffle = torch.Generator().manual_seed(seed)
         best, since, kept, curve, cut = -math.inf, 0, deepcopy(model.state_dict()), [], False
         for _ in range(int(self.settings["epochs"])):
