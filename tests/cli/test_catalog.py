@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 
+import pytest
 from click.testing import CliRunner
 
 from pluribus import catalog
-from pluribus.cli.catalog import command
+from pluribus.cli.catalog import command, described
+from pluribus.errors import BadInput
 
 
 def test_the_whole_catalog_fits_a_screen_and_names_every_method() -> None:
@@ -30,3 +32,32 @@ def test_json_holds_every_entry() -> None:
     found = json.loads(CliRunner().invoke(command, ["--json"]).output)
     assert found["schema"] == 1
     assert len(found["entries"]) == len(catalog.entries())
+
+
+def test_a_name_shows_settings_proofs_and_bibtex() -> None:
+    """Broken: whoever knows a method's name still has to search the code for its settings and its paper."""
+    said = CliRunner().invoke(command, ["nash"]).output
+    assert "from pluribus.balancing.nash_mtl import NashMTL" in said
+    assert "max_norm=1.0" in said
+    assert "@article{navon2022multi" in said
+
+
+def test_a_name_in_two_families_shows_both() -> None:
+    """Broken: `mmoe` shows the building block and hides the candidate that a study runs."""
+    said = CliRunner().invoke(command, ["mmoe"]).output
+    assert "mmoe: sharing" in said
+    assert "--candidate mmoe" in said
+
+
+def test_a_wrong_name_suggests_the_nearest() -> None:
+    """Broken: a typing error ends in silence or in a listing of everything."""
+    with pytest.raises(BadInput, match="did you mean 'mmoe'"):
+        CliRunner().invoke(command, ["mmeo"], catch_exceptions=False)
+
+
+@pytest.mark.parametrize("entry", catalog.entries(), ids=lambda e: f"{e.family}:{e.name}")
+def test_every_method_can_be_described(entry: catalog.Entry) -> None:
+    """Broken: one method's settings cannot be read, and the command fails for it alone."""
+    if entry.extra:
+        pytest.importorskip({"text": "transformers", "boost": "numba"}.get(entry.extra, entry.extra))
+    assert entry.summary in described(entry)

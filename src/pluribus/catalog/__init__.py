@@ -10,10 +10,12 @@ A TOML file holds an array of tables ``[[entry]]`` with the fields of `Entry`; `
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import importlib
+import inspect
 import tomllib
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from importlib import metadata, resources
 from typing import Any, Literal
@@ -86,6 +88,18 @@ class Entry:
             if self.extra and error.name and not error.name.startswith("pluribus"):
                 require(error.name, extra=self.extra, purpose=f"{self.family} {self.name!r}")
             raise
+
+    def settings(self) -> dict[str, Any]:
+        """The method's settings and their documented defaults; `inspect.Parameter.empty` where the caller must give one."""
+        target = self.resolve()
+        if isinstance(defaults := getattr(target, "defaults", None), Mapping):
+            return dict(defaults)
+        if not callable(target):
+            return {}
+        own = dataclasses.is_dataclass(target)  # its fields are its settings; elsewhere what comes by position is the data
+        kinds = (inspect.Parameter.KEYWORD_ONLY, *((inspect.Parameter.POSITIONAL_OR_KEYWORD,) if own else ()))
+        found = inspect.signature(target).parameters.values()
+        return {p.name: p.default for p in found if p.kind in kinds}
 
     def to_dict(self) -> dict[str, Any]:
         """The entry as plain JSON values (`pluribus catalog --json`)."""
@@ -164,4 +178,12 @@ def get(family: str, name: str) -> Entry:
     found = _all().get((family, name))
     if found is None:
         raise unknown(family, name, [e.name for e in entries(family=family)])
+    return found
+
+
+def named(name: str) -> list[Entry]:
+    """The entries of that name, whatever their family; an unknown name is an error that suggests the nearest."""
+    found = [entry for entry in entries() if entry.name == name]
+    if not found:
+        raise unknown("method", name, sorted({entry.name for entry in entries()}))
     return found
