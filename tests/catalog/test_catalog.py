@@ -113,3 +113,21 @@ def test_no_method_is_forgotten(family: str) -> None:
     found = _defined(getattr(importlib.import_module(module), name))
     missing = {cls for cls in found - names if not cls.startswith("pluribus.balancing.torchjd:")}  # a stranger's objects
     assert not missing, f"not in the catalog: {sorted(missing)}"
+
+
+def test_every_paper_is_cited_and_can_be() -> None:
+    """Broken: `pluribus table --paper` leaves out a method's reference, or the bibliography holds what nobody uses."""
+    used = {entry.paper.bibtex for entry in ENTRIES if entry.paper}
+    assert used == {paper.bibtex for paper in catalog.papers().values()}
+    for key, paper in catalog.papers().items():
+        assert all(f"  {field} = {{" in paper.bibtex for field in ("title", "author", "year", "url")), key
+        assert paper.bibtex.count("{") == paper.bibtex.count("}"), key
+    text = (ROOT / "src/pluribus/catalog/papers.bib").read_text("utf-8")
+    assert text.count("\n@") + 1 == len(catalog.papers()), "an entry is malformed or stands twice"
+
+
+def test_an_unknown_paper_names_the_entry() -> None:
+    """Broken: a typing error in a key ends in a traceback."""
+    row = {"name": "new", "road": "train", "family": "balancer", "target": "a:b", "paper": "navon2022mutli"}
+    with pytest.raises(BadInput, match="navon2022multi"):
+        catalog.parse(row, where="catalog/x.toml")

@@ -4,8 +4,8 @@ Entries are static: one TOML file a package beside this one, so that listing the
 imports its target on demand. Other distributions add entries by an entry point of group ``pluribus.catalog`` whose value
 is a callable that returns an iterable of `Entry`.
 
-A TOML file holds an array of tables ``[[entry]]`` with the fields of `Entry`; ``paper`` is a table
-{title, year, url, bibtex}, ``verified_by`` a table {oracle = [test ids], property = [test ids], claim = path}.
+A TOML file holds an array of tables ``[[entry]]`` with the fields of `Entry`; ``paper`` is a key of ``papers.bib``,
+``verified_by`` a table {oracle = [test ids], property = [test ids], claim = path}.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ import dataclasses
 import functools
 import importlib
 import inspect
+import re
 import tomllib
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
@@ -119,18 +120,38 @@ class Entry:
         return row
 
 
+_BIB_ENTRY = re.compile(r"^@\w+\{([^,\s]+),\n(.*?)^\}", re.S | re.M)
+_BIB_FIELD = re.compile(r"^ +(\w+) = \{(.*)\},$", re.M)
+
+
+@functools.cache
+def papers() -> dict[str, Paper]:
+    """The papers by their BibTeX key: ``papers.bib``, one field a line."""
+    found: dict[str, Paper] = {}
+    for entry in _BIB_ENTRY.finditer(resources.files(__package__).joinpath("papers.bib").read_text("utf-8")):
+        fields = dict(_BIB_FIELD.findall(entry[2]))
+        try:
+            title = fields["title"].replace("{", "").replace("}", "")
+            found[entry[1]] = Paper(title, int(fields["year"]), fields.get("url", ""), entry[0])
+        except (KeyError, ValueError) as error:
+            raise BadInput(f"paper {entry[1]!r} lacks a title or a year", where="catalog/papers.bib") from error
+    return found
+
+
 def parse(row: dict[str, Any], *, where: str) -> Entry:
     """Build an `Entry` from a TOML table, naming the file and the field that is wrong."""
     row = dict(row)
     try:
-        paper = row.pop("paper", None)
+        key = row.pop("paper", None)
+        if key is not None and key not in papers():
+            raise unknown("paper", str(key), papers(), where=f"{where}, entry {row.get('name')!r}")
         verified_by = row.pop("verified_by", {})
         for name in ("signal", "doors"):
             if name in row:
                 row[name] = tuple(row[name])
         entry = Entry(
             **row,
-            paper=Paper(**paper) if paper else None,
+            paper=papers()[key] if key is not None else None,
             verified_by=Verification(
                 oracle=tuple(verified_by.get("oracle", ())),
                 property=tuple(verified_by.get("property", ())),
