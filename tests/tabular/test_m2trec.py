@@ -15,7 +15,7 @@ from torch import Tensor
 from pluribus.data import ItemTable, Prepared, Table, prepare, split
 from pluribus.modeling import Budget, load
 from pluribus.tabular.fields import Catalogue
-from pluribus.tabular.m2trec import M2TRec, M2TRecNetwork, SessionIds, sampled_softmax
+from pluribus.tabular.m2trec import RIVALS, M2TRec, M2TRecNetwork, SessionIds, sampled_softmax
 from pluribus.tabular.retrieval import Labelled, Retrieval, vectors_of
 
 ITEMS = 36
@@ -146,10 +146,11 @@ def _loss(data: Prepared, model: M2TRec, **changes: Any) -> Tensor:
     return model.loss(data, train.rows, train.target, train.weight, train, found)
 
 
-def test_loss_by_hand() -> None:
-    """L = CE of ⟨W h, v_j⟩ over the items that training rows mention + λ Σ_a CE_a; items never mentioned are no negatives."""
+@pytest.mark.parametrize("rivals", RIVALS)
+def test_loss_by_hand(rivals: str) -> None:
+    """L = CE of ⟨W h, v_j⟩ over the catalogue, or the items that training rows mention, + λ Σ_a CE_a."""
     data = data_of(only=24)
-    fitted = fit(data, category_weight=0.5)
+    fitted = fit(data, category_weight=0.5, rivals=rivals)
     model = model_of(fitted).eval()
     found = Catalogue(data.columns.items["item"])
     train = Labelled.of(data, "next", found)
@@ -158,12 +159,13 @@ def test_loss_by_hand() -> None:
         batch = data.batch(train.rows).inputs["viewed"]
         vectors = vectors_of(model, found)
         h = model.encode(vectors[found.rows(batch["values"])], batch["mask"])
-        expected = F.cross_entropy(model.query(h) @ vectors[:24].T, train.target)
+        whole = F.cross_entropy(model.query(h) @ vectors[: 24 if rivals == "mentioned" else ITEMS].T, train.target)
+        expected = whole.clone()
         codes = torch.from_numpy(found.data.categorical)[train.target].long()
         for a, head in enumerate(model.classes.values()):
             expected = expected + 0.5 * F.cross_entropy(head(h), codes[:, a])
         torch.testing.assert_close(_loss(data, model), expected)
-        torch.testing.assert_close(_loss(data, model, weight=0.0), F.cross_entropy(model.query(h) @ vectors[:24].T, train.target))
+        torch.testing.assert_close(_loss(data, model, weight=0.0), whole)
     assert set(model.classes) == {"0", "1"}
     assert not model_of(fit(data, epochs=1, category_weight=0.0)).classes
 

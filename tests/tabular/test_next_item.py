@@ -114,6 +114,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: M2TRecNetwork().fit(prepared(viewed=[["i1"]] * 9 + [[]] + [["i2"]] * 590)[1], Budget(9.0), 0),
         "the session is empty in 1 rows .row 10 first.: leave them out",
     ),
+    "no such rivals": (lambda: M2TRecNetwork(rivals="catalog").fit(prepared()[1], Budget(9.0), 0), "did you mean 'catalogue'"),
     "no such session": (lambda: M2TRecNetwork(session="veiwed").fit(prepared()[1], Budget(9.0), 0), "did you mean 'viewed'"),
 }  # fmt: skip
 

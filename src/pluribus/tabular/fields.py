@@ -58,7 +58,7 @@ class Fields(nn.Module):
             values, mask = inputs[name]["values"], inputs[name]["mask"]
             if dropout:
                 mask = mask & (torch.rand(mask.shape) >= dropout)
-            pieces.append(mean_of_rows(table.weight, values, mask)[:, None])
+            pieces.append(mean_of_rows(table.get_parameter("weight"), values, mask)[:, None])
         embedded = torch.cat(pieces, 1)
         if hidden is not None:
             embedded = torch.where(hidden.expand(len(x), -1)[..., None], self.default, embedded)
@@ -79,7 +79,7 @@ def mean(values: Tensor, mask: Tensor) -> Tensor:
 
 
 def mean_of_rows(table: Tensor, codes: Tensor, mask: Tensor) -> Tensor:
-    """The same of the table's rows [codes, d] at codes [B, L], of which only those that the mask allows are read: most places of a
+    """The same of the table's rows [codes, d] at codes [B, L]. Only those that the mask allows are looked up: most places of a
     batch of lists of very different lengths hold nothing."""
     lengths = mask.sum(1)
     return F.embedding_bag(codes[mask].long(), table, lengths.cumsum(0) - lengths, mode="mean")

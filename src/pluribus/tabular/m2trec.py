@@ -10,7 +10,9 @@ based Recommendations", RecSys 2022.
 Where the paper leaves it open, or public code differs:
 
 - the next item is scored as ⟨W h, v_j⟩ with the attributes' own v_j, so that an item is ranked that no training row mentions (a
-  Linear onto the catalogue, as in the public re-implementation, cannot); the softmax runs over items that training rows mention;
+  Linear onto the catalogue, as in the public re-implementation, cannot);
+- the softmax runs over the whole catalogue, as the paper's does, so that an item's attributes also learn how seldom items like it
+  are chosen; with `rivals="mentioned"` items that no training row mentions are nobody's rivals, and rank higher for it;
 - positions count back from the latest item; several values of an attribute, and the words of a text, are averaged;
 - a small share of attribute codes is replaced by "unseen" in training, so that this code means something when it comes;
 - beyond `softmax` items the softmax is sampled: L = −s_y + log(e^{s_y} + Σ_j e^{s_j − log(m q_j)}), m draws from q ∝ √count,
@@ -28,11 +30,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pluribus.data.prepared import Prepared
+from pluribus.errors import unknown
 from pluribus.modeling import Choice, LogUniform, SearchSpace, Uniform
 from pluribus.tabular.fields import Catalogue, mean
 from pluribus.tabular.retrieval import Labelled, Ranking, RankingCandidate, session_of
 
 UNSEEN_SHARE = 0.02
+RIVALS = ("catalogue", "mentioned")
 
 
 class M2TRec(Ranking):
@@ -41,7 +45,7 @@ class M2TRec(Ranking):
 
     def __init__(
         self, catalogue: Catalogue, *, categories: Mapping[int, int], length: int, width: int, size: int, layers: int, heads: int,
-        dropout: float, softmax: int, weight: float, session: str,
+        dropout: float, softmax: int, weight: float, session: str, rivals: str = "mentioned",
     ) -> None:  # fmt: skip
         super().__init__()
         self.fields = catalogue.fields(size)
@@ -51,7 +55,7 @@ class M2TRec(Ranking):
         self.encoder = nn.TransformerEncoder(layer, layers, nn.LayerNorm(width), enable_nested_tensor=False)
         self.query = nn.Linear(width, width, bias=False)  # W
         self.classes = nn.ModuleDict({str(a): nn.Linear(width, codes) for a, codes in categories.items()})
-        self.softmax, self.weight, self.session = softmax, weight, session
+        self.softmax, self.weight, self.session, self.rivals = softmax, weight, session, rivals
 
     def vectors(self, inputs: Mapping[str, Any]) -> Tensor:
         """v [M, d] of encoded items."""
@@ -77,17 +81,20 @@ class M2TRec(Ranking):
     def loss(self, data: Prepared, rows: Tensor, target: Tensor, weight: Tensor, train: Labelled, catalogue: Catalogue) -> Tensor:
         session = data.batch(rows, tasks=()).inputs[self.session]
         places = catalogue.rows(session["values"])
-        whole = len(train.mentioned) <= self.softmax
-        rivals = train.mentioned if whole else train.mentioned[torch.multinomial(train.share, self.softmax, replacement=True)]
+        pool = train.mentioned if self.rivals == "mentioned" else torch.arange(catalogue.count)
+        share = train.share[pool]
+        whole = len(pool) <= self.softmax
+        drawn = slice(None) if whole else torch.multinomial(share, self.softmax, replacement=True)
+        rivals = pool[drawn]
         used, at = torch.unique(torch.cat((places.flatten(), target, rivals)), return_inverse=True)  # no vector of any other item
         vectors = self.vectors(catalogue.inputs(used))
         at_session, at_target, at_rivals = at.split((places.numel(), len(target), len(rivals)))
         h = self.encode(vectors[at_session.view(places.shape)], session["mask"])
         query, others = self.query(h), vectors[at_rivals]
         if whole:
-            main = F.cross_entropy(query @ others.T, train.rank[target], reduction="none")
+            main = F.cross_entropy(query @ others.T, torch.searchsorted(pool, target), reduction="none")
         else:
-            expected = (len(rivals) * train.share[train.rank[rivals]]).log()
+            expected = (len(rivals) * share[drawn] / share.sum()).log()
             main = sampled_softmax(query, vectors[at_target], others, expected, target[:, None] == rivals)
         total = mean_of(main, weight)
         codes = torch.from_numpy(catalogue.data.categorical)[target].long()
@@ -116,19 +123,19 @@ def sampled_softmax(queries: Tensor, positives: Tensor, drawn: Tensor, log_expec
 
 class M2TRecNetwork(RankingCandidate):
     """M2TRec. Settings: width d, embedding size, layers, heads, dropout, softmax (items beyond which it is sampled, and then the
-    size of the sample), category_weight λ (0: no attribute is predicted), session (a sequence column; "auto": the only one that
-    is joined to the items)."""
+    size of the sample), rivals ("catalogue" or "mentioned": the items of the softmax), category_weight λ (0: no attribute is
+    predicted), session (a sequence column; "auto": the only one that is joined to the items)."""
 
     name = "m2trec"
     label = "M2TRec"
     reads = frozenset({"sequence"})
     defaults: ClassVar[Mapping[str, Any]] = {
         **RankingCandidate.defaults, "session": "auto", "width": 64, "size": 32, "layers": 1, "heads": 2, "dropout": 0.1,
-        "softmax": 4096, "category_weight": 1.0,
+        "softmax": 4096, "rivals": "catalogue", "category_weight": 1.0,
     }  # fmt: skip
     space = SearchSpace({
         "width": Choice((64, 128)), "layers": Choice((1, 2)), "dropout": Uniform(0.0, 0.3), "lr": LogUniform(5e-4, 5e-3),
-        "category_weight": Choice((0.0, 0.3, 1.0)),
+        "category_weight": Choice((0.0, 0.3, 1.0)), "rivals": Choice(RIVALS),
     })  # fmt: skip
     attributes: ClassVar[bool] = True
 
@@ -136,8 +143,10 @@ class M2TRecNetwork(RankingCandidate):
         return super().unfit(data) or empty_sessions(data, self.settings["session"])
 
     def config(self, data: Prepared) -> dict[str, Any]:
+        if self.settings["rivals"] not in RIVALS:
+            raise unknown("rivals", str(self.settings["rivals"]), RIVALS, where=f"candidate {self.name!r}")
         items = data.columns.items[self.items_of(data)]
-        chosen = {name: self.settings[name] for name in ("width", "size", "layers", "heads", "dropout", "softmax")}
+        chosen = {name: self.settings[name] for name in ("width", "size", "layers", "heads", "dropout", "softmax", "rivals")}
         session = session_of(data, self.items_of(data), self.settings["session"])
         sizes = items.data.columns.cardinalities if self.attributes and self.settings["category_weight"] else ()
         return {
@@ -168,9 +177,11 @@ def empty_sessions(data: Prepared, session: str) -> str | None:
 
 class SessionIds(M2TRecNetwork):
     """The same transformer over item ids, each with an embedding of its own, and the next item alone: the specialist that M2TRec
-    is judged against. Items that no training row mentions share one embedding."""
+    is judged against. Items that no training row mentions share one embedding, and are nobody's rivals."""
 
     name = "session_ids"
     label = "Transformer over item ids"
     per_task = True
     attributes = False
+    defaults: ClassVar[Mapping[str, Any]] = {**M2TRecNetwork.defaults, "rivals": "mentioned"}
+    space = SearchSpace({name: each for name, each in M2TRecNetwork.space.ranges.items() if name != "rivals"})

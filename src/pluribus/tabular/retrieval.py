@@ -63,14 +63,13 @@ class Ranking(nn.Module):
 
 @dataclass(frozen=True)
 class Labelled:
-    """The training labels. rows, target, weight: [m]. mentioned: catalogue rows that training rows mention, ascending. rank:
-    catalogue row → its place among them. share: [mentioned] sampling probabilities, ∝ √(1 + labels)."""
+    """The training labels. rows, target, weight: [m]. mentioned: catalogue rows that training rows mention, ascending. share:
+    [I], how often each item is drawn into a sample, ∝ √(1 + labels)."""
 
     rows: Tensor
     target: Tensor
     weight: Tensor
     mentioned: Tensor
-    rank: Tensor
     share: Tensor
 
     @classmethod
@@ -80,11 +79,8 @@ class Labelled:
         weight = torch.ones(len(cells)) if cells.weight is None else torch.from_numpy(cells.weight).float()
         seen = catalogue.seen.clone()
         seen[target] = True
-        mentioned = seen.nonzero()[:, 0]
-        share = (1 + torch.bincount(target, minlength=catalogue.count)[mentioned]).double().sqrt()
-        return cls(
-            torch.from_numpy(cells.rows), target, weight, mentioned, seen.long().cumsum(0) - 1, (share / share.sum()).float()
-        )
+        share = (1.0 + torch.bincount(target, minlength=catalogue.count)).sqrt()
+        return cls(torch.from_numpy(cells.rows), target, weight, seen.nonzero()[:, 0], share)
 
 
 class Retrieval(Fitted):
