@@ -55,7 +55,6 @@ FILE = "columns.safetensors"
 
 _EPOCH = np.datetime64("1970-01-01T00:00:00", "us")
 _DAY = 86_400_000_000  # microseconds
-_MAX_SPAN = 500_000  # days
 
 
 @dataclass(frozen=True)
@@ -311,10 +310,10 @@ class FittedColumns:
                 number = self.numbers[feature]
                 numeric[:, place[feature]] = (found.numeric[feature] - number.centre) / number.scale
             for feature in spec.categorical:
-                categorical[:, place[feature]] = self._codes(feature, *found.categorical[feature])
+                categorical[:, place[feature]] = self.codes(feature, *found.categorical[feature])
         if self.task_column is not None:
             assert task_index is not None
-            categorical[:, place[self.task_column]] = self._codes(self.task_column, task_index, self.task_names)
+            categorical[:, place[self.task_column]] = self.codes(self.task_column, task_index, self.task_names)
         return numeric, categorical
 
     def _task_index(self, frame: pd.DataFrame) -> NDArray[np.int64]:
@@ -327,7 +326,8 @@ class FittedColumns:
             name: {word: code for code, word in enumerate(c.categories, FIRST)} for name, c in self.categories.items()
         }
 
-    def _codes(self, feature: str, codes: NDArray[np.int64], words: Sequence[str]) -> NDArray[np.int32]:
+    def codes(self, feature: str, codes: NDArray[np.int64], words: Sequence[str]) -> NDArray[np.int32]:
+        """The encoded codes of a categorical feature from positions among `words` (−1 where missing)."""
         known = self._code_of[feature]
         table = np.array([*(known.get(word, UNSEEN) for word in words), MISSING], np.int32)
         return table[codes]  # a missing value's code is −1: the last place
@@ -566,7 +566,8 @@ def _type_of(series: pd.Series) -> str:
 def _features(
     series: pd.Series, kind: str, name: str, recurring: bool, source: str, wanted: Sequence[str] | None = None
 ) -> _Features:
-    """The features of one column as it was fitted; `wanted`: the numeric features of the fitted column (None while fitting)."""
+    """The features of one column as it was fitted. recurring: only what comes back within the training range (the split's time).
+    wanted: the numeric features of the fitted column (None while fitting)."""
     found = _Features()
     where = f"{source}, column {name!r}"
     if kind in ("sequence", "text"):
@@ -574,7 +575,7 @@ def _features(
     if kind == "number":
         found.numeric[name] = _as_numbers(series, where)
     elif kind == "datetime":
-        _datetime_features(found, series, name, recurring, where, wanted)
+        return _datetime_features(series, name, recurring, where, wanted)
     else:
         found.categorical[name] = _as_words(series, kind == "boolean", where)
     return found
@@ -636,8 +637,8 @@ def _as_texts(series: pd.Series, where: str) -> list[str | None]:
 
 
 def _datetime_features(
-    found: _Features, series: pd.Series, name: str, recurring: bool, where: str, wanted: Sequence[str] | None
-) -> None:
+    series: pd.Series, name: str, recurring: bool, where: str, wanted: Sequence[str] | None
+) -> _Features:
     import pandas as pd
 
     if _is_text(series):
@@ -646,35 +647,44 @@ def _datetime_features(
         if pd.api.types.is_numeric_dtype(series.dtype) and series.notna().any():
             raise BadInput("was fitted on dates but holds numbers", where=where, remedy="give it dates")
         series = pd.to_datetime(series, errors="coerce")
-    stamps = _wall_clock(series)
+    return calendar(_wall_clock(series), name, recurring, wanted)
+
+
+_WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
+_MONTHS = [str(month) for month in range(1, 13)]
+
+
+def calendar(stamps: NDArray[np.datetime64], name: str, recurring: bool, wanted: Sequence[str] | None) -> _Features:
+    """The features of a column of dates (microseconds [n], NaT where missing). recurring, wanted: see `_features`."""
+    found = _Features()
     missing = np.isnat(stamps)
     micros = (np.where(missing, _EPOCH, stamps) - _EPOCH).astype(np.int64)
     days, rest = np.divmod(micros, _DAY)
-    # Calendar features are functions of the day: computed once for each day, then spread.
+    # Calendar features are functions of the day: where rows outnumber days, computed once for each day, then spread.
     first, last = (int(days.min()), int(days.max())) if len(days) else (0, 0)
-    if last - first < _MAX_SPAN:
-        distinct, codes = np.arange(first, last + 1), days - first
-    else:
-        distinct, codes = np.unique(days, return_inverse=True)
-    dates = distinct.astype("datetime64[D]")
-    months = dates.astype("datetime64[M]")
-    yearday = (dates - dates.astype("datetime64[Y]")).astype(np.float64)
+    few = last - first < len(days)
+    distinct, codes = (np.arange(first, last + 1), days - first) if few else (days, np.arange(len(days)))
 
     def absent(values: NDArray[np.float64]) -> NDArray[np.float64]:
         return np.where(missing, np.nan, values)
 
+    def coded(codes: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.where(missing, -1, codes)
+
     if not recurring:
+        dates = distinct.astype("datetime64[D]")
+        yearday = (dates - dates.astype("datetime64[Y]")).astype(np.float64)
         found.numeric[f"{name}.days"] = absent(days.astype(np.float64))
         found.numeric[f"{name}.yearday"] = absent(yearday[codes])
     hour = f"{name}.hour"
     if hour in wanted if wanted is not None else bool(rest.any()):
         found.numeric[hour] = absent(rest / (_DAY / 24))
     weekday = (distinct + 3) % 7  # 1970-01-01 was a Thursday
-    words = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-    found.categorical[f"{name}.weekday"] = (np.where(missing, -1, weekday[codes]), words)
+    found.categorical[f"{name}.weekday"] = (coded(weekday[codes]), _WEEKDAYS)
     if not recurring:
-        month = months.astype(np.int64) % 12
-        found.categorical[f"{name}.month"] = (np.where(missing, -1, month[codes]), [str(m) for m in range(1, 13)])
+        month = dates.astype("datetime64[M]").astype(np.int64) % 12
+        found.categorical[f"{name}.month"] = (coded(month[codes]), _MONTHS)
+    return found
 
 
 def _wall_clock(series: pd.Series) -> NDArray[np.datetime64]:

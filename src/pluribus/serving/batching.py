@@ -4,6 +4,7 @@ The first request of a batch waits at most `max_delay`, and not at all once as m
 that wait for their answers come back together. While a batch is computed the next one gathers, so under load hardly anything
 waits for the clock. A batch that should take less than `INLINE` runs in the event loop itself, where it contends with
 nothing; a longer one, or one of unknown length, runs in a thread, and the loop stays free for health checks and for refusing.
+What a batch should take is the quickest of the last few: other work on the machine makes some slow that are not.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import time
+from collections import deque
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, field
@@ -45,7 +47,7 @@ class Batcher:
         self._arrived = asyncio.Event()
         self._full = asyncio.Event()
         self._stopping = False
-        self._last = (1, INLINE)  # rows and seconds of the last batch
+        self._last: deque[tuple[int, float]] = deque(maxlen=8)  # rows and seconds of the last batches
         self._enough = max_rows  # rows that no batch waits beyond
         self._thread = ThreadPoolExecutor(1, thread_name_prefix="pluribus-serving")
         self._task: asyncio.Task[None] | None = None
@@ -116,7 +118,7 @@ class Batcher:
                 slots = self.answer(rows, tasks)
             else:
                 slots = await loop.run_in_executor(self._thread, self.answer, rows, tasks)
-            self._last = (len(rows), time.perf_counter() - start)
+            self._last.append((len(rows), time.perf_counter() - start))
         except Exception as error:  # a batch that fails must not leave its requests waiting
             for item in batch:
                 if not item.done.done():
@@ -129,6 +131,5 @@ class Batcher:
             start += len(item.rows)
 
     def _expected(self, rows: int) -> float:
-        """Seconds that a batch of so many rows should take at most, by the last one."""
-        last, seconds = self._last
-        return seconds * max(1.0, rows / last)
+        """Seconds that a batch of so many rows should take at most, by the last few."""
+        return min((seconds * max(1.0, rows / last) for last, seconds in self._last), default=INLINE)

@@ -1,8 +1,8 @@
 """Cells of a few rows straight into the model's arrays: a frame costs more to make than a small batch to predict.
 
-Numbers, words and booleans, which most columns are, are encoded here: one array for all numbers, one look-up a word. The other
-columns (dates, texts, lists) take `FittedColumns.prepare`, which a part of the columns is enough for. The numbers are those of
-`FittedColumns.prepare`, bit for bit.
+Numbers, words, booleans and dates, which most columns are, are encoded here: one array for all numbers, one look-up a word. The
+other columns (items, texts, lists) take `FittedColumns.prepare`, which a part of the columns is enough for. The numbers are those
+of `FittedColumns.prepare`, bit for bit.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pluribus.data.columns import FIRST, MISSING, UNSEEN, FittedColumns
+from pluribus.data.columns import FIRST, MISSING, UNSEEN, FittedColumns, Input, calendar
 from pluribus.data.prepared import Cells, Prepared
 from pluribus.errors import BadInput
 from pluribus.tasks import Task
@@ -23,7 +23,7 @@ from pluribus.tasks import Task
 if TYPE_CHECKING:
     import pandas as pd
 
-SIMPLE = ("number", "category", "boolean")
+SIMPLE = ("number", "category", "boolean", "datetime")
 
 
 @dataclass(frozen=True)
@@ -60,9 +60,13 @@ class RowEncoder:
         self.scale = np.array([columns.numbers[name].scale for name in numbers])
         self.words: list[tuple[int, int, dict[str | None, int]]] = []
         for source in simple:
-            for feature in source.categorical:
-                codes: dict[str | None, int] = {word: i for i, word in enumerate(columns.categories[feature].categories, FIRST)}
-                self.words.append((place[source.name], features[feature], {**codes, None: MISSING}))
+            if source.type in ("category", "boolean"):
+                for feature in source.categorical:
+                    known = columns.categories[feature].categories
+                    codes: dict[str | None, int] = {word: i for i, word in enumerate(known, FIRST)}
+                    self.words.append((place[source.name], features[feature], {**codes, None: MISSING}))
+        self.dates = [(place[source.name], source) for source in simple if source.type == "datetime"]
+        self.features = features
         mine = {feature for source in simple for feature in (*source.numeric, *source.categorical)}
         self.rest = replace(
             columns,
@@ -70,9 +74,9 @@ class RowEncoder:
             numbers={name: number for name, number in columns.numbers.items() if name not in mine},
             categories={name: category for name, category in columns.categories.items() if name not in mine},
         )
-        self.rest_cells = [(source.name, place[source.name], source.type) for source in rest]
+        self.rest_cells = [(source.name, place[source.name]) for source in rest]
         if columns.task_column is not None:
-            self.rest_cells.append((columns.task_column, place[columns.task_column], "category"))
+            self.rest_cells.append((columns.task_column, place[columns.task_column]))
         self.rest_numbers = np.array([features[name] for name in self.rest.numbers], np.int64)
         self.rest_categories = np.array([features[name] for name in self.rest.categories], np.int64)
         self.nothing = {task.name: Cells(np.empty(0, np.int64), np.empty(0)) for task in self.tasks}
@@ -91,6 +95,8 @@ class RowEncoder:
                 numeric[:, self.number_places] = (values - self.centre) / self.scale
         for i, feature, codes in self.words:
             categorical[:, feature] = list(map(codes.get, cells[i], repeat(UNSEEN)))
+        for i, source in self.dates:
+            self._date(source, np.array(cells[i], "datetime64[us]"), numeric, categorical)
         if not self.rest_cells:
             return Prepared(
                 self.tasks, self.columns, numeric, categorical, self.nothing, parts={}, units=np.arange(count)
@@ -100,18 +106,24 @@ class RowEncoder:
         categorical[:, self.rest_categories] = rest.categorical
         return replace(rest, columns=self.columns, numeric=numeric, categorical=categorical)
 
+    def _date(
+        self, source: Input, stamps: NDArray[np.datetime64], numeric: NDArray[np.float32], categorical: NDArray[np.int32]
+    ) -> None:
+        found = calendar(stamps, source.name, source.name == self.columns.time, source.numeric)
+        for feature, values in found.numeric.items():
+            number = self.columns.numbers[feature]
+            numeric[:, self.features[feature]] = (values - number.centre) / number.scale
+        for feature, (codes, words) in found.categorical.items():
+            categorical[:, self.features[feature]] = self.columns.codes(feature, codes, words)
+
     def _frame(self, cells: Sequence[Sequence[Any]], count: int) -> Any:
         import pandas as pd
 
         index = pd.RangeIndex(count)
         columns: dict[str, pd.Series] = {}
-        for name, i, kind in self.rest_cells:
-            column: NDArray[Any]
-            if kind == "datetime":
-                column = np.array(cells[i], "datetime64[us]")
-            else:
-                column = np.empty(count, object)
-                for row, cell in enumerate(cells[i]):  # a slice would unpack lists
-                    column[row] = cell
+        for name, i in self.rest_cells:
+            column = np.empty(count, object)
+            for row, cell in enumerate(cells[i]):  # a slice would unpack lists
+                column[row] = cell
             columns[name] = pd.Series(column, index, dtype=column.dtype)
         return _Frame(columns, count)
