@@ -13,6 +13,7 @@ from tests.adapters.conftest import Encoder, shake
 from torch import nn
 
 from pluribus.adapters import LoRA, load, route
+from pluribus.adapters import lora as lora_module
 from pluribus.adapters.sites import blocks, linears
 from pluribus.errors import BadInput
 
@@ -49,6 +50,42 @@ def test_merging_is_exact_both_ways(where: Any, encoder: Encoder) -> None:
         assert torch.equal(p, before[name]), name
     with route("b"):
         assert torch.equal(encoder(X), attached)
+
+
+def test_training_takes_the_short_way_only_where_nobody_sees_the_difference(
+    encoder: Encoder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Gradients, down to the input's, are those of the plan `loop`; a map that trains, is listened to by others, or runs in
+    another precision takes the long way."""
+    calls = []
+    short = lora_module.frozen_per_row
+    monkeypatch.setattr(lora_module, "frozen_per_row", lambda *a, **k: calls.append(1) or short(*a, **k))
+    linear = encoder.encoder.layers[0].linear1
+    found = []
+    for plan in (None, "loop"):
+        torch.manual_seed(0)
+        lora = LoRA(encoder, ["a", "b"], rank=3, plan=plan)
+        shake(lora)
+        x = X.clone().requires_grad_()
+        with route(["b", "a", "a", "b"]):
+            encoder(x).square().sum().backward()
+        found.append([x.grad, *(p.grad for p in lora.parameters())])
+        lora.detach()
+    assert len(calls) == 4  # the linear maps of two FFNs; attention was opened
+    for mine, theirs in zip(*found):
+        torch.testing.assert_close(mine, theirs, rtol=1e-4, atol=1e-4)
+    seen: list[torch.Tensor] = []
+    for change in ("trains", "listened", "autocast", "plain"):
+        calls.clear()
+        lora = LoRA(encoder, ["a", "b"], where="linear1", rank=3, freeze=change != "trains")
+        handle = linear.register_forward_hook(lambda m, a, y: seen.append(y)) if change == "listened" else None
+        with route(["b", "a", "a", "b"]), torch.autocast("cpu", torch.bfloat16, enabled=change == "autocast"):
+            encoder(X).square().sum().backward()
+        assert len(calls) == {"trains": 0, "listened": 1, "autocast": 0, "plain": 2}[change], change
+        if handle is not None:
+            handle.remove()
+        lora.detach()
+    assert linear.weight.grad is not None
 
 
 def test_torchs_fused_paths_do_not_skip_the_adapters(encoder: Encoder) -> None:

@@ -11,7 +11,16 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pluribus.errors import BadInput
-from pluribus.linalg.low_rank import PLANS, Pick, choose, mix_outputs, mix_parameters, mixed_parameters, per_row
+from pluribus.linalg.low_rank import (
+    PLANS,
+    Pick,
+    choose,
+    frozen_per_row,
+    mix_outputs,
+    mix_parameters,
+    mixed_parameters,
+    per_row,
+)
 
 
 def bank(size: int, rank: int, d_in: int, d_out: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
@@ -95,6 +104,35 @@ def test_gradients_of_the_grouped_plan() -> None:
     assert (found[0][1][[2, 4]] == 0).all()  # type: ignore[index]
     with pytest.raises(BadInput, match="use the plan gather"):
         per_row(torch.randn(2, 3, 8).double(), *bank(2, 4, 8, 8, dtype=torch.float64), pick([0, 1]), plan="grouped")
+
+
+@pytest.mark.parametrize("ids", [[3, 0, 3, 1], [1, 2, 3, 4], [0, 1, 2, 3, 4], [2, 2, 2]])
+@pytest.mark.parametrize("each", [False, True])
+def test_training_on_a_frozen_map_has_the_gradients_of_the_plain_formula(ids: list[int], each: bool) -> None:
+    """Oracle: autograd through x Wᵀ + b and plan `loop`, in float64; once more differentiated, and many gradients at once."""
+    A, B = (t.requires_grad_() for t in bank(5, 3, 6, 7, dtype=torch.float64))
+    g = torch.Generator().manual_seed(1)
+    W, b = torch.randn(7, 6, generator=g, dtype=torch.float64), torch.randn(7, generator=g, dtype=torch.float64)
+    x = torch.randn(len(ids), 3, 6, generator=g, dtype=torch.float64).requires_grad_()
+    scale: Any = torch.arange(1.0, 6).double() if each else 0.7
+    here = pick(ids)
+
+    def fused(x: Tensor, A: Tensor, B: Tensor) -> Tensor:
+        return frozen_per_row(x, A, B, here, x @ W.T + b, W, scale=scale)
+
+    wanted = per_row(x, A, B, here, x @ W.T + b, scale=scale, plan="loop")
+    got = fused(x, A, B)
+    torch.testing.assert_close(got, wanted)
+    seeds = torch.randn(3, *got.shape, generator=g, dtype=torch.float64)
+    many = torch.autograd.grad(got, (x, A, B), seeds, is_grads_batched=True, retain_graph=True)
+    for i, seed in enumerate(seeds):
+        theirs = torch.autograd.grad(wanted, (x, A, B), seed, retain_graph=True)
+        for mine, other, batched in zip(torch.autograd.grad(got, (x, A, B), seed, retain_graph=True), theirs, many):
+            torch.testing.assert_close(mine, other, rtol=1e-10, atol=1e-10)
+            torch.testing.assert_close(batched[i], other, rtol=1e-10, atol=1e-10)
+    absent = sorted(set(range(5)) - set(ids))
+    assert all((t[:, absent] == 0).all() for t in many[1:])
+    assert torch.autograd.gradgradcheck(fused, (x, A, B))
 
 
 @given(seed=st.integers(0, 20), plan=st.sampled_from(PLANS))

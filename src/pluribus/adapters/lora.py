@@ -23,7 +23,7 @@ from pluribus.adapters.adapter import LinearAdapters, key_of
 from pluribus.adapters.route import Route
 from pluribus.adapters.sites import Site
 from pluribus.errors import BadInput
-from pluribus.linalg.low_rank import Pick, per_row
+from pluribus.linalg.low_rank import Pick, frozen_per_row, per_row
 
 
 class LowRank(nn.Module):
@@ -51,6 +51,20 @@ def check_rank(rank: int, sites: Sequence[Site]) -> None:
         if rank > min(site.inputs, site.outputs):
             what = f"is {rank}, more than the rank of {site.path!r} ({site.inputs} → {site.outputs})"
             raise BadInput(what, where="rank", remedy=f"choose at most {min(site.inputs, site.outputs)}")
+
+
+def plain(module: nn.Module) -> bool:
+    """Whether a call of the module is its forward and one hook, so that its output is nobody's but the hook's."""
+    others = (module._backward_hooks, module._backward_pre_hooks, module.__dict__.get("forward"))
+    return len(module._forward_hooks) == 1 and not any(others)
+
+
+def frozen(module: nn.Module, *tensors: Tensor) -> bool:
+    """Whether a linear map takes no gradient and all tensors are of its precision, as `frozen_per_row` needs it."""
+    still = not any(p.requires_grad for p in module.parameters())
+    weight: Any = module.weight
+    same = all(type(t) in (Tensor, nn.Parameter) and t.dtype == weight.dtype for t in tensors)
+    return still and same and not torch.is_autocast_enabled(weight.device.type)
 
 
 class LoRA(LinearAdapters):
@@ -95,9 +109,12 @@ class LoRA(LinearAdapters):
 
     def updated(self, path: str, module: nn.Module, x: Tensor, y: Tensor, pick: Pick, route: Route) -> Tensor:
         bank = self.site(path)
-        x = F.dropout(x, self.dropout, module.training) if self.dropout else x
-        alone = type(module) is nn.Linear and len(module._forward_hooks) == 1  # nobody else has seen y
-        write = alone and not torch.is_grad_enabled() and not torch.compiler.is_compiling()
+        alone = type(module) is nn.Linear and plain(module) and not torch.compiler.is_compiling()  # nobody else has seen y
+        write = alone and not torch.is_grad_enabled()
+        if self.dropout and module.training:
+            x = F.dropout(x, self.dropout)
+        elif alone and not write and self.plan is None and frozen(module, x, y, bank.A, bank.B):
+            return frozen_per_row(x, bank.A, bank.B, pick, y, module.weight, scale=self.scales())  # type: ignore[arg-type]
         return per_row(x, bank.A, bank.B, pick, y, scale=self.scales(), plan=self.plan, write=write)
 
     def change(self, path: str, task: str) -> Tensor:

@@ -65,6 +65,20 @@ class Pick:
         return self.ids if self.index is not None else self.unique.expand(rows)
 
     @cached_property
+    def stretch(self) -> slice | None:
+        """The slots of the bank in the order of the rows, where that is a stretch of it: a view then does for a copy."""
+        if self.index is None or self.index.device.type != "cpu" or not len(self.ids):
+            return None
+        ids = self.ids.tolist()
+        return slice(ids[0], ids[-1] + 1) if ids == list(range(ids[0], ids[0] + len(ids))) else None
+
+    def rows_of(self, bank: Tensor, rows: int) -> Tensor:
+        """The bank's entry of each of `rows` rows, [rows, …]: a view where it can be, else a copy."""
+        if not torch.compiler.is_compiling() and self.stretch is not None:
+            return bank[self.stretch]
+        return bank.index_select(0, self.counted(rows))
+
+    @cached_property
     def order(self) -> Tensor:
         """Rows sorted by expert; rows of one expert keep their order."""
         return torch.argsort(self.ids, stable=True)
@@ -131,16 +145,71 @@ def per_row(
 def _gather(
     x: Tensor, A: Tensor, B: Tensor, pick: Pick, y: Tensor | None, scale: Scale, between: Between | None, write: bool
 ) -> Tensor:
-    ids = pick.counted(len(x))
-    h = torch.bmm(A.index_select(0, ids), x.transpose(1, 2)).transpose(1, 2)  # A xᵀ: about twice as fast as x Aᵀ
+    rows = len(x)
+    h = torch.bmm(pick.rows_of(A, rows), x.transpose(1, 2)).transpose(1, 2)  # A xᵀ: about twice as fast as x Aᵀ
     if between:
         h = between(h)
-    right = B.index_select(0, ids).transpose(1, 2)
+    right = pick.rows_of(B, rows).transpose(1, 2)
     if isinstance(scale, Tensor):
-        h, scale = h * scale[ids][:, None, None].to(h.dtype), 1.0
+        h, scale = h * scale[pick.counted(rows)][:, None, None].to(h.dtype), 1.0
     if y is None:
         return torch.bmm(h, right) * scale
     return y.baddbmm_(h, right, alpha=scale) if write else torch.baddbmm(y, h, right, alpha=scale)
+
+
+def frozen_per_row(x: Tensor, A: Tensor, B: Tensor, pick: Pick, y: Tensor, W: Tensor, *, scale: Scale = 1.0) -> Tensor:
+    """`per_row` for training on y = W x + b with W and b frozen: the gradient of both terms in one go.
+
+    y, whose own graph is left aside, is written to; so nothing of the size of an activation is copied, and the gradient of x is
+    summed in place. x [rows, tokens, in]; W [out, in]; the rest as in `per_row`.
+    """
+    flat = y.shape
+    if pick.one is not None:  # all rows as one
+        x, y, pick = x.reshape(1, -1, x.shape[-1]), y.reshape(1, -1, flat[-1]), Pick(pick.experts, pick.unique.new_zeros(1))
+    found: Tensor = _FrozenPerRow.apply(x, A, B, y.data, W, pick, scale)  # type: ignore[no-untyped-call]
+    return found.view(flat)
+
+
+class _FrozenPerRow(torch.autograd.Function):
+    """y = W x + s B_e A_e x. With g the gradient of y, h = s A_e x, k = s B_eᵀ g, that of x is Wᵀ g + A_eᵀ k, that of A_e k xᵀ,
+    that of B_e g hᵀ."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, x: Tensor, A: Tensor, B: Tensor, y: Tensor, W: Tensor, pick: Pick, scale: Scale
+    ) -> Tensor:
+        rows = len(x)
+        each = scale[pick.counted(rows)][:, None, None].to(x.dtype) if isinstance(scale, Tensor) else scale
+        h = torch.bmm(pick.rows_of(A, rows), x.transpose(1, 2)).mul_(each)  # [rows, r, tokens], s A x
+        y.baddbmm_(h.transpose(1, 2), pick.rows_of(B, rows).transpose(1, 2))
+        ctx.save_for_backward(x, A, B, W, h)
+        ctx.pick, ctx.each = pick, each
+        ctx.mark_dirty(y)
+        return y
+
+    @staticmethod
+    def backward(ctx: Any, g: Tensor) -> Any:
+        x, A, B, W, h = ctx.saved_tensors
+        pick, each, rows = ctx.pick, ctx.each, len(x)
+        left = pick.rows_of(A, rows)
+        if torch.is_grad_enabled():  # the gradient is to be differentiated: h has to know what it came from
+            h = torch.bmm(left, x.transpose(1, 2)) * each
+        k = torch.bmm(pick.rows_of(B, rows).transpose(1, 2), g.transpose(1, 2)) * each  # [rows, r, tokens]
+        gx = gA = gB = None
+        if ctx.needs_input_grad[0]:
+            gx = (g @ W).baddbmm_(k.transpose(1, 2), left)
+        if ctx.needs_input_grad[1]:
+            gA = _scattered(A, pick, torch.bmm(k, x))
+        if ctx.needs_input_grad[2]:  # as its transpose, which is several times as fast
+            gB = _scattered(B.transpose(1, 2), pick, torch.bmm(h, g)).transpose(1, 2)
+        return gx, gA, gB, None, None, None, None
+
+
+def _scattered(bank: Tensor, pick: Pick, gradients: Tensor) -> Tensor:
+    """The rows' gradients [rows, …] as one of the bank: those of the same expert added up."""
+    if pick.stretch == slice(0, len(bank)):
+        return gradients
+    return torch.zeros_like(bank).index_add(0, pick.ids, gradients)
 
 
 def _materialised(x: Tensor) -> Tensor:
