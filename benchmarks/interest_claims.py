@@ -5,8 +5,10 @@ the AUC of P(all steps up to k) over all exposures, and whether APEM's relevance
 clicks depends on what the conversion depends on, and conversion behaves otherwise where clicks are rare; its probability is
 judged over all exposures, where the world knows it. `shop`: two behaviour sequences; liking follows what was clicked, buying
 what was bought, and what makes two items alike for the one makes them unlike for the other: AUC, and the cosine of the tasks'
-gradients at the items' embedding. Nothing is tuned: every candidate runs its documented defaults but for the settings named, once
-a seed, stopped on validation, tested once. A finished cell is kept in build/interest_claims and not run again.
+gradients at the items' embedding. `films`: real ratings, liked or disliked, from what the same person liked and disliked before.
+`samples`: published samples of 200 rows, too small to judge: that the road is walked. Nothing is tuned: every candidate runs its
+documented defaults but for the settings named, once a seed, stopped on validation, tested once. A finished cell is kept in
+build/interest_claims and not run again.
 """
 
 from __future__ import annotations
@@ -22,23 +24,27 @@ from typing import Any
 
 import numpy as np
 
-from benchmarks.ratio import RESULTS, machine
+from benchmarks.ratio import DATA, RESULTS, machine
 
 CELLS = Path(__file__).parents[1] / "build" / "interest_claims"
 STEPS = ("see", "apply", "pay")
 RATES = (0.3, 0.1, 0.03)
 FIELDS, OWN = 24, 4  # of which the first four are shared, the next four each belong to a step, the last eight are noise
 
+ALONE = "alone"  # a setting of this file: the candidate once a task, which sees no other
 Ways = Mapping[str, tuple[str, dict[str, Any]]]
 FUNNEL: Ways = {
-    "specialists": ("single_networks", {}),
     "shared bottom": ("shared_bottom_equal", {}),
+    "MLPs, one per step": ("single_networks", {}),
+    "MMoE": ("mmoe", {}),
+    "PLE": ("ple", {}),
     "ESMM": ("esmm", {}),
     "AITM": ("aitm", {}),
     "AITM without calibrator": ("aitm", {"alpha": 0.0}),
+    "APEM, one per step": ("apem", {ALONE: True}),
     "APEM": ("apem", {}),
-    "APEM, 8 fields kept": ("apem", {"top_k": 8}),
     "APEM without selector": ("apem", {"selector": False}),
+    "APEM, 8 fields kept": ("apem", {"top_k": 8}),
     "APEM with calibrator": ("apem", {"calibrator": 0.6}),
 }
 SELECTION: Ways = {
@@ -49,19 +55,30 @@ SELECTION: Ways = {
     "ESCM², DR": ("escm2_dr", {}),
     "ESCM², DR, lambda_c = 1": ("escm2_dr", {"lambda_c": 1.0}),
 }
+PLAIN = {"hyper": False, "refine": False}
 SHOP: Ways = {
-    "PLE on shared interests": ("dtrn", {"hyper": False, "refine": False}),
+    "PLE on shared interests": ("dtrn", PLAIN),
+    "MMoE on shared interests": ("dtrn", {**PLAIN, "sharing": "mmoe"}),
+    "shared bottom on shared interests": ("dtrn", {**PLAIN, "sharing": "shared_bottom"}),
+    "DTRN + PLE, one per task": ("dtrn", {ALONE: True}),
     "DTRN + PLE": ("dtrn", {}),
+    "DTRN + MMoE": ("dtrn", {"sharing": "mmoe"}),
     "… interests only": ("dtrn", {"refine": False}),
     "… refinement only": ("dtrn", {"hyper": False}),
-    "shared bottom on shared interests": ("dtrn", {"hyper": False, "refine": False, "sharing": "shared_bottom"}),
     "DTRN + shared bottom": ("dtrn", {"sharing": "shared_bottom"}),
+}
+FILMS: Ways = {
+    "PLE on shared interests": SHOP["PLE on shared interests"],
+    "MMoE on shared interests": SHOP["MMoE on shared interests"],
+    "PLE, no sequences": ("ple", {}),
+    "DTRN + PLE, one per task": SHOP["DTRN + PLE, one per task"],
+    "DTRN + PLE": SHOP["DTRN + PLE"],
 }
 
 
 FULL_ONLY = (
-    "specialists", "AITM without calibrator", "APEM, 8 fields kept", "APEM with calibrator", "… interests only",
-    "… refinement only", "shared bottom on shared interests", "DTRN + shared bottom",
+    "AITM without calibrator", "APEM, 8 fields kept", "APEM with calibrator", "… interests only", "… refinement only",
+    "shared bottom on shared interests", "DTRN + shared bottom",
 )  # fmt: skip
 
 
@@ -134,8 +151,38 @@ def shop(rows: int) -> Any:
     return frame, [Task("like", "binary"), Task("buy", "binary")], {}
 
 
+def films(rows: int) -> Any:
+    """Ratings of MovieLens: is it liked (four stars and more), is it disliked (two and less)? From the film, its year and genres,
+    and the twenty films that the same person liked, and disliked, before. The latest 20 % are tested."""
+    import pandas as pd
+
+    from pluribus.tasks import Task
+
+    folder = DATA / "movielens_latest_small"
+    ratings = pd.read_csv(folder / "ratings.csv.gz").sort_values(["userid", "timestamp"], kind="stable")
+    about = pd.read_csv(folder / "movies.csv").rename(columns=str.lower).set_index("movieid")
+    names = ("liked", "disliked")
+    held: dict[str, list[list[str]]] = {name: [] for name in names}
+    for _, own in ratings.groupby("userid", sort=False):
+        before: dict[str, list[str]] = {name: [] for name in names}
+        for film, stars in zip(own["movieid"], own["rating"]):
+            for name in names:
+                held[name].append(before[name][-20:])
+            if stars >= 4 or stars <= 2:
+                before[names[stars <= 2]].append(f"m{film}")
+    frame = pd.DataFrame({
+        "film": [f"m{film}" for film in ratings["movieid"]], **held,
+        "year": about["title"].str.extract(r"\((\d{4})\)\s*$")[0].astype(float).reindex(ratings["movieid"]).to_numpy(),
+        "genre": about["genres"].str.split("|").str[0].reindex(ratings["movieid"]).to_numpy(),
+        "like": (ratings["rating"] >= 4).to_numpy(int), "dislike": (ratings["rating"] <= 2).to_numpy(int),
+        "at": pd.to_datetime(ratings["timestamp"], unit="s").to_numpy(),
+    })  # fmt: skip
+    kept = np.sort(np.random.default_rng(24).permutation(len(frame))[:rows])
+    return frame.iloc[kept].reset_index(drop=True), [Task("like", "binary"), Task("dislike", "binary")], {"split": "time:at"}
+
+
 WORLDS: dict[str, tuple[Callable[[int], Any], Ways]] = {
-    "funnel": (funnel, FUNNEL), "selection": (selection, SELECTION), "shop": (shop, SHOP),
+    "funnel": (funnel, FUNNEL), "selection": (selection, SELECTION), "shop": (shop, SHOP), "films": (films, FILMS),
 }  # fmt: skip
 
 
@@ -145,8 +192,32 @@ def prepared(name: str, rows: int) -> tuple[Any, dict[str, Any]]:
     from pluribus.data.table import Table
 
     frame, tasks, truth = WORLDS[name][0](rows)
-    table = Table(frame, tasks, split="random")
+    table = Table(frame, tasks, split=truth.get("split", "random"))
     return prepare(table, split(table, 0)), truth
+
+
+class Apart:
+    """A candidate fitted once a task, on that task's cells alone: the same network, and nothing shared."""
+
+    def __init__(self, made: Any, data: Any, seconds: float, seed: int) -> None:
+        from dataclasses import replace
+
+        from pluribus.modeling import Budget, Supervised
+
+        vars(made)["objective"] = lambda data: Supervised()  # a step alone is no funnel
+        self.config: dict[str, Any] = {}
+        self.fits = {}
+        for task in data.tasks:
+            own = replace(data.only([task.name]), tasks=(replace(task, after=()),))
+            self.fits[task.name] = made.fit(own, Budget(seconds / len(data.tasks)), seed)
+        self.record = {"undertrained": [name for fit in self.fits.values() for name in fit.record["undertrained"]]}
+
+    def scores(self, data: Any, rows: Any, tasks: Sequence[str]) -> dict[str, Any]:
+        return {name: self.fits[name].scores(data, rows, [name])[name] for name in tasks}
+
+    @property
+    def parameters(self) -> int:
+        return sum(sum(p.numel() for p in fit.model.parameters()) for fit in self.fits.values())
 
 
 def of_funnel(data: Any, fitted: Any, truth: Any) -> dict[str, float]:
@@ -191,17 +262,26 @@ def of_selection(data: Any, fitted: Any, truth: Any) -> dict[str, float]:
     }
 
 
+def of_tasks(data: Any, fitted: Any, truth: Any) -> dict[str, float]:
+    """AUC of every task on its own test cells, and the mean."""
+    from sklearn.metrics import roc_auc_score
+
+    found = {}
+    for task in data.tasks:
+        cells = data.labelled(task.name, "test")
+        value = roc_auc_score(cells.values, fitted.scores(data, cells.rows, [task.name])[task.name])
+        found[f"AUC, {task.name}"] = float(value)
+    return {**found, "mean": float(np.mean(list(found.values())))}
+
+
 def of_shop(data: Any, fitted: Any, truth: Any) -> dict[str, float]:
     import torch
-    from sklearn.metrics import roc_auc_score
 
     from pluribus.modeling import Supervised
 
-    found = {}
-    for name in ("like", "buy"):
-        cells = data.labelled(name, "test")
-        found[f"AUC, {name}"] = float(roc_auc_score(cells.values, fitted.scores(data, cells.rows, [name])[name]))
-    found["mean"] = float(np.mean(list(found.values())))
+    found = of_tasks(data, fitted, truth)
+    if isinstance(fitted, Apart):  # nothing is shared
+        return found
     table = fitted.model.encoder.items.table
     gradients = []
     for name in ("like", "buy"):
@@ -212,7 +292,7 @@ def of_shop(data: Any, fitted: Any, truth: Any) -> dict[str, float]:
     return found
 
 
-JUDGES = {"funnel": of_funnel, "selection": of_selection, "shop": of_shop}
+JUDGES = {"funnel": of_funnel, "selection": of_selection, "shop": of_shop, "films": of_tasks}
 
 
 def kept(name: str, way: str, rows: int, seed: int, seconds: float) -> Path:
@@ -235,11 +315,13 @@ def cell(name: str, way: str, data: Any, truth: Any, rows: int, seed: int, secon
     candidate, settings = WORLDS[name][1][way]
     shown = data.with_parts(train=data.parts["train"], valid=data.parts["valid"])
     start = time.process_time()
-    fitted = catalog.get("candidate", candidate).resolve()(**settings).fit(shown, Budget(seconds), seed)
+    made = catalog.get("candidate", candidate).resolve()(**{key: value for key, value in settings.items() if key != ALONE})
+    fitted = Apart(made, shown, seconds, seed) if settings.get(ALONE) else made.fit(shown, Budget(seconds), seed)
     spent = time.process_time() - start
+    parameters = fitted.parameters if isinstance(fitted, Apart) else sum(p.numel() for p in fitted.model.parameters())
     row = {
-        "way": way, "scores": JUDGES[name](data, fitted, truth), "seconds": spent,
-        "parameters": sum(p.numel() for p in fitted.model.parameters()), "undertrained": fitted.record["undertrained"],
+        "way": way, "scores": JUDGES[name](data, fitted, truth), "seconds": spent, "parameters": parameters,
+        "undertrained": fitted.record["undertrained"],
     }  # fmt: skip
     CELLS.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(row), "utf-8")
@@ -271,6 +353,10 @@ TEXTS = {
         "Two behaviours that contradict each other", "PLE on shared interests", "mean",
         "cosine: of the tasks' loss gradients at the items' embedding, after training, on test rows.",
     ),
+    "films": (
+        "Ratings of MovieLens, liked or disliked", "PLE on shared interests", "mean",
+        "From the film, its year and first genre, and the latest films that the same person liked and disliked; split by time.",
+    ),
 }  # fmt: skip
 
 
@@ -301,8 +387,42 @@ def section(name: str, rows: int, cells: dict[tuple[str, int], dict[str, Any]], 
 def shape(full: bool) -> tuple[int, float, dict[str, int]]:
     """Seeds, core-seconds a fit, rows of each world."""
     if full:
-        return 5, 300.0, {"funnel": 100_000, "selection": 100_000, "shop": 50_000}
-    return 3, 30.0, {"funnel": 10_000, "selection": 8_000, "shop": 6_000}
+        return 5, 300.0, {"funnel": 100_000, "selection": 100_000, "shop": 50_000, "films": 50_000}
+    return 3, 60.0, {"funnel": 10_000, "selection": 8_000, "shop": 6_000, "films": 16_000}
+
+
+def samples() -> list[str]:
+    """Every way once on the published samples: that it fits and answers, no score."""
+    import pandas as pd
+
+    from pluribus import catalog
+    from pluribus.data import Table, prepare, split
+    from pluribus.modeling import Budget
+    from pluribus.tasks import Task
+
+    folder = DATA / "ads_samples"
+    shown = pd.concat([pd.read_csv(folder / f"aliexpress_{part}_sample.csv") for part in ("train", "test")], ignore_index=True)
+    watched = pd.read_csv(folder / "byterec_sample.txt", sep="\t", header=None, names=[f"c{i}" for i in range(12)])
+    after = {"click": [], "conversion": ["click"]}
+    sets = {
+        "AliExpress": (
+            shown.assign(conversion=shown["conversion"].where(shown["click"] == 1)), after,
+            ("mmoe", "ple", "esmm", "escm2_ips", "escm2_dr", "aitm", "apem"),
+        ),
+        "ByteRec": (watched.rename(columns={"c6": "finish", "c7": "like"}), {"finish": [], "like": []}, ("mmoe", "ple")),
+    }  # fmt: skip
+    lines = ["## Published samples", "", "Far too few rows to judge anything; that the road is walked:", ""]
+    for name, (frame, steps, candidates) in sets.items():
+        table = Table(frame, [Task(step, "binary", after=tuple(before)) for step, before in steps.items()], split="random")
+        data = prepare(table, split(table, 0))
+        learnt = data.with_parts(train=data.parts["train"], valid=data.parts["valid"])
+        for candidate in candidates:
+            fitted = catalog.get("candidate", candidate).resolve()(epochs=2).fit(learnt, Budget(10.0), 0)
+            assert len(fitted.predict(frame.drop(columns=list(steps)))) == len(frame)
+            print(name, candidate, flush=True)
+        walked = ", ".join(f"`{candidate}`" for candidate in candidates)
+        lines.append(f"- {name}, {len(frame)} rows, {' and '.join(steps)}: {walked} fitted it and answered every row.")
+    return [*lines, ""]
 
 
 def ways_of(name: str, full: bool) -> list[str]:
@@ -318,10 +438,12 @@ def run(full: bool) -> None:
                 row = cell(name, way, data, truth, rows, seed, seconds)
                 print(name, way, seed, f"{row['seconds']:.1f} s", row["scores"], flush=True)
         page(full)
+    page(full, samples())
 
 
-def page(full: bool) -> None:
-    """The results page of what has been run so far; a way is compared with the reference on the seeds that both have."""
+def page(full: bool, more: Sequence[str] = ()) -> None:
+    """The results page of what has been run so far, and more sections; a way is compared with the reference on the seeds that
+    both have."""
     seeds, seconds, sizes = shape(full)
     body = []
     for name, rows in sizes.items():
@@ -340,4 +462,4 @@ def page(full: bool) -> None:
     kind = "full" if full else "default"
     foot = [f"{machine()}; {datetime.date.today().isoformat()}; the {kind} set, as far as the headings say.", ""]
     RESULTS.mkdir(parents=True, exist_ok=True)
-    (RESULTS / "interest.md").write_text("\n".join(head + body + foot), "utf-8")
+    (RESULTS / "interest.md").write_text("\n".join([*head, *body, *more, *foot]), "utf-8")
