@@ -148,7 +148,7 @@ def test_layers_beside_each_other(groups: int, each: tuple[int, int], seed: int)
     torch.manual_seed(seed)
     layers = [StackedLinear(groups * n, 4, 2 + n) for n in each]
     x = torch.randn(groups, 5, 4)
-    weight, bias = beside(*layers, groups=groups)
+    weight, bias = beside(*((layer.weight, layer.bias) for layer in layers), groups=groups)
     h = torch.baddbmm(bias, x, weight).split([n * (2 + n) for n in each], 2)
     for layer, part, n in zip(layers, h, each):
         cut = part.reshape(groups, 5, n, 2 + n).transpose(1, 2).flatten(0, 1)

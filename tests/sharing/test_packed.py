@@ -57,6 +57,14 @@ def test_packed_answers_alike(sharing: Any, rows: int) -> None:
         torch.testing.assert_close(value, before[name], rtol=1e-6, atol=1e-6)
 
 
+@pytest.mark.parametrize("kind", [CGC, PLE])
+def test_many_tasks_of_small_experts_are_not_packed(kind: Any) -> None:
+    """Packed gates span the experts of all tasks: where these columns would outnumber the experts' own, nothing is packed."""
+    sharing = kind(TASKS, 5, expert=3).eval()
+    pack(sharing)
+    assert not runs_packed(sharing)
+
+
 def test_a_changed_weight_is_seen(sharing: Any) -> None:
     """Written in place, loaded, cast, trained by an optimiser: never the old answer."""
     x, state = torch.randn(3, 5), copy.deepcopy(sharing.state_dict())

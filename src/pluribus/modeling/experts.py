@@ -159,16 +159,15 @@ class StackedNorm(nn.Module):
         layer.weight.mul_(scale[:, None])
 
 
-def beside(*layers: StackedLinear, groups: int = 1) -> tuple[Tensor, Tensor]:
-    """Stacked layers that read the same rows as one: weight [G, in, W] and bias [G, 1, W], W = Σ (slices / G) · out, the layers
-    one after the other, a layer's slices side by side. `groups` = G row sets: the k-th G-th of a layer's slices reads set k."""
+def beside(*layers: tuple[Tensor, Tensor | None], groups: int = 1) -> tuple[Tensor, Tensor]:
+    """Stacked layers that read the same rows as one: each a weight [S, in, out] and a bias [S, out] → weight [G, in, W] and bias
+    [G, 1, W], W = Σ (S / G) · out, the layers one after the other, a layer's slices side by side. `groups` = G row sets: the k-th
+    G-th of a layer's slices reads set k."""
     weights, biases = [], []
-    for layer in layers:
-        given: Tensor | None = layer.bias
-        bias = layer.weight.new_zeros(layer.size, layer.outputs) if given is None else given
-        by_group = layer.weight.reshape(groups, -1, layer.inputs, layer.outputs)
-        weights.append(by_group.transpose(1, 2).flatten(2))
-        biases.append(bias.reshape(groups, -1))
+    for weight, bias in layers:
+        size, inputs, outputs = weight.shape
+        weights.append(weight.reshape(groups, -1, inputs, outputs).transpose(1, 2).flatten(2))
+        biases.append(weight.new_zeros(groups, size // groups * outputs) if bias is None else bias.reshape(groups, -1))
     return torch.cat(weights, -1).contiguous(), torch.cat(biases, -1)[:, None].contiguous()
 
 
@@ -181,10 +180,10 @@ class Packed(nn.Module):
     has changed under torch's version count, so that only writes to `.data` go unseen. Packed, the weights are in memory twice.
     """
 
-    kept: tuple[Tensor, ...] | None = None
+    kept: Any = None
     seen: tuple[tuple[Tensor, int], ...] = ()
 
-    def joined(self) -> tuple[Tensor, ...] | None:
+    def joined(self) -> Any:
         """What to keep; None where these settings have no packed form."""
         raise NotImplementedError
 

@@ -12,7 +12,7 @@ two counts are apart. m = 0 is MMoE, n = 0 separate mixtures.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import cast
+from typing import NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
@@ -21,7 +21,22 @@ from pluribus.data import Rows
 from pluribus.errors import BadInput
 from pluribus.modeling import Features, Shared
 from pluribus.modeling.experts import beside
-from pluribus.sharing.stacked import Experts, Gates, Stacked, Towers, at_least, entries, mix, mix_own, towered, vectors, widths_of
+from pluribus.sharing.stacked import (
+    Experts,
+    Gates,
+    Level,
+    Stacked,
+    Towers,
+    at_least,
+    blend,
+    deeper,
+    entries,
+    mix,
+    mix_own,
+    towered,
+    vectors,
+    widths_of,
+)
 from pluribus.tasks import Task
 
 
@@ -32,7 +47,7 @@ class Extraction(nn.Module):
         self, tasks: int, width: int, expert: Sequence[int], own: int, shared: int, last: bool, norm: bool = False
     ) -> None:
         super().__init__()
-        self.tasks, self.m, self.n, self.units, self.deep = tasks, own, shared, expert[0], len(expert) > 1
+        self.tasks, self.m, self.n = tasks, own, shared
         self.own = Experts(tasks * own, (width, *expert), norm=norm) if own else None
         self.shared = Experts(shared, (width, *expert), norm=norm) if shared else None
         self.gates = Gates(tasks, width, own + shared)
@@ -65,45 +80,60 @@ class Extraction(nn.Module):
             return h, None, weights
         return h, mix(self.shared_gate(x_shared), torch.cat(outputs))[0], weights
 
-    # for prediction, all tasks on all rows: as few products as there are different inputs
+    # for prediction, all tasks on all rows
 
-    def joined(self, first: bool) -> tuple[Tensor, ...]:
-        """first: everything reads the same rows → one matrix; else one per path and one of the shared path."""
+    def packs(self) -> bool:
+        """Whether there are experts of both sorts, and not so many tasks that gates over the experts of all outweigh these."""
+        return self.own is not None and self.shared is not None and self.tasks < self.own.first.outputs
+
+    def everywhere(self) -> tuple[Tensor, Tensor]:
+        """The tasks' gates as gates over all experts, with logits of −∞ where they do not look: [T, in, E] and [T, E]."""
+        t, m, n = self.tasks, self.m, self.n
+        weight = self.gates.weight.new_zeros(t, self.gates.inputs, t * m + n)
+        bias = weight.new_full((t, t * m + n), -torch.inf)
+        for i in range(t):
+            seen = [*range(i * m, (i + 1) * m), *range(t * m, t * m + n)]
+            weight[i][:, seen], bias[i, seen] = self.gates.weight[i], 0.0
+        return weight, bias
+
+    def joined(self) -> Level:
+        """As a first level, whose parts all read the same rows: the mixtures of the tasks and, unless last, the shared one."""
+        common = [] if self.shared_gate is None else [(self.shared_gate.weight, None)]
+        return Level.of([cast(Experts, self.own), cast(Experts, self.shared)], self.everywhere(), *common)
+
+    def joined_paths(self) -> Paths:
+        """As a later level, where every task and the shared path has rows of its own."""
         own, shared = cast(Experts, self.own), cast(Experts, self.shared)
-        common = [] if self.shared_gate is None else [self.shared_gate]
-        if first:
-            weight, bias = beside(own.first, shared.first, self.gates, *common)
-            return weight[0], bias[0]
-        weight, bias = beside(shared.first, *common)
-        return *beside(own.first, self.gates, groups=self.tasks), weight[0], bias[0]
+        common = [] if self.shared_gate is None else [(self.shared_gate.weight, None)]
+        weight, bias = beside((shared.first.weight, shared.first.bias), *common)
+        paths = beside((own.first.weight, own.first.bias), self.everywhere(), groups=self.tasks)
+        return Paths(*paths, weight[0], bias[0, 0], self.m, self.n, own.first.outputs, deeper([own, shared]))
 
-    def packed(self, x: Tensor, x_shared: Tensor, kept: Sequence[Tensor]) -> tuple[Tensor, Tensor]:
-        """x: [B, in] that everything reads, or the paths [T, B, in] → h [T, B, out] and the shared h (last level: x_shared)."""
-        t, m, n, u, rows = self.tasks, self.m, self.n, self.units, x_shared.shape[0]
-        if x.ndim == 2:
-            h = torch.addmm(kept[1], x, kept[0])
-            end = (t * m + n) * u
-            each, gates, common = h[:, :end].view(rows, -1, u), h[:, end : end + t * (m + n)].view(rows, t, -1), h[:, end:]
-            common_gate = common[:, None, t * (m + n) :]
-            own, shared = self._rest(each[:, : t * m], each[:, t * m :])
-        else:
-            paths = torch.baddbmm(kept[1], x, kept[0]).transpose(0, 1)
-            common = torch.addmm(kept[3], x_shared, kept[2])
-            gates, common_gate = paths[..., m * u :], common[:, None, n * u :]
-            own, shared = self._rest(paths[..., : m * u].reshape(rows, t * m, u), common[:, : n * u].view(rows, n, u))
-        g = torch.softmax(gates, -1)
-        mine = own * g[..., :1] if m == 1 else (g[..., None, :m] @ own.view(rows, t, m, -1)).squeeze(2)
-        h = torch.baddbmm(mine, g[..., m:], shared).transpose(0, 1)
-        if self.shared_gate is None:
-            return h, x_shared
-        return h, torch.bmm(torch.softmax(common_gate, -1), torch.cat((own, shared), 1))[:, 0]
 
-    def _rest(self, own: Tensor, shared: Tensor) -> tuple[Tensor, Tensor]:
-        """The experts after their first products, with the rows first: [B, E, units] → [B, E, out]."""
-        if self.deep:
-            own = cast(Experts, self.own).after_first(own.transpose(0, 1)).transpose(0, 1)
-            return own.contiguous(), cast(Experts, self.shared).after_first(shared.transpose(0, 1)).transpose(0, 1)
-        return own.relu(), shared.relu()
+class Paths(NamedTuple):
+    """A level whose tasks read rows of their own: mixtures of the level before [B, T + 1, d], the shared one last, → the same,
+    without the shared one behind the last level."""
+
+    weight: Tensor  # [T, d, m · units + E]: a task's experts, and its gate over all E
+    bias: Tensor
+    common: Tensor  # [d, n · units (+ E)]: the shared experts, and the shared gate unless this is the last level
+    common_bias: Tensor
+    m: int
+    n: int
+    units: int
+    deeper: Sequence[tuple[Tensor, Tensor]]
+
+    def __call__(self, h: Tensor) -> Tensor:
+        paths, shared = h.split_with_sizes((h.shape[1] - 1, 1), 1)
+        mine = torch.baddbmm(self.bias, paths.transpose(0, 1), self.weight).transpose(0, 1)
+        own, gates = mine.split_with_sizes((self.m * self.units, mine.shape[2] - self.m * self.units), 2)
+        theirs = torch.mm(shared[:, 0], self.common).add_(self.common_bias)
+        if theirs.shape[1] > self.n * self.units:
+            theirs, common_gate = theirs.split_with_sizes((self.n * self.units, gates.shape[2]), 1)
+            gates = torch.cat((gates, common_gate[:, None]), 1)
+        rows = len(h)
+        e = torch.cat((own.reshape(rows, -1, self.units), theirs.view(rows, -1, self.units)), 1)
+        return blend(e.relu_(), gates, self.deeper)
 
 
 def check_experts(where: str, own: int, shared: int, expert: int | Sequence[int], tower: int) -> tuple[int, ...]:
@@ -133,14 +163,12 @@ class CGC(Stacked):
     def forward(self, features: Features, rows: Rows) -> Shared:
         x = vectors(features, "cgc")
         if self.everything(rows):
-            kept = cast(tuple[Tensor, ...], self.kept)
-            return self.handed(towered(self.level.packed(x, x, kept[:2])[0], *kept[2:]), features)
+            level, towers = self.kept
+            return self.handed(towered(level(x), *towers), features)
         order, active = self.requested(rows, x.device)
         hidden, _, weights = self.level(x, x, active, all_experts=False)
         extra = {"gates": dict(zip(order, weights)), "shared": slice(self.level.m, None)}
         return Shared(self.towers(hidden, order, active, rows, features), extra=extra)
 
-    def joined(self) -> tuple[Tensor, ...] | None:
-        if not (self.level.m and self.level.n) or self.normed:
-            return None
-        return *self.level.joined(first=True), *self.towers.joined()
+    def joined(self) -> tuple[Level, tuple[Tensor, ...]] | None:
+        return (self.level.joined(), self.towers.joined()) if self.level.packs() and not self.normed else None

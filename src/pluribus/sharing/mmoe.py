@@ -12,14 +12,12 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
 from pluribus.data import Rows
 from pluribus.errors import BadInput
 from pluribus.modeling import Features, Shared
-from pluribus.modeling.experts import beside
-from pluribus.sharing.stacked import Experts, Gates, Stacked, Towers, at_least, mix, towered, vectors, widths_of
+from pluribus.sharing.stacked import Experts, Gates, Level, Stacked, Towers, at_least, mix, towered, vectors, widths_of
 from pluribus.tasks import Task
 
 
@@ -42,13 +40,13 @@ class MMoE(Stacked):
         self.gates = Gates(len(self.index), width, experts, top_k=top_k, dropout=gate_dropout)
         self.towers = Towers(len(self.index), layers[-1], tower)
         self.width = self.towers.width
-        self.shape = experts, layers[0], len(layers) > 1
         self.owned = {"gates": 1, "towers": 1}
 
     def forward(self, features: Features, rows: Rows) -> Shared:
         x = vectors(features, "mmoe")
         if self.everything(rows):
-            return self.handed(self._packed(x), features)
+            level, towers = self.kept
+            return self.handed(towered(level(x), *towers), features)
         order, active = self.requested(rows, x.device)
         weights = self.gates(x, active)
         dense = self.gates.top_k is None
@@ -56,22 +54,10 @@ class MMoE(Stacked):
         extra = {"gates": dict(zip(order, weights)), "shared": slice(None)}
         return Shared(self.towers(hidden, order, active, rows, features), extra=extra)
 
-    def joined(self) -> tuple[Tensor, ...] | None:
+    def joined(self) -> tuple[Level, tuple[Tensor, ...]] | None:
         if self.gates.top_k is not None or self.normed:
             return None
-        weight, bias = beside(self.experts.first, self.gates)
-        return weight[0], bias[0], *self.towers.joined()
-
-    def _packed(self, x: Tensor) -> Tensor:
-        """The experts' first layer and the gates in one product: [T, B, d]."""
-        assert self.kept is not None
-        weight, bias, *towers = self.kept
-        size, units, deep = self.shape
-        h = torch.addmm(bias, x, weight)
-        e = h[:, : size * units].view(-1, size, units)
-        e = self.experts.after_first(e.transpose(0, 1)).transpose(0, 1) if deep else e.relu_()
-        g = torch.softmax(h[:, size * units :].view(x.shape[0], -1, size), -1)
-        return towered(torch.bmm(g, e).transpose(0, 1), *towers)
+        return Level.of([self.experts], (self.gates.weight, None)), self.towers.joined()
 
 
 def mix_sparse(experts: Experts, x: Tensor, weights: Tensor) -> Tensor:

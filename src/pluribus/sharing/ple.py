@@ -14,7 +14,6 @@ level's experts, the last two levels' gates and the tower are a task's own.
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Iterable, Sequence
 from typing import cast
 
@@ -22,8 +21,8 @@ from torch import Tensor, nn
 
 from pluribus.data import Rows
 from pluribus.modeling import Features, Shared
-from pluribus.sharing.cgc import Extraction, check_experts
-from pluribus.sharing.stacked import Stacked, Towers, at_least, towered, vectors
+from pluribus.sharing.cgc import Extraction, Paths, check_experts
+from pluribus.sharing.stacked import Level, Stacked, Towers, at_least, towered, vectors
 from pluribus.tasks import Task
 
 
@@ -57,7 +56,11 @@ class PLE(Stacked):
     def forward(self, features: Features, rows: Rows) -> Shared:
         x = vectors(features, "ple")
         if self.everything(rows):
-            return self.handed(self._packed(x), features)
+            first, later, towers = self.kept
+            h = first(x)
+            for level in later:
+                h = level(h)
+            return self.handed(towered(h, *towers), features)
         order, active = self.requested(rows, x.device)
         h, h_shared, last = x, x, len(self.levels) - 1
         weights: Tensor = x
@@ -69,15 +72,8 @@ class PLE(Stacked):
         extra = {"gates": gates, "shared": slice(self.own, None)}
         return Shared(self.towers(h, order, active, rows, features), extra=extra)
 
-    def joined(self) -> tuple[Tensor, ...] | None:
-        if self.apart or not self.own or self.normed:
+    def joined(self) -> tuple[Level, list[Paths], tuple[Tensor, ...]] | None:
+        first, *later = cast(Iterable[Extraction], self.levels)
+        if not first.packs() or self.normed:
             return None
-        levels = [level.joined(i == 0) for i, level in enumerate(cast(Iterable[Extraction], self.levels))]
-        return *itertools.chain.from_iterable(levels), *self.towers.joined()
-
-    def _packed(self, x: Tensor) -> Tensor:
-        kept = cast(tuple[Tensor, ...], self.kept)
-        h, common = x, x  # the first level keeps two tensors, every other one four
-        for i, level in enumerate(cast(Iterable[Extraction], self.levels)):
-            h, common = level.packed(h, common, kept[:2] if i == 0 else kept[4 * i - 2 : 4 * i + 2])
-        return towered(h, *kept[4 * len(self.levels) - 2 :])
+        return first.joined(), [level.joined_paths() for level in later], self.towers.joined()

@@ -6,8 +6,8 @@ in the tasks' order, is named in `owned`; the rows of an absent task then neithe
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import cast
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple, cast
 
 import torch
 import torch.nn.functional as F
@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from pluribus.data import Rows
 from pluribus.errors import BadInput
 from pluribus.modeling import Features, Shared, Sharing
-from pluribus.modeling.experts import Bank, Packed, StackedLinear, StackedNorm
+from pluribus.modeling.experts import Bank, Packed, StackedLinear, StackedNorm, beside
 from pluribus.tasks import Task
 
 
@@ -62,13 +62,6 @@ class Experts(Bank):
         for i, layer in enumerate(self.layers):
             x = self._end(i, layer(x, active), active)
         return x
-
-    def after_first(self, h: Tensor) -> Tensor:
-        """The rest of all experts without norms, where the first layer's products [E, B, out] are there already."""
-        h = self.activation(h)
-        for i in range(1, self.depth):
-            h = self.activation(self.layers[i](h))
-        return h
 
     def _end(self, i: int, h: Tensor, active: Tensor | None) -> Tensor:
         return self.activation(h if self.norms is None else self.norms[i](h, active))
@@ -162,9 +155,47 @@ class Towers(nn.Module):
         return found
 
 
+# For prediction, all tasks on all rows: as few operations as there are different inputs.
+
+
+class Level(NamedTuple):
+    """Experts and gates that read the same rows, in one product: x [B, in] → the gates' mixtures [B, G, d]."""
+
+    weight: Tensor  # [in, E · units + G · E]
+    bias: Tensor
+    sizes: tuple[int, int]  # columns of the experts' first layers, of the gates
+    units: int
+    deeper: Sequence[tuple[Tensor, Tensor]]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        e, g = torch.mm(x, self.weight).add_(self.bias).split_with_sizes(self.sizes, 1)
+        experts = self.sizes[0] // self.units
+        return blend(e.relu_().view(-1, experts, self.units), g.view(-1, self.sizes[1] // experts, experts), self.deeper)
+
+    @classmethod
+    def of(cls, experts: Sequence[Experts], *gates: tuple[Tensor, Tensor | None]) -> Level:
+        weight, bias = beside(*((one.first.weight, one.first.bias) for one in experts), *gates)
+        units, columns = experts[0].first.outputs, sum(one.size * one.first.outputs for one in experts)
+        return cls(weight[0], bias[0, 0], (columns, weight.shape[2] - columns), units, deeper(experts))
+
+
+def deeper(experts: Sequence[Experts]) -> list[tuple[Tensor, Tensor]]:
+    """The layers behind the first of all these experts of one shape: weight [E, units, out] and bias [E, 1, out] each."""
+    layers = zip(*(cast(Iterable[StackedLinear], one.layers) for one in experts))
+    return [(torch.cat([x.weight for x in same]), torch.cat([x.bias for x in same])[:, None]) for same in layers][1:]
+
+
+def blend(e: Tensor, logits: Tensor, deeper: Sequence[tuple[Tensor, Tensor]]) -> Tensor:
+    """The experts behind their first layers e [B, E, units], mixed by gates of these logits [B, G, E] → [B, G, d]."""
+    for weight, bias in deeper:
+        e = torch.baddbmm(bias, e.transpose(0, 1), weight).relu_().transpose(0, 1)
+    return torch.bmm(logits.softmax(-1), e)
+
+
 def towered(hidden: Tensor, *kept: Tensor) -> Tensor:
-    """All towers on all rows, hidden [T, B, d] → [T, B, tower], from what `Towers.joined` gave."""
-    return torch.baddbmm(kept[1], hidden, kept[0]).relu_() if kept else hidden
+    """All towers on all rows, hidden [B, T, d] → [T, B, tower], from what `Towers.joined` gave."""
+    h = hidden.transpose(0, 1)
+    return torch.baddbmm(kept[1], h, kept[0]).relu_() if kept else h
 
 
 class Stacked(Packed, Sharing):
@@ -175,7 +206,7 @@ class Stacked(Packed, Sharing):
         self.index = {task.name: i for i, task in enumerate(tasks)}
         self.owned: dict[str, int] = {}
 
-    def joined(self) -> tuple[Tensor, ...] | None:
+    def joined(self) -> Any:
         return None
 
     def everything(self, rows: Rows) -> bool:
