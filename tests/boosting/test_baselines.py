@@ -97,6 +97,30 @@ def test_no_validation_labels_trains_all_rounds(mixed: Prepared) -> None:
     assert fitted.boosters["loss"].num_trees() == 12
 
 
+def test_a_budget_that_suffices_for_all_is_enough_however_the_tasks_differ(
+    mixed: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken: a task whose share was too short stays cut while the seconds that others did not need go unused; the verdict then
+    says "undertrained" with half of the budget left. The clock here ticks a second a look, a round takes one or two looks."""
+    free = LightGBMPerTask(patience=10).fit(mixed, BUDGET, 0)
+    rounds = {name: len(curve) for name, curve in free.record["curves"].items()}
+    assert max(rounds.values()) > 2 * min(rounds.values()), "the tasks should need very different times"
+    ticks = iter(range(10**9))
+    monkeypatch.setattr("pluribus.boosting.baselines.time.process_time", lambda: float(next(ticks)))
+    tight = LightGBMPerTask(patience=10).fit(mixed, Budget(1.2 * sum(rounds.values()) + 50), 0)
+    assert tight.record["undertrained"] == []
+    rows = np.arange(mixed.n_rows)
+    for task in mixed.tasks:
+        np.testing.assert_array_equal(*(each.scores(mixed, rows, [task.name])[task.name] for each in (free, tight)))
+
+
+def test_too_little_time_is_said_and_every_task_answers(mixed: Prepared) -> None:
+    """Broken: a budget that is over before a task's turn leaves it without a model, or without a word."""
+    fitted = LightGBMPerTask().fit(mixed, Budget(1e-6), 0)
+    assert fitted.record["undertrained"] == [task.name for task in mixed.tasks]
+    assert all(np.isfinite(v).all() for v in fitted.scores(mixed, np.arange(10), [t.name for t in mixed.tasks]).values())
+
+
 def test_weights_count(mixed: Prepared) -> None:
     """Rows of weight 0 are not there: spoiling their labels changes nothing."""
     cells = mixed.cells["loss"]

@@ -8,7 +8,8 @@ decided here:
   as NaN, the ones not in training as a category of their own;
 - objectives: binary, multiclass (also for ordinal tasks), regression (squared error), poisson (counts);
 - a task stops by its own main metric on its validation cells (by its loss where these hold one class only), after `patience`
-  rounds without a better value, and keeps its best round.
+  rounds without a better value, and keeps its best round;
+- a budget is shared by the sizes of the tasks, and what one does not need goes to those that it stopped too early.
 """
 
 from __future__ import annotations
@@ -102,27 +103,11 @@ class _LightGBM(Candidate):
             params["num_class"] = _outputs(task)
         return params
 
-    def _train(
-        self, params: dict[str, Any], train: Dataset, valid: Dataset, stop: _Stop, where: str
-    ) -> Booster:
-        """The booster at its best round; saved and read back, so that what predicts now is what a saved model predicts."""
-        import lightgbm
-
-        try:
-            booster = lightgbm.train(
-                params, train, num_boost_round=self.settings["rounds"], valid_sets=[valid] if stop.judges else None,
-                feval=stop.judge if stop.judges else None, callbacks=[stop],
-            )  # fmt: skip
-        except lightgbm.basic.LightGBMError as error:
-            raise BadInput(f"LightGBM refuses ({error})", where=where, remedy="check --lgbm-params") from error
-        best = stop.best_round + 1 if stop.judges else -1
-        return lightgbm.Booster(model_str=booster.model_to_string(num_iteration=best))
-
-    def _record(self, fitted: Trees, began: float, budget: Budget, seed: int, stops: Mapping[str, _Stop]) -> Trees:
+    def _record(self, fitted: Trees, began: float, budget: Budget, seed: int, grown: Mapping[str, _Growing]) -> Trees:
         fitted.record = {
             "settings": dict(self.settings), "seed": seed,
-            "curves": {name: values for stop in stops.values() for name, values in stop.curves.items()},
-            "undertrained": [name for name, stop in stops.items() if stop.undertrained],
+            "curves": {name: values for each in grown.values() for name, values in each.judge.curves.items()},
+            "undertrained": [name for name, each in grown.items() if not each.ended],
             "seconds": time.process_time() - began,
         }  # fmt: skip
         return fitted
@@ -138,21 +123,23 @@ class LightGBMPerTask(_LightGBM):
     def fit(self, data: Prepared, budget: Budget, seed: int) -> Trees:
         began = time.process_time()
         matrix = features(data)
-        left = {task.name: len(data.labelled(task.name, "train")) * max(1, _outputs(task)) for task in data.tasks}
-        boosters, stops = {}, {}
+        size = {task.name: len(data.labelled(task.name, "train")) * max(1, _outputs(task)) for task in data.tasks}
+        grown: dict[str, _Growing] = {}
         for task in data.tasks:
-            now = time.process_time()
-            share = left[task.name] / max(1, sum(left.values()))
-            del left[task.name]
             train, valid = data.labelled(task.name, "train"), data.labelled(task.name, "valid")
-            whole = _dataset(data, matrix, train)
-            held_out = _dataset(data, matrix, valid, whole)
-            deadline = now + max(0.0, began + budget.seconds - now) * share
-            stop = _Stop({task.name: (task, slice(0, len(valid)))}, valid, data.units, self.settings["patience"], deadline)
+            judge = _Judge({task.name: (task, slice(0, len(valid)))}, valid, data.units)
             params = self._params(task, seed, budget.threads)
-            boosters[task.name] = self._train(params, whole, held_out, stop, f"task {task.name!r}")
-            stops[task.name] = stop
-        return self._record(Trees(data.tasks, data.columns, boosters), began, budget, seed, stops)
+            grown[task.name] = _Growing(params, data, matrix, train, judge, self.settings, f"task {task.name!r}")
+        names = list(grown)
+        while names:  # each its share of what is left; those whose share was too short share what the others did not need
+            waiting = sum(size[name] for name in names)
+            for name in names:
+                now = time.process_time()
+                grown[name].until(now + max(0.0, began + budget.seconds - now) * size[name] / max(1, waiting))
+                waiting -= size[name]
+            names = [name for name in names if not grown[name].ended] if time.process_time() < began + budget.seconds else []
+        boosters = {name: each.best() for name, each in grown.items()}
+        return self._record(Trees(data.tasks, data.columns, boosters), began, budget, seed, grown)
 
 
 class LightGBMPooled(_LightGBM):
@@ -181,34 +168,79 @@ class LightGBMPooled(_LightGBM):
             parts[task.name] = (task, slice(start, start + count))
             start += count
         train, valid = (_joined([data.labelled(t.name, part) for t in data.tasks]) for part in ("train", "valid"))
-        whole = _dataset(data, matrix, train)
-        stop = _Stop(parts, valid, data.units, self.settings["patience"], began + budget.seconds)
         params = self._params(data.tasks[0], seed, budget.threads)
-        booster = self._train(params, whole, _dataset(data, matrix, valid, whole), stop, f"candidate {self.name!r}")
-        fitted = Trees(data.tasks, data.columns, {"": booster})
-        return self._record(fitted, began, budget, seed, dict.fromkeys(parts, stop))
+        judge = _Judge(parts, valid, data.units)
+        grown = _Growing(params, data, matrix, train, judge, self.settings, f"candidate {self.name!r}")
+        grown.until(began + budget.seconds)
+        fitted = Trees(data.tasks, data.columns, {"": grown.best()})
+        return self._record(fitted, began, budget, seed, dict.fromkeys(parts, grown))
 
 
-class _Stop:
-    """Early stopping by the tasks' own metrics, as a LightGBM callback with its evaluation function.
+class _Growing:
+    """A booster that grows until its early stop, its last round or a deadline, and can go on behind a deadline.
+
+    It stops `patience` rounds after its best one by `judge`; without validation cells it grows all its rounds.
+    """
+
+    def __init__(
+        self, params: dict[str, Any], data: Prepared, matrix: NDArray[np.float32], train: Cells, judge: _Judge,
+        settings: Mapping[str, Any], where: str,
+    ) -> None:  # fmt: skip
+        import lightgbm
+
+        self.judge, self.rounds, self.patience, self.where = judge, settings["rounds"], settings["patience"], where
+        self.highest, self.best_round, self.ended = -math.inf, 0, False
+        whole = _dataset(data, matrix, train, params)
+        try:
+            self.booster = lightgbm.Booster(params, whole)
+            if judge.judges:
+                self.booster.add_valid(_dataset(data, matrix, judge.cells, params, whole), "valid")
+        except lightgbm.basic.LightGBMError as error:
+            raise self._refused(error) from error
+
+    def _refused(self, error: Exception) -> BadInput:
+        return BadInput(f"LightGBM refuses ({error})", where=self.where, remedy="check --lgbm-params")
+
+    def until(self, deadline: float) -> None:
+        """Grow, one round at the least, until the end or until this process has spent `deadline` CPU seconds."""
+        import lightgbm
+
+        while not self.ended:
+            try:
+                self.booster.update()
+            except lightgbm.basic.LightGBMError as error:
+                raise self._refused(error) from error
+            done = self.booster.current_iteration()
+            if self.judge.judges:
+                value = self.booster.eval_valid(self.judge.judge)[0][2]
+                if value > self.highest:
+                    self.highest, self.best_round = value, done
+                self.ended = done - self.best_round >= self.patience
+            self.ended = self.ended or done >= self.rounds
+            if time.process_time() > deadline:
+                return
+
+    def best(self) -> Booster:
+        """The booster at its best round; saved and read back, so that what predicts now is what a saved model predicts."""
+        import lightgbm
+
+        return lightgbm.Booster(model_str=self.booster.model_to_string(num_iteration=self.best_round or -1))
+
+
+class _Judge:
+    """The tasks' own metrics on validation cells, as LightGBM's evaluation function.
 
     parts: task name → (task, its cells among the validation cells). One task: its main metric. Several: the mean over tasks of
     1 − metric/first value, so that no task's scale decides alone.
     """
 
-    before_iteration = False
-    order = 30
-
-    def __init__(
-        self, parts: Mapping[str, tuple[Task, slice]], cells: Cells, units: NDArray[np.int64], patience: int, deadline: float
-    ) -> None:
-        self.cells, self.patience, self.deadline = cells, patience, deadline
+    def __init__(self, parts: Mapping[str, tuple[Task, slice]], cells: Cells, units: NDArray[np.int64]) -> None:
+        self.cells = cells
         self.groups = units[cells.rows]
         self.parts = {name: part for name, part in parts.items() if part[1].stop > part[1].start}
         self.metric = {name: self._metric(task, cells.values[place]) for name, (task, place) in self.parts.items()}
         self.judges = bool(self.parts)
         self.curves: dict[str, list[float]] = {name: [] for name in parts}
-        self.best, self.best_round, self.undertrained = -math.inf, 0, False
 
     def _metric(self, task: Task, values: Array) -> str:
         if task.classes and len(np.unique(values)) < 2:
@@ -234,20 +266,6 @@ class _Stop:
             first = self.curves[name][0]
             total += signed / max(abs(first), 1e-3) if len(self.parts) > 1 else signed
         return "rule", total / len(self.parts), True
-
-    def __call__(self, env: Any) -> None:
-        from lightgbm.callback import EarlyStopException
-
-        late = time.process_time() > self.deadline
-        if self.judges:
-            value = env.evaluation_result_list[0][2]
-            if value > self.best:
-                self.best, self.best_round = value, env.iteration
-            if env.iteration - self.best_round >= self.patience:
-                raise EarlyStopException(self.best_round, env.evaluation_result_list)
-        if late and env.iteration + 1 < env.end_iteration:
-            self.undertrained = True
-            raise EarlyStopException(self.best_round if self.judges else env.iteration, env.evaluation_result_list or [])
 
 
 class Trees(Fitted):
@@ -335,12 +353,14 @@ def features(data: Prepared, rows: NDArray[np.int64] | None = None) -> NDArray[n
     return found
 
 
-def _dataset(data: Prepared, matrix: NDArray[np.float32], cells: Cells, reference: Dataset | None = None) -> Dataset:
+def _dataset(
+    data: Prepared, matrix: NDArray[np.float32], cells: Cells, params: dict[str, Any], reference: Dataset | None = None
+) -> Dataset:
     import lightgbm
 
     return lightgbm.Dataset(
         matrix[cells.rows], cells.values, weight=cells.weight, reference=reference, free_raw_data=True,
-        categorical_feature=list(range(data.numeric.shape[1], matrix.shape[1])), params={"verbosity": -1},
+        categorical_feature=list(range(data.numeric.shape[1], matrix.shape[1])), params=dict(params),
     )  # fmt: skip
 
 
