@@ -11,7 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from sklearn.metrics import roc_auc_score
 
-from pluribus.data import Table, leakage, prepare, split
+from pluribus.data import ItemTable, Table, leakage, prepare, split
 from pluribus.data.leakage import Finding
 
 N = 1500
@@ -164,3 +164,26 @@ def test_lineage_changes_with_a_tasks_data_only() -> None:
     moved = data.copy()
     moved.loc[3, "x"] += 1
     assert all(leakage.lineage(Table(moved, **roles))[name] != before[name] for name in before)
+
+
+@pytest.mark.parametrize(("items", "named"), [(1200, []), (40, ["name"])])
+def test_next_items_are_no_quantities(items: int, named: list[str]) -> None:
+    """A number that rises with an item's place in its table says which neighbourhood, not which item: no finding. A word that
+    names the item is one, where there are rows enough to see it."""
+    rng = np.random.default_rng(3)
+    following = rng.integers(0, items, 4800)
+    near = following + rng.normal(0, items / 100, len(following))
+    data = pd.DataFrame({"near": near, "name": [f"n{i}" for i in following], "next": following})
+    catalogue = ItemTable(pd.DataFrame({"key": np.arange(items), "kind": np.arange(items) % 7}), "key", ["next"])
+    table = Table(data, ["next:next_item"], split="random", items={"item": catalogue})
+    found = leakage.determining(prepare(table, split(table, 0)))
+    assert [f.names for f in found] == [(name, "next") for name in named]
+
+
+@given(st.lists(st.tuples(st.integers(0, 5), st.integers(0, 4)), min_size=1, max_size=40))
+def test_the_commonest_class_is_found_either_way(pairs: list[tuple[int, int]]) -> None:
+    """Counted in a table or, of many codes, in a sorted list: the same classes."""
+    codes, classes = (np.array(each, np.int64) for each in zip(*pairs))
+    few, many = leakage._commonest(codes, classes, 6), leakage._commonest(codes, classes, 2**20)
+    assert few.tolist() == many[:6].tolist()
+    assert (many[6:] == np.bincount(classes).argmax()).all()

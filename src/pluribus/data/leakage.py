@@ -162,8 +162,9 @@ def determining(data: Prepared) -> list[Finding]:
             if task.name not in labels:
                 continue
             rows, values = labels[task.name]
-            score = skill(codes[rows], values, classes=task.record.classes, binary=task.kind == "binary")
-            if number is not None and not task.record.classes and 0.8 < score < DETERMINES:
+            classes = task.record.classes or task.kind == "next_item"  # an item's place in its table is no quantity
+            score = skill(codes[rows], values, classes=classes, binary=task.kind == "binary")
+            if number is not None and not classes and 0.8 < score < DETERMINES:
                 score = max(score, _monotone(number[rows], values))
             scores[name, task.name] = score
     return [
@@ -215,11 +216,7 @@ def skill(codes: NDArray[np.int64], values: NDArray[np.float64], *, classes: boo
     predicted = np.empty(len(codes))
     for fit in (half, ~half):
         if classes and not binary:
-            width = int(values.max()) + 1
-            counts = np.bincount(codes[fit] * width + values[fit].astype(np.int64), minlength=size * width).reshape(size, width)
-            best = counts.argmax(1)
-            best[counts.sum(1) == 0] = counts.sum(0).argmax()
-            predicted[~fit] = best[codes[~fit]]
+            predicted[~fit] = _commonest(codes[fit], values[fit].astype(np.int64), size)[codes[~fit]]
         else:
             count = np.bincount(codes[fit], minlength=size)
             total = np.bincount(codes[fit], weights=values[fit], minlength=size)
@@ -232,6 +229,21 @@ def skill(codes: NDArray[np.int64], values: NDArray[np.float64], *, classes: boo
         return float(1 - (predicted != values).mean() / base) if base > 0 else 0.0
     spread = ((values - values.mean()) ** 2).sum()
     return float(1 - ((values - predicted) ** 2).sum() / spread) if spread > 0 else 0.0
+
+
+def _commonest(codes: NDArray[np.int64], classes: NDArray[np.int64], size: int) -> NDArray[np.int64]:
+    """The most frequent class of each of `size` codes, the smallest of several; of a code that does not occur, that of all."""
+    width = int(classes.max()) + 1
+    best = np.full(size, np.bincount(classes).argmax())
+    pairs = codes * width + classes
+    if size * width <= 2**20:
+        counts = np.bincount(pairs, minlength=size * width).reshape(size, width)
+        return np.where(counts.any(1), counts.argmax(1), best)
+    found, often = np.unique(pairs, return_counts=True)  # of many codes and classes few go together
+    code, label = np.divmod(found, width)
+    order = np.lexsort((-label, often))  # so that the last one written is the most frequent
+    best[code[order]] = label[order]
+    return best
 
 
 def _auc(labels: NDArray[np.float64], scores: NDArray[np.float64]) -> float:
