@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -159,3 +160,30 @@ def test_a_table_of_other_tasks_is_left_to_others(mixed: Prepared) -> None:
     assert M2TRecNetwork().unfit(mixed) is not None
     assert SingleNetworks().unreadable(prepared()[1]) == "it does not rank items"
     assert TwoTower().unreadable(prepared()[1]) is None
+
+
+def test_keys_of_items_are_read_as_written(tmp_path: Path) -> None:
+    """In CSV, for training and by `pluribus predict`: 007 is an item's key, not the number 7."""
+    from click.testing import CliRunner
+
+    from pluribus.cli.predict import command
+    from pluribus.tabular import SingleNetworks
+
+    rng = np.random.default_rng(0)
+    keys = [f"{i:03d}" for i in range(12)]
+    sku = rng.choice(keys, 400)
+    frame = pd.DataFrame({"sku": sku, "x": rng.normal(size=400), "y": (np.char.str_len(sku) + sku.astype(int) % 2).astype(float)})
+    frame["viewed"] = [json.dumps([str(key) for key in rng.choice(keys, 2)]) for _ in range(400)]
+    frame.to_csv(tmp_path / "t.csv", index=False)
+    pd.DataFrame({"sku": keys, "odd": np.arange(12) % 2}).to_csv(tmp_path / "items.csv", index=False)
+    items = {"sku": ItemTable.read(tmp_path / "items.csv", "sku")}
+    table = Table.read(tmp_path / "t.csv", ["y:regression"], split="random", items=items)
+    data = prepare(table, split(table, 0))
+    assert data.ragged["sku"].values.min() >= 2, "no row's item was found in the table of items"
+    fitted = SingleNetworks(epochs=3).fit(data, Budget(30.0), 0)
+    fitted.save(tmp_path / "m")
+    done = CliRunner().invoke(command, [str(tmp_path / "m"), str(tmp_path / "t.csv"), "-o", str(tmp_path / "p.parquet")])
+    assert done.exit_code == 0, done.output
+    expected = fitted.predict(frame)["y"].to_numpy()
+    np.testing.assert_allclose(pd.read_parquet(tmp_path / "p.parquet")["y"], expected, rtol=1e-6)
+    assert np.ptp(expected) > 0

@@ -31,7 +31,7 @@ def command(model: str, table: str, output: str, tasks: str | None) -> None:
 
     fitted = load(model)
     key = fitted.columns.id
-    frame = read_table(table, text=[key] if key else [])
+    frame = read_table(table, text=fitted.columns.as_written)
     wanted = None if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
     found = fitted.predict(frame, wanted)
     if key is not None and key in frame.columns:

@@ -162,6 +162,12 @@ class FittedColumns:
         return tuple(n.edges for n in self.numbers.values())
 
     @property
+    def as_written(self) -> tuple[str, ...]:
+        """Columns whose cells a CSV file gives as they are written (007 is not 7): the id, texts, and keys of items."""
+        keys = (name for name, e in self.sequences.items() if e.items is not None)
+        return (*((self.id,) if self.id else ()), *self.texts, *keys)
+
+    @property
     def id(self) -> str | None:
         return self.roles.get("id")
 

@@ -163,9 +163,10 @@ class Table:
 
     @classmethod
     def read(cls, path: str | Path, tasks: Sequence[str | Task], **roles: Any) -> Table:
-        """A table from a CSV or Parquet file; `roles` as for `Table`. Ids and groups keep their leading zeros."""
-        text = [roles[role] for role in ("id", "group") if roles.get(role)]
-        text += [*roles.get("text", ()), *(column for items in (roles.get("items") or {}).values() for column in items.columns)]
+        """A table from a CSV or Parquet file; `roles` as for `Table`. Ids, groups and keys of items keep their leading zeros."""
+        text = [*(roles[role] for role in ("id", "group") if roles.get(role)), *roles.get("text", ())]
+        for name, items in (roles.get("items") or {}).items():
+            text += items.columns or (name, items.key)
         roles.setdefault("source", str(path))
         return cls(read_table(path, text=text), tasks, **roles)
 
