@@ -15,6 +15,7 @@ from pluribus.boosting.baselines import LightGBMPerTask
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
 from pluribus.modeling import Budget, Choice, Fitted, IntRange, LogUniform, SearchSpace, Uniform
+from pluribus.modeling.candidate import in_turn
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(1, 20))
@@ -85,3 +86,35 @@ def test_only_keeps_the_named_tasks(mixed: Prepared) -> None:
     """`Prepared.only` hands a per-task road its own labels and nobody else's."""
     assert set(mixed.only(["loss"]).cells) == {"loss"}
     assert replace(mixed).n_rows == mixed.n_rows
+
+
+def test_parts_in_turn_leave_no_second_unused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: parts whose share was too short stay cut although others ended early, or one part takes what others were given."""
+    now = [0.0]
+    monkeypatch.setattr("pluribus.modeling.candidate.time.process_time", lambda: now[0])
+    needs, first = [8.0, 1.0, 1.0], []
+
+    def go_on(i: int, deadline: float) -> bool:
+        first.append((i, deadline - now[0]))
+        spent = min(needs[i], deadline - now[0])
+        now[0] += spent
+        needs[i] -= spent
+        return needs[i] <= 1e-9
+
+    in_turn([1.0, 1.0, 2.0], go_on, 12.0)
+    assert first[:3] == [(0, 3.0), (1, 3.0), (2, 8.0)], "shares by size of what is left"
+    assert max(needs) <= 1e-9
+    assert now[0] == pytest.approx(10.0)
+
+
+def test_parts_in_turn_end_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: a part that never ends is tried for ever."""
+    now = [0.0]
+    monkeypatch.setattr("pluribus.modeling.candidate.time.process_time", lambda: now[0])
+
+    def go_on(i: int, deadline: float) -> bool:
+        now[0] = max(deadline, now[0] + 0.1)
+        return False
+
+    in_turn([1.0, 3.0], go_on, 4.0)
+    assert now[0] == pytest.approx(4.0)

@@ -28,7 +28,7 @@ from pluribus.data.prepared import Cells, Prepared
 from pluribus.errors import BadInput, unknown
 from pluribus.evaluation import metrics
 from pluribus.modeling import Budget, Candidate, Costs, Fitted, IntRange, LogUniform, SearchSpace, Uniform
-from pluribus.modeling.candidate import Array
+from pluribus.modeling.candidate import Array, in_turn
 from pluribus.tasks import Task
 
 if TYPE_CHECKING:
@@ -131,13 +131,7 @@ class LightGBMPerTask(_LightGBM):
             params = self._params(task, seed, budget.threads)
             grown[task.name] = _Growing(params, data, matrix, train, judge, self.settings, f"task {task.name!r}")
         names = list(grown)
-        while names:  # each its share of what is left; those whose share was too short share what the others did not need
-            waiting = sum(size[name] for name in names)
-            for name in names:
-                now = time.process_time()
-                grown[name].until(now + max(0.0, began + budget.seconds - now) * size[name] / max(1, waiting))
-                waiting -= size[name]
-            names = [name for name in names if not grown[name].ended] if time.process_time() < began + budget.seconds else []
+        in_turn(list(size.values()), lambda i, deadline: grown[names[i]].until(deadline), began + budget.seconds)
         boosters = {name: each.best() for name, each in grown.items()}
         return self._record(Trees(data.tasks, data.columns, boosters), began, budget, seed, grown)
 
@@ -201,8 +195,8 @@ class _Growing:
     def _refused(self, error: Exception) -> BadInput:
         return BadInput(f"LightGBM refuses ({error})", where=self.where, remedy="check --lgbm-params")
 
-    def until(self, deadline: float) -> None:
-        """Grow, one round at the least, until the end or until this process has spent `deadline` CPU seconds."""
+    def until(self, deadline: float) -> bool:
+        """Grow, one round at the least, to the end (True) or until this process has spent `deadline` CPU seconds."""
         import lightgbm
 
         while not self.ended:
@@ -218,7 +212,8 @@ class _Growing:
                 self.ended = done - self.best_round >= self.patience
             self.ended = self.ended or done >= self.rounds
             if time.process_time() > deadline:
-                return
+                break
+        return self.ended
 
     def best(self) -> Booster:
         """The booster at its best round; saved and read back, so that what predicts now is what a saved model predicts."""

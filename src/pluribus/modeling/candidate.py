@@ -7,8 +7,9 @@ container): it predicts tables, knows its costs, and travels as a folder.
 from __future__ import annotations
 
 import math
+import time
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -95,6 +96,24 @@ class Budget:
     folder: Path | None = None
 
 
+def in_turn(sizes: Sequence[float], go_on: Callable[[int, float], bool], until: float) -> None:
+    """Train parts one after another until all have ended or this process has spent `until` CPU seconds.
+
+    go_on(i, deadline) trains part i from where it stands to its end (True) or to the deadline. Each part is given its share, by
+    size, of the seconds that are left; those whose share was too short go on with what the others did not need.
+    """
+    left = list(range(len(sizes)))
+    while left:
+        waiting = sum(sizes[i] for i in left)
+        cut = []
+        for i in left:
+            now = time.process_time()
+            if not go_on(i, now + max(0.0, until - now) * sizes[i] / max(1e-9, waiting)):
+                cut.append(i)
+            waiting -= sizes[i]
+        left = cut if time.process_time() < until else []
+
+
 @dataclass(frozen=True)
 class Costs:
     """What an artefact costs: stored parameters (tree nodes count as two), FLOPs per row, bytes on disk, training
@@ -171,7 +190,8 @@ class Fitted(ABC):
     def predict(self, table: pd.DataFrame, tasks: Sequence[str] | None = None) -> pd.DataFrame:
         """Predict a table that has the input columns: row order and index are kept; columns as in prediction files.
 
-        Regression and count: `TASK`. Binary: `TASK` (label) and `TASK__p`. Classes: `TASK` and `TASK__p_CLASS`.
+        Regression and count: `TASK`. Binary: `TASK` (label) and `TASK__p`. Classes: `TASK` and `TASK__p_CLASS`. Tags: `TASK`, a
+        list for each row.
         Missing input columns are an error, extra ones are ignored.
         """
         import pandas as pd
@@ -191,6 +211,11 @@ class Fitted(ABC):
         if task.kind == "binary":
             positive = value >= self.thresholds.get(task.name, 0.5)
             return {task.name: np.asarray(task.classes)[positive.astype(int)], task.columns[0]: value}
+        if task.record.listed:  # a list of classes, as long as the row's words
+            lists = np.empty(len(value), object)
+            for place, row in enumerate(value):
+                lists[place] = [task.classes[int(i)] for i in row if i >= 0]
+            return {task.name: lists}
         if task.classes:
             labels = np.asarray(task.classes)[value.argmax(1)]
             return {task.name: labels, **{column: value[:, i] for i, column in enumerate(task.columns)}}
@@ -250,6 +275,8 @@ class Candidate(ABC):
         it does not predict what there is to predict; else None."""
         if any((task.kind == "next_item") != self.ranks for task in data.tasks):
             return "it predicts next items and nothing else" if self.ranks else "it does not rank items"
+        if any(task.record.listed for task in data.tasks) and "text" not in self.reads:
+            return "it does not label words"
         kinds = sorted({i.type for i in data.columns.inputs})
         if data.columns.names or len(self.ignored(data)) < len(data.columns.inputs):
             return None

@@ -27,6 +27,7 @@ from pluribus.data.prepared import Cells, Prepared
 from pluribus.errors import NonFinite
 from pluribus.evaluation import metrics
 from pluribus.modeling import Budget, Candidate
+from pluribus.modeling.candidate import in_turn
 from pluribus.modeling.experts import StackedLinear
 from pluribus.tabular.bank import BankEncoder
 from pluribus.tabular.members import heads_for, mean_link, mean_loss
@@ -82,20 +83,22 @@ class SingleNetworks(Candidate):
             banks = _group(data, model)
             flops = self._flops(data)
             expected = [sum(self._cost(data, task, flops) for task in bank) for bank in banks]
+            running: dict[int, _Bank] = {}
             curves: dict[str, list[float]] = {}
-            undertrained: list[str] = []
-            for i, bank in enumerate(banks):
-                now = time.process_time()
-                share = expected[i] / max(1e-9, sum(expected[i:]))
-                deadline = now + max(0.0, began + budget.seconds - now) * share
-                training = _Bank(model, bank, data, self.settings, seed, self.encoder)
-                training.fit(deadline)
-                curves |= training.curves
-                undertrained += training.undertrained
+
+            def go_on(i: int, deadline: float) -> bool:
+                bank = running.pop(i, None) or _Bank(model, banks[i], data, self.settings, seed, self.encoder)
+                curves.update(bank.curves)
+                if not bank.fit(deadline):
+                    running[i] = bank
+                return i not in running
+
+            in_turn(expected, go_on, began + budget.seconds)
+        cut = {name for bank in running.values() for name in bank.undertrained}
         fitted = Network(data.tasks, data.columns, config, model)
         fitted.record = {
             "settings": dict(self.settings), "seed": seed, "curves": plain_curves(curves),
-            "undertrained": [task.name for task in data.tasks if task.name in undertrained],
+            "undertrained": [task.name for task in data.tasks if task.name in cut],
             "seconds": time.process_time() - began,
         }  # fmt: skip
         return fitted
@@ -198,23 +201,27 @@ class _Bank:
         self.curves: dict[str, list[float]] = {task.name: [] for task in tasks}
         self.best = [-math.inf] * len(tasks)
         self.since = [0] * len(tasks)
-        self.undertrained: list[str] = []
+        self.rounds = 0
 
-    def fit(self, deadline: float) -> None:
-        """Train every task to its early stop, `epochs` rounds or the deadline; leave the best weights in the model."""
+    def fit(self, deadline: float) -> bool:
+        """Train every task to its early stop or last round (True), or to the deadline; leave the best weights in the model."""
         size = _size(max(stream.count for stream in self.streams))
         batch = batch_of(self.settings, size)
         steps = max(MIN_STEPS, math.ceil(1.5 * size / batch))
-        for _ in range(self.settings["epochs"]):
+        in_time = True
+        while in_time and self.live and self.rounds < self.settings["epochs"]:
             in_time = self._round(steps, batch, deadline)
+            self.rounds += in_time  # one that was cut short is done again, on other rows
             self._judge()
             stopped = [i for i, own in enumerate(self.live) if self.since[own] >= self.settings["patience"]]
             if stopped:
                 self._drop(set(stopped))
-            if not in_time:
-                self.undertrained = [self.tasks[own].name for own in self.live]
-            if not in_time or not self.live:
-                break
+        return in_time
+
+    @property
+    def undertrained(self) -> list[str]:
+        """The tasks that neither stopped nor saw all their rounds."""
+        return [self.tasks[own].name for own in self.live] if self.rounds < self.settings["epochs"] else []
 
     def _round(self, steps: int, batch: int, deadline: float) -> bool:
         """So many steps; False if the deadline came first."""
