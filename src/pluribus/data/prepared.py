@@ -6,6 +6,7 @@ This is what a `Candidate` is handed. Networks slice batches out of it (`batch`)
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -34,7 +35,8 @@ FloatArray = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Cells:
-    """A task's labelled cells of the whole table: ascending rows [m], values [m] (class indices for classes), weight [m]."""
+    """A task's labelled cells of the whole table: ascending rows [m], values [m] (class indices for classes; of kinds whose cells
+    are lists [m, W], −1 behind the last), weight [m]."""
 
     rows: IntArray
     values: FloatArray
@@ -150,6 +152,13 @@ class Prepared:
             context={name: value[rows] for name, value in self._context.items()},
         )
 
+    def whole(self) -> Batch:
+        """Every row in one batch, without labels; the plain columns are not copied."""
+        numeric, categorical = self._inputs
+        ragged = {name: each.padded(torch.arange(self.n_rows)) for name, each in self.ragged.items()}
+        inputs = {"numeric": numeric, "categorical": categorical, **ragged}
+        return Batch(inputs=inputs, n_rows=self.n_rows, labels={}, context=self._context)
+
     def batches(
         self, part: str, size: int, *, generator: torch.Generator | None = None, tasks: Sequence[str] | None = None
     ) -> Iterator[Batch]:
@@ -168,10 +177,11 @@ class Prepared:
         found = [self.cells[task.name] for task in self.tasks]  # one file for all tasks: there may be hundreds
         weights = [cells.weight for cells in found if cells.weight is not None]
         arrays["rows"] = np.concatenate([np.empty(0, np.int64), *(cells.rows for cells in found)])
-        arrays["values"] = np.concatenate([np.empty(0), *(cells.values for cells in found)])
+        arrays["values"] = np.concatenate([np.empty(0), *(cells.values.reshape(-1) for cells in found)])
         arrays["weight"] = np.concatenate([np.empty(0), *weights])
         cells = [
-            {"task": task.to_dict(), "size": len(own), "weight": own.weight is not None} for task, own in zip(self.tasks, found)
+            {"task": task.to_dict(), "size": len(own), "weight": own.weight is not None, "shape": list(own.values.shape[1:])}
+            for task, own in zip(self.tasks, found)
         ]
         arrays |= {f"part_{name}": rows for name, rows in self.parts.items()}
         arrays |= {f"context_{name}": value for name, value in self.context.items()}
@@ -206,13 +216,15 @@ class Prepared:
 
         tasks = tuple(Task.from_dict(entry["task"]) for entry in manifest["cells"])
         rows, values, weight = array("rows"), array("values"), array("weight")
-        cells, at, weighed = {}, 0, 0
+        cells, at, taken, weighed = {}, 0, 0, 0
         for task, entry in zip(tasks, manifest["cells"]):
             size = entry["size"]
             own = weight[weighed : weighed + size] if entry["weight"] else None
-            cells[task.name] = Cells(rows[at : at + size], values[at : at + size], own)
-            at, weighed = at + size, weighed + size * entry["weight"]
-        if not at == len(rows) == len(values) or weighed != len(weight):
+            shape = (size, *entry.get("shape", ()))
+            count = math.prod(shape)
+            cells[task.name] = Cells(rows[at : at + size], values[taken : taken + count].reshape(shape), own)
+            at, taken, weighed = at + size, taken + count, weighed + size * entry["weight"]
+        if at != len(rows) or taken != len(values) or weighed != len(weight):
             raise BadInput("holds another number of cells than its manifest", where=str(folder), remedy="prepare it again")
         return cls(
             tasks=tasks,
@@ -240,6 +252,7 @@ class _CellsByRow:
     few gathers, whether five tasks are full or six hundred are nearly empty.
 
     names: the tasks. start: [n + 1] first cell of each row. task: [m] index among `names`. values, weight: [m] float32.
+    lists: of tasks whose cells are lists, these [m_t, W]; `values` then holds the place of each.
     """
 
     names: tuple[str, ...]
@@ -247,10 +260,12 @@ class _CellsByRow:
     task: NDArray[np.int16]
     values: NDArray[np.float32]
     weight: NDArray[np.float32] | None
+    lists: Mapping[str, NDArray[np.float32]]
 
     @classmethod
     def of(cls, cells: Mapping[str, Cells], n_rows: int) -> _CellsByRow:
-        each = list(cells.values())
+        lists = {name: c.values.astype(np.float32) for name, c in cells.items() if c.values.ndim > 1}
+        each = [replace(c, values=np.arange(len(c), dtype=np.float64)) if name in lists else c for name, c in cells.items()]
         rows = np.concatenate([np.empty(0, np.int64), *(c.rows for c in each)])
         order = np.argsort(rows, kind="stable")
         task = np.repeat(np.arange(len(each), dtype=np.int16), [len(c) for c in each])
@@ -260,7 +275,7 @@ class _CellsByRow:
             ones = (np.ones(len(c), np.float32) if c.weight is None else c.weight.astype(np.float32) for c in each)
             weight = np.concatenate([np.empty(0, np.float32), *ones])[order]
         start = np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=n_rows))))
-        return cls(tuple(cells), start, task[order], values[order], weight)
+        return cls(tuple(cells), start, task[order], values[order], weight, lists)
 
     def labels(self, rows: IntArray) -> dict[str, Labels]:
         """The labels of these rows by task, their `rows` counted within the batch."""
@@ -280,8 +295,16 @@ class _CellsByRow:
         weights = [None] * len(sizes) if weight is None else torch.split(weight, sizes)
         each = zip(torch.split(values, sizes), torch.split(places, sizes), weights)
         return {
-            name: Labels(value, place, None, own) for name, size, (value, place, own) in zip(self.names, sizes, each) if size
-        }
+            name: Labels(self._listed(name, value), place, None, own)
+            for name, size, (value, place, own) in zip(self.names, sizes, each) if size
+        }  # fmt: skip
+
+    def _listed(self, name: str, values: Tensor) -> Tensor:
+        """The lists [b, W] of these cells, cut to the longest of them; other tasks' values as they are."""
+        if name not in self.lists:
+            return values
+        found = torch.from_numpy(self.lists[name])[values.long()]
+        return found[:, : max(1, int((found >= 0).sum(1).max()))]
 
 
 RESERVED = ("numeric", "categorical")

@@ -24,7 +24,7 @@ Answer = Callable[[Sequence[Sequence[Any]], Sequence[Sequence[str]]], Slots]
 INLINE = 0.005  # seconds that the event loop may be held
 
 
-@dataclass
+@dataclass(slots=True)
 class _Item:
     rows: Sequence[Sequence[Any]]
     tasks: Sequence[str]

@@ -15,8 +15,10 @@ import math
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
+from pluribus.data.tags import as_text
 from pluribus.errors import unknown
 
 if TYPE_CHECKING:
@@ -87,9 +89,14 @@ class Reader:
             "number": _number, "category": self._word, "boolean": _boolean, "datetime": _datetime, "item": self._word,
             "text": self._text,
         }  # fmt: skip
-        self.sequences = set(columns.sequences)
+        self.listed = {*columns.sequences, *columns.texts}  # a text may be a list of words
         lists = {name: self._numbers if each.kind == "number" else self._words for name, each in columns.sequences.items()}
-        self.columns = [(i.name, lists[i.name] if i.type == "sequence" else checks[i.type]) for i in columns.inputs]
+        found = [(i.name, lists[i.name] if i.type == "sequence" else checks[i.type]) for i in columns.inputs]
+        usual = (_number, self._word)  # what most columns hold comes first: `_row` reads each of the two at one go
+        numbers, words = ([column for column in found if column[1] == check] for check in usual)
+        self.columns = [*numbers, *words, *(column for column in found if column[1] not in usual)]
+        self._numbers_of, self._words_of = (_picker([name for name, _ in group]) for group in (numbers, words))
+        self._others = len(numbers) + len(words)
         if columns.task_column is not None:
             known = dict(zip(columns.task_names, columns.task_names))
 
@@ -155,18 +162,26 @@ class Reader:
     def _row(self, row: dict[str, Any]) -> list[Any]:
         if len(row) > self.limits.fields:
             raise _Bad(f"has {len(row)} fields, the limit is {self.limits.fields}; send the model's columns only")
-        values = []
+        limit = self.limits.text
+        try:
+            numbers = [v if type(v) is float and v - v == 0 else _number(v) for v in self._numbers_of(row)]
+            words = [v if type(v) is str and len(v) <= limit and v.isascii() else self._word(v) for v in self._words_of(row)]
+            return [*numbers, *words, *[check(row[name]) for name, check in self.columns[self._others :]]]
+        except (KeyError, _Bad) as error:
+            raise self._wrong(row) from error
+
+    def _wrong(self, row: dict[str, Any]) -> _Bad:
+        """What is wrong with a row."""
+        lacking = [repr(name) for name in self.names if name not in row]
+        if lacking:
+            shown = ", ".join(lacking[:8]) + (", …" if len(lacking) > 8 else "")
+            return _Bad(f"lacks the column{'s' * (len(lacking) > 1)} {shown}; give null where a value is missing")
         for name, check in self.columns:
-            if name not in row:
-                lacking = [repr(n) for n in self.names if n not in row]
-                shown = ", ".join(lacking[:8]) + (", …" if len(lacking) > 8 else "")
-                plural = "s" * (len(lacking) > 1)
-                raise _Bad(f"lacks the column{plural} {shown}; give null where a value is missing")
             try:
-                values.append(check(row[name]))
+                check(row[name])
             except _Bad as error:
-                raise _Bad(f"column {name!r}: {error}") from None
-        return values
+                return _Bad(f"column {name!r}: {error}")
+        return _Bad("does not fit")
 
     def arrow(self, body: bytes) -> Rows:
         """An Arrow IPC stream (or IPC file)."""
@@ -241,7 +256,7 @@ class Reader:
         for name in table.column_names:
             column = table.column(name)
             kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-            listed = name in self.sequences and pa.types.is_nested(kind) and hasattr(kind, "value_type")
+            listed = name in self.listed and pa.types.is_nested(kind) and hasattr(kind, "value_type")
             nested = pa.types.is_nested(kind.value_type if listed else kind)
             if nested or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
                 raise Refusal(422, "malformed", f"table, column {name!r}: holds {kind}, which is not a plain value")
@@ -278,10 +293,11 @@ class Reader:
             return str(value)
         raise _Bad(f"takes text, not {_called(value)}")
 
-
     def _text(self, value: Any) -> str | None:
         if value is None:
             return None
+        if isinstance(value, list) and all(isinstance(word, str) for word in value):
+            value = as_text(value)
         if not isinstance(value, str):
             raise _Bad(f"takes text, not {_called(value)}")
         if not _sound(value, self.limits.text):
@@ -308,6 +324,13 @@ class Reader:
 
     def _words(self, value: Any) -> list[str | None]:
         return [self._word(each) for each in self._list(value)]
+
+
+def _picker(names: Sequence[str]) -> Callable[[dict[str, Any]], Sequence[Any]]:
+    """Reads these keys at one go."""
+    if len(names) > 1:
+        return itemgetter(*names)
+    return lambda row: [row[name] for name in names]
 
 
 def _missing(value: Any) -> Any:

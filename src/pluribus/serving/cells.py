@@ -66,16 +66,23 @@ def _forward(model: MultiTaskModel, data: Prepared, wanted: Wanted) -> dict[str,
     found: dict[str, list[torch.Tensor]] = {task: [] for task in wanted}
     for start in range(0, len(used), STEP):
         rows = used[start : start + STEP]
-        cells: dict[str, torch.Tensor | None] = {}
-        for task, mine in wanted.items():
-            here = mine[(mine >= rows[0]) & (mine <= rows[-1])]
-            if len(here):
-                cells[task] = None if len(here) == len(rows) else torch.from_numpy(np.searchsorted(rows, here))
-        batch = data.batch(torch.from_numpy(rows), tasks=())
+        cells: dict[str, torch.Tensor | None] = dict.fromkeys(wanted) if whole else _cells(rows, wanted)
+        batch = data.whole() if len(rows) == data.n_rows else data.batch(torch.from_numpy(rows), tasks=())
         with torch.inference_mode():
             for task, value in model.heads.link(model(batch.inputs, cells, batch.context)).items():
                 found[task].append(value)
-    return {task: torch.cat(values).double().numpy() for task, values in found.items() if values}
+    joined = {task: torch.cat(values) if len(values) > 1 else values[0] for task, values in found.items() if values}
+    return {task: value.double().numpy() for task, value in joined.items()}
+
+
+def _cells(rows: NDArray[np.int64], wanted: Wanted) -> dict[str, torch.Tensor | None]:
+    """Task → the places among `rows` that it wants, None for all of them; tasks that want none are left out."""
+    cells: dict[str, torch.Tensor | None] = {}
+    for task, mine in wanted.items():
+        here = mine[(mine >= rows[0]) & (mine <= rows[-1])]
+        if len(here):
+            cells[task] = None if len(here) == len(rows) else torch.from_numpy(np.searchsorted(rows, here))
+    return cells
 
 
 def shielded(fitted: Fitted, data: Prepared, wanted: Wanted) -> tuple[dict[str, Array], dict[str, str]]:

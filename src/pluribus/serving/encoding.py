@@ -58,13 +58,16 @@ class RowEncoder:
         self.number_places = np.array([features[name] for name in numbers], np.int64)
         self.centre = np.array([columns.numbers[name].centre for name in numbers])
         self.scale = np.array([columns.numbers[name].scale for name in numbers])
-        self.words: list[tuple[int, int, dict[str | None, int]]] = []
+        self.words: list[tuple[int, dict[str | None, int]]] = []
+        word_places: list[int] = []
         for source in simple:
             if source.type in ("category", "boolean"):
                 for feature in source.categorical:
                     known = columns.categories[feature].categories
                     codes: dict[str | None, int] = {word: i for i, word in enumerate(known, FIRST)}
-                    self.words.append((place[source.name], features[feature], {**codes, None: MISSING}))
+                    self.words.append((place[source.name], {**codes, None: MISSING}))
+                    word_places.append(features[feature])
+        self.word_places = np.array(word_places, np.int64)
         self.dates = [(place[source.name], source) for source in simple if source.type == "datetime"]
         self.features = features
         mine = {feature for source in simple for feature in (*source.numeric, *source.categorical)}
@@ -93,8 +96,9 @@ class RowEncoder:
                 raise BadInput("holds an infinite number", where="row", remedy="give null where it is missing")
             with np.errstate(over="ignore"):  # a number beyond float32 ends as "not finite" in its own slot
                 numeric[:, self.number_places] = (values - self.centre) / self.scale
-        for i, feature, codes in self.words:
-            categorical[:, feature] = list(map(codes.get, cells[i], repeat(UNSEEN)))
+        if self.words:
+            words = [list(map(codes.get, cells[i], repeat(UNSEEN))) for i, codes in self.words]
+            categorical[:, self.word_places] = np.array(words, np.int32).T
         for i, source in self.dates:
             self._date(source, np.array(cells[i], "datetime64[us]"), numeric, categorical)
         if not self.rest_cells:

@@ -25,7 +25,7 @@ from pluribus.serving.batching import Batcher
 from pluribus.serving.bodies import ARROW, JSON, PARQUET, Limits, Reader, Refusal, Rows
 from pluribus.serving.cells import Answerer
 from pluribus.serving.metrics import Metrics
-from pluribus.serving.patience import protocol
+from pluribus.serving.patience import by, protocol
 from pluribus.serving.replies import as_json, as_table
 from pluribus.serving.schema import document
 
@@ -51,7 +51,6 @@ class Service:
         self.answerer = Answerer(fitted, self.reader.names)
         self.metrics = Metrics()
         self.names = fitted.requested(None)
-        self.counts = {name: self.metrics.tasks.labels(name) for name in self.names}
         self.max_batch, self.max_delay = max_batch, max_delay
         self.batcher: Batcher | None = None
         self.ready = False
@@ -120,21 +119,20 @@ class Service:
         declared = headers.get(b"content-length", b"")
         if declared.isdigit() and int(declared[:20]) > limit:
             raise Refusal(413, "oversized", what)
-        parts, size = [], 0
-        try:
-            async with asyncio.timeout(self.limits.read_seconds):
-                more = True
-                while more:
-                    message = await request.receive()
-                    if message["type"] == "http.disconnect":
-                        raise Refusal(408, "disconnected", "the client went away")
-                    parts.append(message.get("body", b""))
-                    size += len(parts[-1])
-                    if size > limit:
-                        raise Refusal(413, "oversized", what)
-                    more = message.get("more_body", False)
-        except TimeoutError:
-            raise Refusal(408, "slow", f"the body did not arrive within {self.limits.read_seconds:g} s") from None
+        parts, size, more = [], 0, True
+        deadline = asyncio.get_running_loop().time() + self.limits.read_seconds
+        while more:
+            try:
+                message = await by(deadline, request.receive())
+            except TimeoutError:
+                raise Refusal(408, "slow", f"the body did not arrive within {self.limits.read_seconds:g} s") from None
+            if message["type"] == "http.disconnect":
+                raise Refusal(408, "disconnected", "the client went away")
+            parts.append(message.get("body", b""))
+            size += len(parts[-1])
+            if size > limit:
+                raise Refusal(413, "oversized", what)
+            more = message.get("more_body", False)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
     def _tasks(self, rows: Rows, query: Sequence[str]) -> list[str]:
@@ -160,22 +158,11 @@ class Service:
             _log.exception("a batch failed")
             what = f"cannot be predicted ({type(error).__name__}); the server's log has the details"
             found = [{"error": what} for _ in rows.good]
-        slots: list[dict[str, Any]] = [{} for _ in range(rows.size)]
-        for place, what in rows.errors.items():
-            slots[place] = {"error": what}
-        for place, slot in zip(rows.good, found):
-            slots[place] = slot
-        failed: dict[str, int] = {}
-        for slot in slots:
-            for name in slot.get("failed", ()):
-                failed[name] = failed.get(name, 0) + 1
-        wrong = sum("error" in slot for slot in slots)
-        if wrong:
-            self.metrics.rows.inc(wrong)
-        for name in tasks:
-            self.counts[name].inc(rows.size - wrong - failed.get(name, 0))
-            if name in failed:
-                self.metrics.failed.labels(name).inc(failed[name])
+        slots = found
+        if rows.errors:
+            answers = iter(found)
+            slots = [{"error": rows.errors[place]} if place in rows.errors else next(answers) for place in range(rows.size)]
+        self.metrics.answered(tasks, slots)
         return slots
 
     def _reply(self, rows: Rows, slots: list[dict[str, Any]], tasks: Sequence[str], form: str) -> bytes:
