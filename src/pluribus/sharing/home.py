@@ -47,10 +47,16 @@ class FeatureGates(nn.Module):
 
     def forward(self, x: Tensor, active: Tensor | None = None) -> Tensor:
         mixing, down, up = (p if active is None else p[active] for p in (self.mixing, self.down, self.up))
-        low = torch.einsum("bd,gldr->glbr", x, down)
-        gate = 2 * torch.sigmoid(low @ up)
-        share = torch.softmax(torch.einsum("bd,gdl->glb", x, mixing), 1)
-        return x * torch.einsum("glb,glbd->gbd", share, gate)
+        gates, mixed, width, rank = down.shape
+        low = x @ down.permute(2, 0, 1, 3).reshape(width, -1)  # all gates read the same rows: one product
+        each = low.view(-1, gates * mixed, rank).transpose(0, 1)
+        gate = torch.bmm(each, up.flatten(0, 1)).sigmoid_().unflatten(0, (gates, mixed))
+        logits = x @ mixing.transpose(0, 1).flatten(1)
+        share = (2 * torch.softmax(logits.view(-1, gates, mixed), -1)).permute(1, 2, 0)[..., None]
+        found = gate[:, 0] * share[:, 0]
+        for i in range(1, mixed):  # few; as one batched product of rows it would be a thousand tiny ones
+            found = torch.addcmul(found, gate[:, i], share[:, i])
+        return x * found
 
 
 class SelfGates(Gates):
