@@ -50,7 +50,7 @@ class FeatureGates(nn.Module):
         gates, mixed, width, rank = down.shape
         low = x @ down.permute(2, 0, 1, 3).reshape(width, -1)  # all gates read the same rows: one product
         each = low.view(-1, gates * mixed, rank).transpose(0, 1)
-        gate = torch.bmm(each, up.flatten(0, 1)).sigmoid_().unflatten(0, (gates, mixed))
+        gate = torch.bmm(each, up.flatten(0, 1)).sigmoid_().view(gates, mixed, -1, width)
         logits = x @ mixing.transpose(0, 1).flatten(1)
         share = (2 * torch.softmax(logits.view(-1, gates, mixed), -1)).permute(1, 2, 0)[..., None]
         found = gate[:, 0] * share[:, 0]
