@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
+from typing import Any
 
 import click
 
@@ -17,8 +19,8 @@ from pluribus.errors import BadInput
 def command(model: str, table: str, output: str, tasks: str | None) -> None:
     """Predict TABLE (CSV or Parquet) with the model folder MODEL.
 
-    Row order and ids are kept. Columns: TASK (value or label), TASK__p of binary tasks, TASK__p_CLASS of the others with
-    classes.
+    Row order and ids are kept. Columns: TASK (value, label, or list of tags or items; JSON in CSV), TASK__p of binary tasks,
+    TASK__p_CLASS of the others with classes.
     """
     suffix = Path(output).suffix
     if suffix not in (".parquet", ".csv"):
@@ -26,6 +28,7 @@ def command(model: str, table: str, output: str, tasks: str | None) -> None:
     if Path(output).exists() and Path(output).samefile(table):
         raise BadInput("would be overwritten by its own predictions", where=table, remedy="choose another output")
     from pluribus.data.ingest import read_table
+    from pluribus.data.ragged import looks_like_lists
     from pluribus.files import atomic_file
     from pluribus.modeling import load
 
@@ -44,5 +47,12 @@ def command(model: str, table: str, output: str, tasks: str | None) -> None:
         if suffix == ".parquet":
             found.to_parquet(aside, index=False)
         else:
+            for name in found:
+                if looks_like_lists(found[name]):
+                    found[name] = found[name].map(_as_json)
             found.to_csv(aside, index=False)
     click.echo(f"{len(found)} rows, {len(found.columns)} columns written to {output}", err=True)
+
+
+def _as_json(cell: Any) -> Any:
+    return json.dumps(cell, ensure_ascii=False) if isinstance(cell, list) else cell

@@ -36,6 +36,7 @@ from numpy.typing import NDArray
 from pluribus.data.prepared import RESERVED, Cells, Prepared
 from pluribus.data.ragged import ElementKind, Lists, Ragged, Texts, read_lists
 from pluribus.data.table import Table, _is_text, _plain, parse_dates, task_positions
+from pluribus.data.tags import joined
 from pluribus.errors import BadInput, unknown
 from pluribus.tasks import Task
 
@@ -632,11 +633,12 @@ def _as_words(series: pd.Series, boolean: bool, where: str) -> tuple[NDArray[np.
 
 
 def _as_texts(series: pd.Series, where: str) -> list[str | None]:
-    """Cells as strings, None where missing; a list is no text."""
+    """Cells as strings, None where missing; a list of words is a text of these words."""
+    series = joined(series)
     missing = series.isna().to_numpy()
     cells = series.to_numpy(object)
     for row, cell in enumerate(cells):
-        if isinstance(cell, list | tuple | dict | np.ndarray):
+        if isinstance(cell, dict | list | tuple | np.ndarray):
             what = f"was fitted on text but holds {type(cell).__name__} in row {row + 1}"
             raise BadInput(what, where=where, remedy="give it text")
     return [None if absent else _plain(cell) for cell, absent in zip(cells, missing.tolist())]

@@ -108,6 +108,8 @@ def copies(table: Table) -> list[Finding]:
         labelled = table.hole_codes[task.name][rows] == LABELLED
         if labelled.sum() < _LEAST:
             continue
+        if task.record.listed:
+            continue
         target = sample[task.name][labelled]
         same: dict[str, float] = {}
         if _is_number(target):
@@ -148,7 +150,7 @@ def determining(data: Prepared) -> list[Finding]:
     labels = {}
     for task in data.tasks:
         cells = data.labelled(task.name, "train")
-        if len(cells) >= 4:
+        if len(cells) >= 4 and not task.record.listed:
             at = np.linspace(0, len(cells) - 1, min(limit, len(cells))).astype(np.int64)
             labels[task.name] = (place[cells.rows[at]], cells.values[at])
     scores: dict[tuple[str, str], float] = {}
@@ -294,7 +296,7 @@ def labelled_at_random(table: Table, data: Prepared, *, seed: int = 0, max_rows:
 
     found: dict[str, float] = {}
     features = np.concatenate((data.numeric, data.categorical.astype(np.float32)), 1)
-    if table.long:  # the task column itself says which rows are a task's
+    if table.long or not features.shape[1]:  # a long table's task column says which rows are a task's; texts say nothing here
         return {}
     settings = {
         "objective": "binary", "num_leaves": 15, "learning_rate": 0.1, "min_data_in_leaf": 20, "verbosity": -1, "num_threads": 1,

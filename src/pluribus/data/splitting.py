@@ -108,6 +108,7 @@ def check_labels(table: Table, parts: dict[str, IntArray]) -> None:
             if not counts[position]:
                 raise BadInput(f"has no label in {PARTS[position]}", where=where, remedy=remedy)
         train = cells.values[part_of[cells.rows] == 0]
+        train = train[train >= 0] if task.record.listed else train
         if task.record.classes and (train == train[0]).all():
             what = f"has one class only in train ({task.classes[int(train[0])]!r} in all {len(train)} labels)"
             raise BadInput(what, where=where, remedy=remedy)
@@ -188,7 +189,8 @@ def _strata(table: Table) -> list[NDArray[np.bool_]]:
         cells = table.cells[task.name]
         if task.record.classes:
             for index in range(len(task.classes)):
-                keys.append(cells.rows[cells.values == index])
+                has = cells.values == index
+                keys.append(cells.rows[has.any(1) if task.record.listed else has])
         else:
             keys.append(cells.rows)
     found = []

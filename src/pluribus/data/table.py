@@ -7,6 +7,7 @@ Kinds, where none is given (`Table.notes` says what was taken and why), looking 
 
 | values                                                              | kind       |
 |---------------------------------------------------------------------|------------|
+| lists of words, one for each word of the text column                | tagging    |
 | booleans, or two distinct values of any type                        | binary     |
 | ordered categories                                                  | ordinal    |
 | at most 50 distinct words or categories                             | multiclass |
@@ -16,6 +17,9 @@ Kinds, where none is given (`Table.notes` says what was taken and why), looking 
 Input columns of lists (Python lists, Arrow lists, JSON lists in text) are sequences. A column of words is text where it is
 declared so, or where it has more than 50 different values, more than half of them distinct, of more than 30 letters or at
 least four words on average. Sequences and texts are inputs of the candidates that read them; others go by the other columns.
+
+Tags stand for the words of the one text column, which is cut at white space or given as lists of words; a list of words that
+fits the tags is text without being declared. An empty list is a hole.
 
 Classes are sorted (numbers by value, words by letter); of two classes the second is the positive one. A `Task` object that
 names its classes overrides both.
@@ -35,6 +39,7 @@ from pluribus.data.delayed import weighed
 from pluribus.data.ingest import read_table
 from pluribus.data.prepared import Cells
 from pluribus.data.ragged import Lists, looks_like_lists, read_lists
+from pluribus.data.tags import check_metrics, find_tags, is_bio, joined, ordered, read_tags
 from pluribus.errors import BadInput, unknown
 from pluribus.tasks import KINDS, Task
 from pluribus.tasks.task import check_graph
@@ -44,7 +49,7 @@ if TYPE_CHECKING:
 
     from pluribus.data.items import Attributes, ItemTable
 
-TABLE_KINDS = ("binary", "multiclass", "ordinal", "regression", "count", "next_item")
+TABLE_KINDS = ("binary", "multiclass", "ordinal", "regression", "count", "next_item", "tagging")
 MAX_CLASSES = 50
 """More distinct words than this are not taken for classes unless the kind says so."""
 MAX_COUNT = 1000
@@ -145,6 +150,7 @@ class Table:
             if not any(column in columns for columns in self.joined.values()):
                 remedy = f"name {column!r} among the columns of an item table"
                 raise BadInput("kind next_item needs an item table joined to it", where=self._at(column), remedy=remedy)
+        self._read_words()
         self.lists = self._read_lists()
         self.attributes: dict[str, Attributes] = {name: table.attributes() for name, table in self.items.items()}
         self._check_joins()
@@ -199,6 +205,9 @@ class Table:
         for task in self.tasks:
             if task.kind == "next_item":
                 values[task.name] = self._items_of(task)
+            elif task.record.listed:
+                where = self._at(self._target_of(task))
+                values[task.name] = read_tags(self._column_of(task), self.words, task.classes, task.size or 0, where)
             else:
                 values[task.name] = encode_target(self._column_of(task), task, self._at(self._target_of(task)))
         cells: dict[str, Cells] = {}
@@ -206,7 +215,8 @@ class Table:
         by_name = {task.name: (position, task) for position, task in enumerate(self.tasks)}
         for position, task in (by_name[name] for name in check_graph(self.tasks)):  # parents first
             value = values[task.name]
-            code = np.where(np.isnan(value), np.int8(HOLES.index(task.absent)), np.int8(LABELLED))
+            empty = np.isnan(value if value.ndim == 1 else value[:, 0])
+            code = np.where(empty, np.int8(HOLES.index(task.absent)), np.int8(LABELLED))
             if task.name in self.delayed:
                 pending = self._flags(self.delayed[task.name])
                 code[pending & (value != 1) if self.late == "weighed" and task.kind == "binary" else pending] = DELAYED
@@ -362,6 +372,33 @@ class Table:
                 raise BadInput("is named as text but is no input", where=self._at(column), remedy="give it one role")
         return found
 
+    def _read_words(self) -> None:
+        """Lists of words in text columns become texts; so does the column of lists that fits tags, where no text is declared."""
+        tags = [column for _, column, kind in self._targets if kind == "tagging" or (kind is None and self._holds_lists(column))]
+        if tags and not self.text:
+            lengths = self._lengths(tags[0])
+            fits = [
+                c for c in self.inputs
+                if self._holds_lists(c) and lengths.any() and ((self._lengths(c) == lengths) | (lengths == 0)).all()
+            ]  # fmt: skip
+            if len(fits) == 1:
+                self.text = (fits[0],)
+                self.notes.append(f"{fits[0]!r} is text, a list of words: it has one for each tag of {tags[0]!r}")
+        for column in self.text:
+            self.frame[column] = joined(self.frame[column])
+
+    def _holds_lists(self, column: str) -> bool:
+        return column in self.frame.columns and looks_like_lists(self.frame[column])
+
+    def _lengths(self, column: str) -> NDArray[np.int64]:
+        return np.diff(read_lists(self.frame[column], self._at(column)).starts)
+
+    @cached_property
+    def words(self) -> list[str | None]:
+        """The text whose words have tags, cell by cell."""
+        series = self.frame[self.text[0]]
+        return [None if absent else _plain(cell) for cell, absent in zip(series.to_numpy(object), series.isna().tolist())]
+
     def _read_lists(self) -> dict[str, Lists]:
         if not (isinstance(self.max_length, int) and self.max_length >= 1):
             raise BadInput(f"max_length must be a whole number of at least 1, not {self.max_length!r}", where=self.source)
@@ -500,8 +537,12 @@ class Table:
         tasks = []
         for declared, column, kind in self._targets:
             series = self.frame[column]
+            if kind == "tagging" or (kind is None and looks_like_lists(series) and self._fits_words(column)):
+                tasks.append(self._tags(declared, column))
+                continue
             if looks_like_lists(series):
-                raise BadInput("a list cannot be a target", where=self._at(column), remedy="name a column of plain values")
+                remedy = "name a column of plain values; tags of words need --text COLUMN, and one for each of its words"
+                raise BadInput("a list cannot be a target", where=self._at(column), remedy=remedy)
             if not series.notna().any():
                 raise BadInput("the target has no value at all", where=self._at(column), remedy="name another target")
             if kind is None:
@@ -521,6 +562,35 @@ class Table:
             what = f"names {len(names)} tasks in {len(self.frame)} rows"
             raise BadInput(what, where=self._at(self.task_column), remedy="check the name of the task column")
         return tuple(tasks[0].with_(name=str(name)) for name in names)
+
+    def _fits_words(self, column: str) -> bool:
+        """Whether half of a column's lists at least are as long as the one text."""
+        if len(self.text) != 1:
+            return False
+        lengths = self._lengths(column)
+        words = np.array([len((text or "").split()) for text in self.words], np.int64)
+        return 2 * int(((lengths == words) & (lengths > 0)).sum()) >= max(1, int((lengths > 0).sum()))
+
+    def _tags(self, declared: Task | None, column: str) -> Task:
+        """A task of tags: its classes, its longest row, and metrics that fit them."""
+        where = self._at(column)
+        if len(self.text) != 1:
+            what = "labels the words of one text column, and " + (f"there are {len(self.text)}" if self.text else "there is none")
+            raise BadInput(what, where=where, remedy="name it: --text COLUMN (and --ignore other texts)")
+        task = declared or Task(column, "tagging")
+        classes = ordered(task.classes or find_tags(self.frame[column], where))
+        if len(classes) < 2:
+            what = f"has one tag only ({classes[0]!r})" if classes else "has no tag at all"
+            raise BadInput(what, where=where, remedy="leave it out: there is nothing to predict")
+        spans = is_bio(classes)
+        if task.metrics == Task(column, "tagging").metrics:  # none were named
+            task = task.with_(metrics=("span_f1", "token_accuracy") if spans else ("token_accuracy",))
+        check_metrics(task.name, classes, [m.name for m in task.metrics])
+        if declared is None:
+            kind = f"spans of {len(classes) // 2} types (BIO)" if spans else f"{len(classes)} tags"
+            self.notes.append(f"{column!r} is tagging: {kind}, one for each word of {self.text[0]!r}")
+        longest = max((len((text or "").split()) for text in self.words), default=0)
+        return task.with_(classes=classes, size=max(1, longest))
 
     def _check_parents(self) -> None:
         check_graph(self.tasks)
@@ -554,6 +624,7 @@ class Table:
             values = self.cells[task.name].values
             if not len(values):
                 raise BadInput("has no label that counts", where=where, remedy="check `after`, not_applicable and delayed")
+            values = values[values >= 0] if task.record.listed else values
             if (values == values[0]).all():
                 if task.record.classes:
                     what = f"has one class only ({task.classes[int(values[0])]!r} in all {len(values)} labels)"

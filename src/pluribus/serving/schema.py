@@ -30,7 +30,7 @@ def column(source: Input, columns: FittedColumns) -> dict[str, Any]:
     if source.type == "datetime":
         return {"type": ["string", "null"], "format": "date-time", "description": "ISO 8601; a zone becomes UTC"}
     if source.type == "text":
-        return {"type": ["string", "null"], "maxLength": 10_000}
+        return {"type": ["string", "array", "null"], "maxLength": 10_000, "items": {"type": "string"}}
     if source.type == "sequence":
         each = columns.sequences[source.name].kind
         return {"type": ["array", "null"], "items": {"type": ["number" if each == "number" else "string", "null"]}}
@@ -57,6 +57,9 @@ def values(tasks: tuple[Task, ...]) -> dict[str, Any]:
         if task.kind == "next_item":
             keys = {"type": "array", "items": {"type": "string"}, "description": "keys of the best items, best first"}
             properties[task.name] = keys
+        elif task.record.listed:
+            tags = {"type": "array", "items": {"type": "string", "enum": list(task.classes)}, "description": "one a word"}
+            properties[task.name] = tags
         elif task.classes:
             properties[task.name] = {"type": "string", "enum": list(task.classes)}
             for name in task.columns:

@@ -8,14 +8,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 from numpy.typing import NDArray
 
 from pluribus.data.ingest import read_table
 from pluribus.data.table import Table
+from pluribus.data.tags import read_tags
 from pluribus.errors import BadInput
 from pluribus.study.trial import Predictions
+from pluribus.tasks import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
@@ -50,20 +56,16 @@ def read_champion(path: str | Path, table: Table, needed: dict[str, NDArray[np.i
         if len(there) < len(task.columns):
             lacking = next(column for column in task.columns if column not in there)
             raise BadInput(f"lacks the column {lacking!r}", where=str(path), remedy="give a probability for every class")
-        block = np.full((table.n_rows, len(there)), np.nan)
         known = np.flatnonzero(~np.isnan(found))
+        if task.record.listed:
+            values[task.name] = _tags(frame[task.name], found, table, task, needed[task.name], path)
+            continue
+        block = np.full((table.n_rows, len(there)), np.nan)
         try:
             block[known] = frame[there].to_numpy(dtype=float)[found[known].astype(int)]
         except (TypeError, ValueError) as error:
             raise BadInput("holds something other than numbers", where=f"{path}, {', '.join(there)}") from error
-        lacking_rows = needed[task.name][np.isnan(block[needed[task.name]]).any(1)]
-        if len(lacking_rows):
-            first = table.frame[table.id].iloc[lacking_rows[0]]
-            raise BadInput(
-                f"has no prediction of {task.name!r} for {len(lacking_rows)} labelled valid or test rows (first id: {first})",
-                where=str(path),
-                remedy="predict every row that `pluribus study --plan` lists as valid or test in split.parquet",
-            )
+        _check_complete(block, needed[task.name], table, task, path)
         inside = block[needed[task.name]]
         if task.classes and ((inside < 0) | (inside > 1)).any():
             raise BadInput("holds probabilities outside [0, 1]", where=f"{path}, {there[0]}", remedy="give probabilities")
@@ -72,3 +74,27 @@ def read_champion(path: str | Path, table: Table, needed: dict[str, NDArray[np.i
         names = ", ".join(column for task in table.tasks for column in task.columns)
         raise BadInput("holds predictions of none of the tasks", where=str(path), remedy=f"name its columns {names}")
     return Champion(str(path), values)
+
+
+def _tags(
+    cells: pd.Series, found: NDArray[np.float64], table: Table, task: Task, needed: NDArray[np.int64], path: Path
+) -> NDArray[np.float64]:
+    """A task's tags for every row of the table [n, size]. found: the file's row of each, NaN where it has none."""
+    import pandas as pd
+
+    place = np.where(np.isnan(found), -1, found).astype(int)
+    lists = pd.Series([cells.iloc[i] if i >= 0 else None for i in place.tolist()], dtype=object)
+    block = read_tags(lists, table.words, task.classes, task.size or 0, f"{path}, {task.name}")
+    _check_complete(block, needed, table, task, path)
+    return block
+
+
+def _check_complete(block: NDArray[np.float64], needed: NDArray[np.int64], table: Table, task: Task, path: Path) -> None:
+    lacking = needed[np.isnan(block[needed]).any(1)]
+    if len(lacking):
+        first = table.frame[table.id].iloc[lacking[0]]
+        raise BadInput(
+            f"has no prediction of {task.name!r} for {len(lacking)} labelled valid or test rows (first id: {first})",
+            where=str(path),
+            remedy="predict every row that `pluribus study --plan` lists as valid or test in split.parquet",
+        )

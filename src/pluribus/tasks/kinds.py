@@ -37,6 +37,7 @@ class Kind:
     metrics: names judged by default, the main one first.
     classes: whether values are class indices that stand for labels.
     standardise: whether the target is centred and scaled for training (the head undoes it).
+    listed: whether a cell is a list, one class a word of the row's text: values [m, W], −1 behind the last word.
     """
 
     name: str
@@ -47,6 +48,7 @@ class Kind:
     metrics: tuple[str, ...]
     classes: bool = False
     standardise: bool = False
+    listed: bool = False
 
 
 def _one(_: int) -> int:

@@ -85,10 +85,11 @@ class Task:
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of prediction files that hold what is judged: value, P(positive), or P(class) for every class."""
+        """The columns of prediction files that hold what is judged: value (a list of tags too), P(positive), or P(class) for
+        every class."""
         if self.kind == "binary":
             return (f"{self.name}__p",)
-        if self.classes:
+        if self.classes and not self.record.listed:
             return tuple(f"{self.name}__p_{c}" for c in self.classes)
         return (self.name,)
 

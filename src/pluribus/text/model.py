@@ -81,7 +81,8 @@ class TextModel(MultiTaskModel):
     def predict(
         self, inputs: Any, rows: Rows | None = None, context: Mapping[str, Tensor] | None = None
     ) -> dict[str, Tensor]:
-        """As every model's, in chunks of similar length; tags [m, size] with 0 where a row has no word."""
+        """As every model's, in chunks of similar length; tags [m, W] with 0 where a row has no word, W the task's size or what
+        the longest row needs."""
         rows, context = self.requested(rows), context or {}
         n_rows = len(inputs["numeric"])
         pieces: dict[str, list[Tensor]] = {name: [] for name in rows}
@@ -100,7 +101,7 @@ class TextModel(MultiTaskModel):
                     places[name].append(here)
             found = super().predict(at(inputs, chunk), local, {name: value[chunk] for name, value in context.items()})
             for name, value in found.items():
-                pieces[name].append(self._sized(name, value))
+                pieces[name].append(self._sized(name, value, inputs))
         answers = {}
         for name in rows:
             order, value = torch.cat(places[name]), torch.cat(pieces[name])
@@ -118,12 +119,12 @@ class TextModel(MultiTaskModel):
                 yield order[start:end]
                 start = end
 
-    def _sized(self, name: str, value: Tensor) -> Tensor:
-        """Tags [m, W] as [m, size of the task]."""
-        size = self.tasks[name].size
-        if name not in self.tagging or size is None:
+    def _sized(self, name: str, value: Tensor, inputs: Mapping[str, Any]) -> Tensor:
+        """Tags of a chunk [m, W'] as wide as those of all rows."""
+        if name not in self.tagging:
             return value
-        return F.pad(value[:, :size], (0, max(0, size - value.shape[1])))
+        width = max(self.tasks[name].size or 0, inputs[WORDS]["values"].shape[1])
+        return F.pad(value, (0, width - value.shape[1]))
 
 
 def at(inputs: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:

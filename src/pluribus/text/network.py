@@ -178,8 +178,8 @@ def word_counts(data: Prepared, column: str) -> NDArray[np.int64]:
 
 
 def sized(task: Task, value: Tensor, counts: NDArray[np.int64]) -> Array:
-    """Linked outputs as predictions: tags [m, size], −1 behind a row's last word and 0 for words beyond the longest sequence;
-    others as they are. Without a row, the shape that they would have."""
+    """Linked outputs as predictions: tags [m, W], −1 behind a row's last word and 0 for words beyond the longest sequence, W the
+    task's size or the longest row's words; others as they are. Without a row, the shape that they would have."""
     if not len(value):
         many = task.size or 0 if task.kind == "tagging" else len(task.classes) if task.kind != "binary" else 0
         return np.empty((0, many) if many else 0)
@@ -190,7 +190,7 @@ def sized(task: Task, value: Tensor, counts: NDArray[np.int64]) -> Array:
     whole = np.zeros((len(found), width))
     whole[:, : found.shape[1]] = found[:, :width]
     whole[np.arange(width) >= counts[:, None]] = -1
-    return whole[:, : task.size] if task.size else whole
+    return whole
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

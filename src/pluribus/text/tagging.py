@@ -4,10 +4,8 @@ A row's label is a list of tags as long as its words. In memory, values are [m, 
 outputs are [m, W', C]. Words beyond the longest sequence that the tokenizer allows have no output: they do not count in
 the loss, and are predicted as the first class.
 
-Tags of the BIO scheme (Ramshaw & Marcus, "Text Chunking using Transformation-Based Learning", 1995) have their classes in the
-order O, B-a, I-a, B-b, I-b, …, both tags of every type, so that class 0 is outside, an odd class begins and an even one
-continues type (class + 1) // 2: metrics read spans off the indices. As in the CoNLL-2000 scorer, a tag that continues nothing
-of its type begins a span. Other tag sets (parts of speech) keep their alphabetical order and have no spans.
+The order of the classes is that of `pluribus.data.tags`. As in the CoNLL-2000 scorer, a tag that continues nothing of its type
+begins a span.
 
 `link` decodes: the likeliest class of each word, independently.
 """
@@ -20,25 +18,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from pluribus.errors import BadInput
+from pluribus.data.tags import NO_WORD, check_metrics, is_bio, ordered
 from pluribus.tasks.kinds import Kind, register
-
-NO_WORD = -1
-
-
-def is_bio(tags: Iterable[str]) -> bool:
-    """Whether every tag is O, B-type or I-type, and at least one begins or continues something."""
-    tags = list(tags)
-    return all(tag == "O" or (tag[:2] in ("B-", "I-") and len(tag) > 2) for tag in tags) and any(tag != "O" for tag in tags)
-
-
-def ordered(tags: Iterable[str]) -> tuple[str, ...]:
-    """The classes of a set of tags, in order (see the module's text)."""
-    distinct = sorted(set(tags))
-    if not is_bio(distinct):
-        return tuple(distinct)
-    types = sorted({tag[2:] for tag in distinct if tag != "O"})
-    return ("O", *(f"{place}-{name}" for name in types for place in "BI"))
 
 
 def spans(tags: Iterable[str]) -> list[tuple[int, int, str]]:
@@ -77,12 +58,8 @@ def _start(values: Tensor, size: int) -> Tensor:
 
 
 TAGGING = register(
-    Kind("tagging", lambda size: size, _loss, _link, _start, ("token_accuracy", "span_f1"), classes=True)
+    Kind("tagging", lambda size: size, _loss, _link, _start, ("token_accuracy", "span_f1"), classes=True, listed=True)
 )
 
 
-def check_metrics(name: str, classes: Iterable[str], metrics: Iterable[str]) -> None:
-    """Spans need BIO tags."""
-    if "span_f1" in metrics and not is_bio(classes):
-        remedy = "judge it by token_accuracy, or write tags as B-TYPE, I-TYPE and O"
-        raise BadInput("span_f1 needs BIO tags", where=f"task {name!r}", remedy=remedy)
+__all__ = ["NO_WORD", "TAGGING", "check_metrics", "is_bio", "ordered", "spans"]

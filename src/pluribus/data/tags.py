@@ -1,0 +1,120 @@
+"""Columns of lists as labels: one tag a word of a text column.
+
+A cell of words is a text, cut at white space, or a list of words. A list becomes a text whose white space parts exactly those
+words (`as_text`), so that a text and its tags stay together wherever the text goes.
+
+Tags of the BIO scheme (Ramshaw & Marcus, "Text Chunking using Transformation-Based Learning", 1995) have their classes in the
+order O, B-a, I-a, B-b, I-b, …, both tags of every type, so that class 0 is outside, an odd class begins and an even one
+continues type (class + 1) // 2: metrics read spans off the indices. Other tag sets (parts of speech) keep their alphabetical
+order and have no spans.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pluribus.data.ragged import looks_like_lists, read_lists
+from pluribus.errors import BadInput
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+NO_WORD = -1
+MAX_TAGS = 1000
+
+
+def is_bio(tags: Iterable[str]) -> bool:
+    """Whether every tag is O, B-type or I-type, and at least one begins or continues something."""
+    tags = list(tags)
+    return all(tag == "O" or (tag[:2] in ("B-", "I-") and len(tag) > 2) for tag in tags) and any(tag != "O" for tag in tags)
+
+
+def ordered(tags: Iterable[str]) -> tuple[str, ...]:
+    """The classes of a set of tags, in order (see the module's text)."""
+    distinct = sorted(set(tags))
+    if not is_bio(distinct):
+        return tuple(distinct)
+    types = sorted({tag[2:] for tag in distinct if tag != "O"})
+    return ("O", *(f"{place}-{name}" for name in types for place in "BI"))
+
+
+def check_metrics(name: str, classes: Iterable[str], metrics: Iterable[str]) -> None:
+    """Spans need BIO tags."""
+    if "span_f1" in metrics and not is_bio(classes):
+        remedy = "judge it by token_accuracy, or write tags as B-TYPE, I-TYPE and O"
+        raise BadInput("span_f1 needs BIO tags", where=f"task {name!r}", remedy=remedy)
+
+
+def as_text(cell: Any) -> Any:
+    """A list of words (or a JSON list of them, as a CSV file holds it) as one text; anything else as it is.
+
+    White space within a word becomes _, a word without a letter that shows U+FFFD: the text has as many words as the list.
+    """
+    words = cell
+    if isinstance(cell, str) and cell[:1] == "[" and cell.rstrip()[-1:] == "]":
+        try:
+            words = json.loads(cell)
+        except ValueError:
+            return cell
+    if not isinstance(words, list | tuple | np.ndarray) or not all(isinstance(word, str) for word in words):
+        return cell
+    return " ".join("_".join(str(word).split()) or "\ufffd" for word in words)
+
+
+def joined(series: pd.Series) -> pd.Series:
+    """A column of texts in which lists of words are texts too."""
+    import pandas as pd
+
+    if not looks_like_lists(series):
+        return series
+    return pd.Series([as_text(cell) for cell in series.to_numpy(object)], series.index, object)
+
+
+def find_tags(series: pd.Series, where: str) -> tuple[str, ...]:
+    """The classes of a column of tags.
+
+    Raises
+    ------
+    BadInput: a cell that is no list, tags that are no words, too many different ones.
+    """
+    lists = read_lists(series, where, "category")
+    classes = ordered(lists.words)
+    if len(classes) > MAX_TAGS:
+        raise BadInput(f"holds {len(classes)} different tags", where=where, remedy="check that it is a column of tags")
+    return classes
+
+
+def read_tags(
+    series: pd.Series, texts: Sequence[str | None], classes: Sequence[str], size: int, where: str
+) -> NDArray[np.float64]:
+    """Class indices [n, size], −1 behind a row's last word; NaN where the cell is empty (a hole).
+
+    Raises
+    ------
+    BadInput: a tag that is missing or none of the classes, a list that is longer or shorter than its text.
+    """
+    lists = read_lists(series, where, "category")
+    lengths = np.diff(lists.starts)
+    words = np.array([len((text or "").split()) for text in texts], np.int64)
+    wrong = (lengths != words) & (lengths > 0)
+    if wrong.any():
+        row = int(wrong.argmax())
+        what = f"has {lengths[row]} tags in row {row + 1}, where the text has {words[row]} words ({int(wrong.sum())} such rows)"
+        raise BadInput(what, where=where, remedy="give every word one tag, or leave the cell empty")
+    if (lists.codes < 0).any():
+        row = int(np.searchsorted(lists.starts, int((lists.codes < 0).argmax()), "right"))
+        raise BadInput(f"a tag is missing in row {row}", where=where, remedy="write O, or leave the whole cell empty")
+    position = {tag: i for i, tag in enumerate(classes)}
+    for tag in lists.words:
+        if tag not in position:
+            what = f"holds {tag!r}, which is none of the task's classes ({', '.join(classes[:12])})"
+            raise BadInput(what, where=where, remedy="add the class or mend the tag")
+    place = np.arange(size)
+    found = np.where((lengths > 0)[:, None], np.full((len(lengths), size), float(NO_WORD)), np.nan)
+    found[place < lengths[:, None]] = np.array([position[tag] for tag in lists.words], np.float64)[lists.codes]
+    return found
