@@ -10,7 +10,8 @@ import time
 
 import benchmarks
 
-NAMES = sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.name not in ("__main__", "ratio"))
+SHARED = ("__main__", "ratio", "merging_methods")
+NAMES = sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.name not in SHARED)
 
 
 def main() -> int:

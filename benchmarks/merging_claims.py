@@ -8,9 +8,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -19,18 +16,37 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from benchmarks.ratio import DATA, RESULTS, machine
+from benchmarks.merging_methods import (
+    Bed,
+    Case,
+    Data,
+    Entry,
+    Result,
+    claims,
+    ensemble,
+    experts,
+    fill,
+    fisher,
+    kept,
+    learned,
+    masked,
+    on_file,
+    one,
+    probe,
+    regmean,
+    soup,
+    static,
+    tables,
+    tall_tuned,
+    train,
+    tuned,
+    twinned,
+)
+from benchmarks.ratio import DATA, RESULTS
 from pluribus.files import atomic_file, safetensors
 from pluribus.merging import merge
-from pluribus.merging.adamerging import adamerging, doge_adamerging
-from pluribus.merging.atlas import atlas
+from pluribus.merging.adamerging import adamerging
 from pluribus.merging.coefficients import entropy
-from pluribus.merging.concrete import concrete
-from pluribus.merging.container import MergeContainer
-from pluribus.merging.fisher import diagonal_fisher
-from pluribus.merging.regmean import input_grams
-from pluribus.merging.self_positioning import self_positioning
-from pluribus.merging.twin import twin
 
 CACHE = Path(__file__).parents[1] / "runs" / "benchmarks" / "merging_claims"
 TASKS = ("mnist", "fashion", "notmnist", "cifar10", "signs", "pneumonia", "pacs")
@@ -38,10 +54,6 @@ SIZES = {"train": 2000, "valid": 300, "adapt": 300, "test": 1000}  # images a ta
 SEEDS = (0, 1, 2)
 CLASSES = {"mnist": 10, "fashion": 10, "notmnist": 10, "cifar10": 10, "signs": 10, "pneumonia": 2, "pacs": 7}
 PRETRAIN, STEPS = 600, 400
-
-State = dict[str, Tensor]
-Data = Mapping[str, Mapping[str, tuple[Tensor, Tensor]]]
-
 
 # Data: the four parts of a task are disjoint; "adapt" is where unlabelled adaptation looks, "test" where figures come from.
 
@@ -111,35 +123,13 @@ class SmallCNN(nn.Module):
         return out
 
 
-# Training of the bed: a pretrained trunk, frozen probe heads, experts, and one jointly trained model.
-
-
-def _train(
-    parameters: list[nn.Parameter], loss: Callable[[int], Tensor], steps: int, lr: float
-) -> None:
-    optimiser = torch.optim.AdamW(parameters, lr=lr, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, lr, total_steps=max(2, steps), pct_start=0.1)
-    for step in range(steps):
-        optimiser.zero_grad()
-        loss(step).backward()  # type: ignore[no-untyped-call]
-        optimiser.step()
-        schedule.step()
+# Training of the bed
 
 
 def _shift(x: Tensor, generator: torch.Generator) -> Tensor:
     """The batch moved by up to two pixels."""
     dx, dy = torch.randint(-2, 3, (2,), generator=generator).tolist()
     return torch.roll(x, (dx, dy), (2, 3))
-
-
-@dataclass
-class Bed:
-    """The models of one seed: the pretrained trunk, an expert a task, the jointly trained trunk; the frozen heads."""
-
-    base: State
-    experts: dict[str, State]
-    joint: State
-    heads: dict[str, nn.Linear]
 
 
 def make_bed(seed: int, data: Data) -> Bed:
@@ -162,7 +152,7 @@ def make_bed(seed: int, data: Data) -> Bed:
         y = source[i] * 4 + torch.tensor(turn).repeat_interleave(32)
         return F.cross_entropy(pretext(trunk(x)), y)
 
-    _train([*trunk.parameters(), *pretext.parameters()], pretrain, PRETRAIN, 2e-3)
+    train([*trunk.parameters(), *pretext.parameters()], pretrain, PRETRAIN, 2e-3)
     base = {k: v.clone() for k, v in trunk.state_dict().items()}
 
     heads: dict[str, nn.Linear] = {}
@@ -170,9 +160,7 @@ def make_bed(seed: int, data: Data) -> Bed:
         x, y = data[task]["train"]
         with torch.no_grad():
             z = torch.cat([trunk(part) for part in x.split(500)])
-        head = nn.Linear(256, CLASSES[task])
-        _train(list(head.parameters()), lambda _, h=head, z=z, y=y: F.cross_entropy(h(z), y), 200, 1e-2)  # type: ignore[misc]
-        heads[task] = head.requires_grad_(False)
+        heads[task] = probe(z, y, CLASSES[task])
 
     def tune(tasks: tuple[str, ...], count: int) -> dict[str, Tensor]:
         trunk.load_state_dict(base)
@@ -183,258 +171,27 @@ def make_bed(seed: int, data: Data) -> Bed:
             i = torch.randint(len(x), (64,), generator=generator)
             return F.cross_entropy(heads[task](trunk(_shift(x[i], generator))), y[i])
 
-        _train(list(trunk.parameters()), loss, count, 5e-4)
+        train(list(trunk.parameters()), loss, count, 5e-4)
         return {k: v.clone() for k, v in trunk.state_dict().items()}
 
-    experts = {task: tune((task,), STEPS) for task in TASKS}
+    each = {task: tune((task,), STEPS) for task in TASKS}
     joint = tune(TASKS, STEPS * len(TASKS))
-    return Bed(base, experts, joint, heads)
+    return Bed(base, each, joint, heads)
 
 
 def bed(seed: int, data: Data) -> Bed:
-    """The models of a seed, trained once and kept."""
-    folder = CACHE / f"seed-{seed}"
-    heads = {t: nn.Linear(256, CLASSES[t]).requires_grad_(False) for t in TASKS}
-    if not (folder / "done").exists():
-        made = make_bed(seed, data)
-        for name, state in [("base", made.base), ("joint", made.joint), *made.experts.items()]:
-            safetensors.save(folder / f"{name}.safetensors", state)
-        for task, head in made.heads.items():
-            safetensors.save(folder / f"head-{task}.safetensors", head.state_dict())
-        (folder / "done").touch()
-    for task, head in heads.items():
-        head.load_state_dict(safetensors.load(folder / f"head-{task}.safetensors"))
-    read = {name: safetensors.load(folder / f"{name}.safetensors") for name in ("base", "joint", *TASKS)}
-    return Bed(read["base"], {t: read[t] for t in TASKS}, read["joint"], heads)
+    return kept(CACHE / f"seed-{seed}", lambda: make_bed(seed, data), TASKS)
 
 
-@torch.no_grad()
-def accuracy(model: Callable[[Tensor], Tensor], head: Callable[[Tensor], Tensor], part: tuple[Tensor, Tensor]) -> float:
-    x, y = part
-    return float(torch.cat([head(model(b)).argmax(-1) for b in x.split(500)]).eq(y).float().mean())
-
-
-# Methods. A method gets the bed and gives a `Result`; what it may look at is in its row of the table.
-
-
-@dataclass
-class Case:
-    """One seed: models and data, and what every method of it shares."""
-
-    bed: Bed
-    data: Data
-    model: SmallCNN
-
-    def head(self, task: str) -> nn.Linear:
-        return self.bed.heads[task]
-
-    def of(self, state: Mapping[str, Tensor], part: str) -> dict[str, float]:
-        """Accuracy of one set of weights on every task."""
-        self.model.load_state_dict(dict(state))
-        return {t: accuracy(self.model, self.head(t), self.data[t][part]) for t in TASKS}
-
-    def mean(self, state: Mapping[str, Tensor], part: str = "valid") -> float:
-        return sum(self.of(state, part).values()) / len(TASKS)
-
-    def unlabelled(self, size: int = 16) -> dict[str, list[Tensor]]:
-        """Batches with a row block of every task at once: one forward for all tasks. The key is the one pseudo-task "all"."""
-        return {"all": [torch.cat(rows) for rows in zip(*(self.data[t]["adapt"][0].split(size)[:-1] for t in TASKS))]}
-
-    def labelled(self, size: int = 16) -> dict[str, list[tuple[Tensor, Tensor]]]:
-        """The same from the validation part, with its labels."""
-        x = zip(*(self.data[t]["valid"][0].split(size)[:-1] for t in TASKS))
-        y = zip(*(self.data[t]["valid"][1].split(size)[:-1] for t in TASKS))
-        return {"all": [(torch.cat(a), torch.cat(b)) for a, b in zip(x, y)]}
-
-    def entropy(self, model: nn.Module, task: str, batch: Tensor) -> Tensor:
-        """Σ_t H_t over the row blocks."""
-        blocks = model(batch).chunk(len(TASKS))
-        return torch.stack([entropy(self.head(t)(z)) for t, z in zip(TASKS, blocks)]).sum()
-
-    def cross_entropy(self, model: nn.Module, task: str, batch: tuple[Tensor, Tensor]) -> Tensor:
-        """Σ_t CE_t over the row blocks."""
-        blocks = zip(TASKS, model(batch[0]).chunk(len(TASKS)), batch[1].chunk(len(TASKS)))
-        return torch.stack([F.cross_entropy(self.head(t)(z), y) for t, z, y in blocks]).sum()
-
-
-@dataclass
-class Result:
-    """test, adapt: accuracy by task (adapt: on the inputs that were adapted to, None where there was no adaptation)."""
-
-    test: dict[str, float]
-    adapt: dict[str, float] | None = None
-    extra_bytes: int = 0
-    note: str = ""
-
-
-Run = Callable[[Case], Result]
-
-
-@dataclass(frozen=True)
-class Entry:
-    """A row of the table. data: what it consumed beyond the weights. task_id: whether inference is told the task."""
-
-    name: str
-    run: Run
-    data: str = "nothing"
-    task_id: bool = False
-    free: bool = False  # merges weights without data or choices: a candidate for the default of `pluribus merge`
-    full: bool = False  # runs only with FULL=1
-
-
-def _one(state: Mapping[str, Tensor], case: Case, adapted: bool = False, note: str = "") -> Result:
-    return Result(case.of(state, "test"), case.of(state, "adapt") if adapted else None, note=note)
-
-
-def _static(method: str, **settings: Any) -> Run:
-    return lambda case: _one(merge(case.bed.base, case.bed.experts, method, **settings), case)
-
-
-def _tuned(method: str, **settings: Any) -> Run:
-    """The scale on a grid 0, 0.05 … 1 (times 2 for methods whose usual scale is above 1), by validation accuracy."""
-
-    def run(case: Case) -> Result:
-        whole = merge(case.bed.base, case.bed.experts, method, scale=1.0, **settings)
-        most = 2.0 if method in ("ties", "iso_c", "tsv_m") else 1.0
-        grid = [round(most * i / 20, 3) for i in range(21)]
-
-        def at(scale: float) -> State:
-            return {n: t + scale * (whole[n] - t) for n, t in case.bed.base.items()}
-
-        best = max(grid, key=lambda scale: case.mean(at(scale)))
-        return _one(at(best), case, note=f"scale {best:g}")
-
-    return run
-
-
-def _experts(case: Case) -> Result:
-    found = {}
-    for task in TASKS:
-        case.model.load_state_dict(case.bed.experts[task])
-        found[task] = accuracy(case.model, case.head(task), case.data[task]["test"])
-    size = sum(t.numel() * t.element_size() for t in case.bed.base.values())
-    return Result(found, extra_bytes=(len(TASKS) - 1) * size)
-
-
-def _ensemble(case: Case) -> Result:
-    """The mean of all experts' features under the task's head: the ensemble of outputs, as heads are linear."""
-    models = []
-    for task in TASKS:
-        model = SmallCNN()
-        model.load_state_dict(case.bed.experts[task])
-        models.append(model)
-    mean = lambda x: torch.stack([m(x) for m in models]).mean(0)  # noqa: E731
-    size = sum(t.numel() * t.element_size() for t in case.bed.base.values())
-    return Result(
-        {t: accuracy(mean, case.head(t), case.data[t]["test"]) for t in TASKS}, extra_bytes=(len(TASKS) - 1) * size
-    )
-
-
-def _soup(case: Case) -> Result:
-    return _one(merge(case.bed.base, case.bed.experts, "greedy_soup", score=lambda s: case.mean(s)), case)
-
-
-def _regmean(case: Case) -> Result:
-    grams = {}
-    for task in TASKS:
-        case.model.load_state_dict(case.bed.experts[task])
-        grams[task] = input_grams(case.model, [case.data[task]["adapt"][0]])
-    return _one(merge(case.bed.base, case.bed.experts, "regmean", grams=grams), case, adapted=True)
-
-
-def _fisher(case: Case) -> Result:
-    fishers = {}
-    for task in TASKS:
-        case.model.load_state_dict(case.bed.experts[task])
-        batches = list(case.data[task]["adapt"][0].split(50))
-        fishers[task] = diagonal_fisher(case.model, batches, forward=lambda m, x, t=task: case.head(t)(m(x)))
-    return _one(merge(case.bed.base, case.bed.experts, "fisher", fishers=fishers), case, adapted=True)
-
-
-def _container(case: Case, container: MergeContainer) -> Result:
-    found = {}
-    for task in TASKS:
-        case.model.load_state_dict(container.state(task))
-        found[task] = accuracy(case.model, case.head(task), case.data[task]["test"])
-    counted = container.bytes()
-    return Result(found, extra_bytes=sum(counted.values()) - counted["shared"])
-
-
-def _masked(method: str) -> Run:
-    return lambda case: _container(case, MergeContainer.masked(case.bed.base, case.bed.experts, method=method))
-
-
-def _tall_tuned(case: Case) -> Result:
-    """The threshold of each task by validation accuracy, as in the paper."""
-    chosen, best = dict.fromkeys(TASKS, 0.4), dict.fromkeys(TASKS, -1.0)
-    for threshold in (0.2, 0.3, 0.4, 0.5, 0.6):
-        container = MergeContainer.masked(case.bed.base, case.bed.experts, method="tall_masks", threshold=threshold)
-        for task in TASKS:
-            case.model.load_state_dict(container.state(task))
-            got = accuracy(case.model, case.head(task), case.data[task]["valid"])
-            if got > best[task]:
-                chosen[task], best[task] = threshold, got
-    made = MergeContainer.masked(case.bed.base, case.bed.experts, method="tall_masks", threshold=chosen)
-    return _container(case, made)
-
-
-def _twin(rank: int, by_id: bool) -> Run:
-    def run(case: Case) -> Result:
-        inputs = None if by_id else {t: case.data[t]["adapt"][0] for t in TASKS}
-        container = twin(case.bed.base, case.bed.experts, rank=rank, model=None if by_id else case.model, inputs=inputs)
-        if by_id:
-            return _container(case, container)
-        served = container.serve(case.model, example=case.data["mnist"]["adapt"][0][:8])
-        found: dict[str, dict[str, float]] = {}
-        without: list[float] = []
-        for part in ("test", "adapt"):
-            found[part] = {}
-            for task in TASKS:
-                x, y = case.data[task][part]
-                right = own = 0.0
-                for a, b in zip(x.split(500), y.split(500)):
-                    out = served(a)
-                    # The weights follow the router; the head is the task's, as in the paper's evaluation, or the router's too.
-                    right += float((case.head(task)(out.stacked()).argmax(-1) == b).sum())
-                    if task in out.rows:
-                        own += float((case.head(task)(out.outputs[task]).argmax(-1) == b[out.rows[task]]).sum())
-                found[part][task] = right / len(y)
-                without += [own / len(y)] if part == "test" else []
-        for module in served._hooked:
-            module.remove()
-        counted = container.bytes()
-        extra = sum(counted.values()) - counted["shared"]
-        routed = 100 * sum(without) / len(TASKS)
-        return Result(found["test"], found["adapt"], extra, f"head by the router too: {routed:.1f}, plan {served.plan}")
-
-    return run
-
-
-def _learned(method: str, supervised: bool = False, **settings: Any) -> Run:
-    def run(case: Case) -> Result:
-        labelled = supervised or method in ("atlas", "self_positioning")
-        goal = case.cross_entropy if labelled else case.entropy
-        batches: Any = case.labelled() if labelled else case.unlabelled()
-        made: Any = {
-            "adamerging": adamerging, "doge_adamerging": doge_adamerging, "atlas": atlas, "concrete": concrete,
-            "self_positioning": self_positioning,
-        }[method]  # fmt: skip
-        name = {"atlas": "objective", "self_positioning": "loss"}.get(method, "objective")
-        learned = made(case.bed.base, case.bed.experts, case.model, batches, **{name: goal}, **settings)
-        c = learned.coefficients
-        first, last = (sum(row.values()) for row in (learned.losses[0], learned.losses[-1]))
-        note = f"loss {first:.2f} → {last:.2f}; λ mean {float(c.mean()):.2f}, from {float(c.min()):.2f} to {float(c.max()):.2f}"
-        return _one(learned.state(), case, adapted=not labelled, note=note)
-
-    return run
+# Methods of this page alone
 
 
 def _accurate(case: Case) -> list[str]:
     """The tasks whose expert is right on at least 80 % of its validation images."""
     found = []
     for task in TASKS:
-        case.model.load_state_dict(case.bed.experts[task])
-        if accuracy(case.model, case.head(task), case.data[task]["valid"]) >= 0.8:
+        case.load(case.bed.experts[task])
+        if case.accuracy(task, "valid") >= 0.8:
             found.append(task)
     return found
 
@@ -447,8 +204,8 @@ def _on_accurate_tasks(case: Case) -> Result:
         blocks = zip(TASKS, model(batch).chunk(len(TASKS)))
         return torch.stack([entropy(case.head(t)(z)) for t, z in blocks if t in chosen]).sum()
 
-    learned = adamerging(case.bed.base, case.bed.experts, case.model, case.unlabelled(), objective=objective, init=0.1, **LEARN)
-    found = _one(learned.state(), case, adapted=True)
+    made = adamerging(case.bed.base, case.bed.experts, case.model, case.unlabelled(), objective=objective, init=0.1, **LEARN)
+    found = one(made.state(), case, adapted=True)
     found.note = f"on {', '.join(chosen)}: {100 * sum(found.test[t] for t in chosen) / len(chosen):.1f}"
     return found
 
@@ -468,58 +225,58 @@ def entropy_path(case: Case) -> list[dict[str, Any]]:
 UNLABELLED, LABELLED = "unlabelled inputs (300 a task)", "validation labels (300 a task)"
 LEARN = {"steps": 300, "lr": 2e-3}
 ENTRIES = (
-    Entry("pretrained", lambda case: _one(case.bed.base, case)),
-    Entry("experts (one a task)", _experts, task_id=True),
-    Entry("joint training", lambda case: _one(case.bed.joint, case), "all training data"),
-    Entry("output ensemble", _ensemble),
-    Entry("average", _static("average"), free=True),
-    Entry("task_arithmetic 0.3", _static("task_arithmetic"), free=True),
-    Entry("task_arithmetic tuned", _tuned("task_arithmetic"), LABELLED),
-    Entry("greedy_soup", _soup, LABELLED),
-    Entry("ties", _static("ties"), free=True),
-    Entry("ties tuned", _tuned("ties"), LABELLED),
-    Entry("dare", _static("dare"), free=True),
-    Entry("dare with ties", _static("dare", combine="ties"), free=True),
-    Entry("della", _static("della"), free=True),
-    Entry("breadcrumbs", _static("breadcrumbs"), free=True),
-    Entry("karcher", _static("karcher"), free=True),
-    Entry("model_stock", _static("model_stock"), free=True),
-    Entry("sce", _static("sce"), free=True),
-    Entry("pcb", _static("pcb"), free=True),
-    Entry("codiemb", _static("codiemb"), free=True),
-    Entry("consensus", _static("consensus"), free=True),
-    Entry("consensus tuned", _tuned("consensus"), LABELLED),
-    Entry("tsv_m", _static("tsv_m"), free=True),
-    Entry("tsv_m tuned", _tuned("tsv_m"), LABELLED),
-    Entry("iso_c", _static("iso_c"), free=True),
-    Entry("iso_cts", _static("iso_cts"), free=True),
-    Entry("iso_c tuned", _tuned("iso_c"), LABELLED),
-    Entry("wudi closed form", _static("wudi"), free=True),
-    Entry("wudi adam", _static("wudi", solver="adam"), free=True),
-    Entry("knots", _static("knots"), free=True),
-    Entry("doge", _static("doge"), free=True),
-    Entry("regmean", _regmean, UNLABELLED),
-    Entry("fisher", _fisher, UNLABELLED, full=True),
-    Entry("emr", _masked("emr"), task_id=True),
-    Entry("tall_masks 0.4", _masked("tall_masks"), task_id=True),
-    Entry("tall_masks tuned", _tall_tuned, LABELLED, task_id=True),
-    Entry("twin rank 4, routed", _twin(4, by_id=False), UNLABELLED),
-    Entry("twin rank 16, routed", _twin(16, by_id=False), UNLABELLED),
-    Entry("twin rank 1, by id", _twin(1, by_id=True), task_id=True),
-    Entry("twin rank 4, by id", _twin(4, by_id=True), task_id=True),
-    Entry("twin rank 16, by id", _twin(16, by_id=True), task_id=True),
-    Entry("adamerging task-wise", _learned("adamerging", granularity="task", **LEARN), UNLABELLED),
-    Entry("adamerging layer-wise", _learned("adamerging", **LEARN), UNLABELLED),
+    Entry("pretrained", lambda case: one(case.bed.base, case)),
+    Entry("experts (one a task)", experts, task_id=True),
+    Entry("joint training", lambda case: one(case.bed.joint, case), "all training data"),
+    Entry("output ensemble", ensemble),
+    Entry("average", static("average"), free=True),
+    Entry("task_arithmetic 0.3", static("task_arithmetic"), free=True),
+    Entry("task_arithmetic tuned", tuned("task_arithmetic"), LABELLED),
+    Entry("greedy_soup", soup, LABELLED),
+    Entry("ties", static("ties"), free=True),
+    Entry("ties tuned", tuned("ties"), LABELLED),
+    Entry("dare", static("dare"), free=True),
+    Entry("dare with ties", static("dare", combine="ties"), free=True),
+    Entry("della", static("della"), free=True),
+    Entry("breadcrumbs", static("breadcrumbs"), free=True),
+    Entry("karcher", static("karcher"), free=True),
+    Entry("model_stock", static("model_stock"), free=True),
+    Entry("sce", static("sce"), free=True),
+    Entry("pcb", static("pcb"), free=True),
+    Entry("codiemb", static("codiemb"), free=True),
+    Entry("consensus", static("consensus"), free=True),
+    Entry("consensus tuned", tuned("consensus"), LABELLED),
+    Entry("tsv_m", static("tsv_m"), free=True),
+    Entry("tsv_m tuned", tuned("tsv_m"), LABELLED),
+    Entry("iso_c", static("iso_c"), free=True),
+    Entry("iso_cts", static("iso_cts"), free=True),
+    Entry("iso_c tuned", tuned("iso_c"), LABELLED),
+    Entry("wudi closed form", static("wudi"), free=True),
+    Entry("wudi adam", static("wudi", solver="adam"), free=True),
+    Entry("knots", static("knots"), free=True),
+    Entry("doge", static("doge"), free=True),
+    Entry("regmean", regmean, UNLABELLED),
+    Entry("fisher", fisher(), UNLABELLED, full=True),
+    Entry("emr", masked("emr"), task_id=True),
+    Entry("tall_masks 0.4", masked("tall_masks"), task_id=True),
+    Entry("tall_masks tuned", tall_tuned, LABELLED, task_id=True),
+    Entry("twin rank 4, routed", twinned(4, by_id=False), UNLABELLED),
+    Entry("twin rank 16, routed", twinned(16, by_id=False), UNLABELLED),
+    Entry("twin rank 1, by id", twinned(1, by_id=True), task_id=True),
+    Entry("twin rank 4, by id", twinned(4, by_id=True), task_id=True),
+    Entry("twin rank 16, by id", twinned(16, by_id=True), task_id=True),
+    Entry("adamerging task-wise", learned("adamerging", granularity="task", **LEARN), UNLABELLED),
+    Entry("adamerging layer-wise", learned("adamerging", **LEARN), UNLABELLED),
     Entry("adamerging layer-wise, accurate tasks", _on_accurate_tasks, UNLABELLED),
-    Entry("layer-wise cross-entropy", _learned("adamerging", supervised=True, **LEARN), LABELLED),
-    Entry("adamerging++ task-wise", _learned("adamerging", granularity="task", plus_plus=True, **LEARN), UNLABELLED, full=True),
-    Entry("adamerging++ layer-wise", _learned("adamerging", plus_plus=True, **LEARN), UNLABELLED, full=True),
-    Entry("doge → adamerging", _learned("doge_adamerging", **LEARN), UNLABELLED, full=True),
-    Entry("concrete t. a.", _learned("concrete", form="task_arithmetic", mask_steps=300, lr=1e-2), UNLABELLED, full=True),
-    Entry("concrete adamerging", _learned("concrete", mask_steps=150, steps=150, lr=4e-3), UNLABELLED, full=True),
-    Entry("atlas", _learned("atlas", steps=300), LABELLED, full=True),
-    Entry("atlas × 10", _learned("atlas", steps=300, partitions=10), LABELLED, full=True),
-    Entry("self_positioning", _learned("self_positioning", steps=150, lr=2e-2), LABELLED, full=True),
+    Entry("layer-wise cross-entropy", learned("adamerging", supervised=True, **LEARN), LABELLED),
+    Entry("adamerging++ task-wise", learned("adamerging", granularity="task", plus_plus=True, **LEARN), UNLABELLED, full=True),
+    Entry("adamerging++ layer-wise", learned("adamerging", plus_plus=True, **LEARN), UNLABELLED, full=True),
+    Entry("doge → adamerging", learned("doge_adamerging", **LEARN), UNLABELLED, full=True),
+    Entry("concrete t. a.", learned("concrete", form="task_arithmetic", mask_steps=300, lr=1e-2), UNLABELLED, full=True),
+    Entry("concrete adamerging", learned("concrete", mask_steps=150, steps=150, lr=4e-3), UNLABELLED, full=True),
+    Entry("atlas", learned("atlas", steps=300), LABELLED, full=True),
+    Entry("atlas × 10", learned("atlas", steps=300, partitions=10), LABELLED, full=True),
+    Entry("self_positioning", learned("self_positioning", steps=150, lr=2e-2), LABELLED, full=True),
 )  # fmt: skip
 
 
@@ -588,36 +345,20 @@ def memory() -> dict[str, Any]:
     return found
 
 
-# Cells, kept as files, and the page
+# Cells and the page
 
 
-def _cell(seed: int, entry: Entry) -> Path:
-    slug = "".join(c if c.isalnum() else "-" for c in entry.name)
-    return CACHE / f"seed-{seed}" / "cells" / f"{slug}.json"
+def _case(seed: int) -> Case:
+    data = load(seed)
+    return Case(bed(seed, data), data, SmallCNN())
 
 
 def run(full: bool) -> None:
     """Every cell (method × seed) that is not on file, then the page. FULL=1 adds the slower methods."""
-    for seed in SEEDS:
-        mine = [e for e in ENTRIES if (full or not e.full) and not _cell(seed, e).exists()]
-        if not mine:
-            continue
-        data = load(seed)
-        case = Case(bed(seed, data), data, SmallCNN())
-        for entry in mine:
-            torch.manual_seed(seed)
-            start = time.process_time()
-            got = entry.run(case)
-            seconds = time.process_time() - start
-            mean = sum(got.test.values()) / len(TASKS)
-            print(f"seed {seed}  {entry.name:28s} {100 * mean:.2f}  {seconds:6.1f} s  {got.note}", flush=True)
-            row = {"when": time.strftime("%Y-%m-%d"), "seconds": seconds, "machine": machine(), **vars(got)}
-            with atomic_file(_cell(seed, entry)) as aside:
-                aside.write_text(json.dumps(row, indent=1), "utf-8")
+    fill(CACHE, SEEDS, ENTRIES, _case, full)
     if not (CACHE / "path.json").exists():
-        data = load(1)
         with atomic_file(CACHE / "path.json") as aside:
-            aside.write_text(json.dumps(entropy_path(Case(bed(1, data), data, SmallCNN()))), "utf-8")
+            aside.write_text(json.dumps(entropy_path(_case(1))), "utf-8")
     if not (CACHE / "memory.json").exists():
         found = memory()
         print(f"memory beyond the model: {found['ours']:.1f} models, inside the graph {found['graph']:.1f}", flush=True)
@@ -627,54 +368,7 @@ def run(full: bool) -> None:
 
 
 def _page() -> None:
-    cells: dict[str, dict[int, Any]] = {}
-    for entry in ENTRIES:
-        found = {s: json.loads(_cell(s, entry).read_text("utf-8")) for s in SEEDS if _cell(s, entry).exists()}
-        if found:
-            cells[entry.name] = found
-    experts = cells["experts (one a task)"]
-
-    def mean(row: Mapping[str, float]) -> float:
-        return sum(row.values()) / len(row)
-
-    def relative(name: str, s: int) -> float:
-        return mean({t: cells[name][s]["test"][t] / experts[s]["test"][t] for t in TASKS})
-
-    def spread(values: list[float]) -> str:
-        sd = float(np.std(values, ddof=1)) if len(values) > 1 else float("nan")
-        return f"{100 * np.mean(values):.1f}" + (f" ± {100 * sd:.1f}" if len(values) > 1 else "")
-
-    def score(name: str) -> float:
-        return float(np.mean([mean(c["test"]) for c in cells[name].values()]))
-
-    order = sorted((e for e in ENTRIES if e.name in cells), key=lambda e: -score(e.name))
-    lines = [
-        "| method | test accuracy | of its expert | on the adapted inputs | data consumed | extra bytes | task id "
-        "| CPU s | seeds |",
-        "|---|---|---|---|---|---|---|---|---|",
-    ]
-    for e in order:
-        mine = cells[e.name]
-        adapt = [mean(c["adapt"]) for c in mine.values() if c["adapt"]]
-        lines.append(
-            f"| {e.name} | {spread([mean(c['test']) for c in mine.values()])} | {spread([relative(e.name, s) for s in mine])} "
-            f"| {spread(adapt) if adapt else ''} | {e.data} | {next(iter(mine.values()))['extra_bytes'] or ''} "
-            f"| {'yes' if e.task_id else ''} | {np.mean([c['seconds'] for c in mine.values()]):.1f} "
-            f"| {', '.join(map(str, mine))} |"
-        )
-    by_task = ["| method | " + " | ".join(TASKS) + " |", "|---" * (len(TASKS) + 1) + "|"]
-    for e in order:
-        rows = [np.mean([c["test"][t] for c in cells[e.name].values()]) for t in TASKS]
-        by_task.append(f"| {e.name} | " + " | ".join(f"{100 * r:.1f}" for r in rows) + " |")
-    notes = [f"- {e.name}: " + "; ".join(f"seed {s}: {c['note']}" for s, c in cells[e.name].items()) for e in order
-             if any(c["note"] for c in cells[e.name].values())]  # fmt: skip
-    free = [e.name for e in order if e.free]
-    claims = [_claim(cells, name, "task_arithmetic tuned", mean) for name in
-              ("adamerging layer-wise", "adamerging task-wise", "adamerging layer-wise, accurate tasks",
-               "layer-wise cross-entropy",
-               "adamerging++ layer-wise", "doge → adamerging",
-               "concrete adamerging", "twin rank 4, routed", "twin rank 16, routed", "atlas", "self_positioning", "emr",
-               "tall_masks tuned", "tsv_m", "joint training") if name in cells]  # fmt: skip
+    cells = on_file(CACHE, SEEDS, ENTRIES)
     compared = [n for n in ("task_arithmetic tuned", "adamerging layer-wise", "adamerging layer-wise, accurate tasks",
                             "layer-wise cross-entropy", "experts (one a task)") if n in cells]  # fmt: skip
     why = "\n".join(
@@ -683,27 +377,22 @@ def _page() -> None:
             f"{100 * np.mean([cells[n][s]['test'][t] for t in ACCURATE]):.1f}" if s in cells[n] else "" for n in compared
         ) + " |" for s in SEEDS]
     )  # fmt: skip
-    dates = sorted({c["when"] for row in cells.values() for c in row.values()})
-    machines = sorted({c["machine"] for row in cells.values() for c in row.values()})
     size = sum(t.numel() for t in SmallCNN().state_dict().values())
     (RESULTS / "merging.md").write_text(
         PAGE.format(
-            size=size, table="\n".join(lines), by_task="\n".join(by_task), notes="\n".join(notes), claims="\n".join(claims),
-            best=free[0], second=free[1], worst=free[-1], cells=sum(map(len, cells.values())),
-            total=len(ENTRIES) * len(SEEDS), dates=" to ".join(dict.fromkeys((dates[0], dates[-1]))), machine="; ".join(machines),
-            path=_path_table(), why=why, five=", ".join(ACCURATE), held=json.loads((CACHE / "memory.json").read_text("utf-8")),
+            **tables(cells, ENTRIES), size=size, claims=claims(cells, CLAIMED, "task_arithmetic tuned"),
+            total=len(ENTRIES) * len(SEEDS), path=_path_table(), why=why, five=", ".join(ACCURATE),
+            held=json.loads((CACHE / "memory.json").read_text("utf-8")),
         ),
         "utf-8",
     )  # fmt: skip
 
 
-def _claim(cells: Any, name: str, other: str, mean: Callable[[Mapping[str, float]], float]) -> str:
-    seeds = [s for s in cells[name] if s in cells[other]]
-    gaps = [mean(cells[name][s]["test"]) - mean(cells[other][s]["test"]) for s in seeds]
-    verdict = "above on every seed" if min(gaps) > 0 else "below on every seed" if max(gaps) < 0 else "mixed"
-    return f"- {name} − {other}: " + ", ".join(f"{100 * g:+.1f}" for g in gaps) + f" points: {verdict}."
-
-
+CLAIMED = (
+    "adamerging layer-wise", "adamerging task-wise", "adamerging layer-wise, accurate tasks", "layer-wise cross-entropy",
+    "adamerging++ layer-wise", "doge → adamerging", "concrete adamerging", "twin rank 4, routed", "twin rank 16, routed",
+    "atlas", "self_positioning", "emr", "tall_masks tuned", "tsv_m", "joint training",
+)  # fmt: skip
 ACCURATE = ("mnist", "fashion", "notmnist", "signs", "pneumonia")
 
 
