@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from pluribus import catalog
 from pluribus.files import safetensors
-from pluribus.merging import merge
+from pluribus.merging import merge, select
 from pluribus.merging.run import is_static
 
 NEED_DATA = {"fisher", "regmean"}
@@ -155,13 +156,18 @@ def _write(folder: Path, tensors: dict[str, Tensor], shards: int, backwards: boo
 
 
 @pytest.mark.parametrize(("name", "options"), VARIANTS, ids=IDS)
-def test_chunks_threads_and_shards_change_no_byte(name: str, options: dict[str, Any], tmp_path: Path) -> None:
-    """The file is the same bytes for every chunk, thread count and shard layout of the inputs."""
+def test_chunks_threads_and_shards_change_no_byte(
+    name: str, options: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The file is the same bytes for every chunk, thread count and shard layout of the inputs, and whether a tensor that is
+    looked at twice is held or read again."""
     base, experts = world(6)
     experts = chosen(name, experts)
     more = extra(name, experts)
     files = []
-    for i, (chunk, threads, shards, backwards) in enumerate([(1 << 20, 1, 1, False), (1, 3, 3, True)]):
+    layouts = [(1 << 20, 1, 1, False, 1 << 30), (1, 3, 3, True, 1 << 30), (1, 1, 2, False, 0)]
+    for i, (chunk, threads, shards, backwards, held) in enumerate(layouts):
+        monkeypatch.setattr("pluribus.merging.stream.HELD", held)
         home = tmp_path / str(i)
         home.mkdir()
         ours = _write(home / "base", base, shards, backwards)
@@ -171,10 +177,55 @@ def test_chunks_threads_and_shards_change_no_byte(name: str, options: dict[str, 
         merge(ours, theirs, name, seed=3, out=home / "out", chunk=chunk, threads=threads, hashes=False, **options, **more)
         torch.set_num_threads(before)
         files.append((home / "out" / "model.safetensors").read_bytes())
-    assert files[0] == files[1]
+    assert files[0] == files[1] == files[2]
     in_memory = merge(base, experts, name, seed=3, **options, **more)
     on_disk = safetensors.load(tmp_path / "0" / "out")
     assert all(torch.equal(in_memory[n], on_disk[n]) for n in in_memory)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    seed=st.integers(0, 10**6),
+    shape=st.sampled_from(["normal", "ties", "sparse", "equal", "sorted", "rows", "double"]),
+    chunk=st.sampled_from([1999, 15000, 1 << 20]),
+    shares=st.lists(st.floats(0, 1), min_size=1, max_size=3),
+)
+def test_the_bracket_of_a_sample_finds_the_very_border(seed: int, shape: str, chunk: int, shares: list[float]) -> None:
+    """The k largest of tensors large enough for a sample are those of a stable sort: normal entries, many ties, mostly zeros, one
+    value, a sorted tensor, rows of different size; `keep` is the same set as `mask`."""
+    n, g = 40000, torch.Generator().manual_seed(seed)
+    x = torch.randn(2, n, generator=g, dtype=torch.float64 if shape == "double" else torch.float32)
+    if shape == "ties":
+        x = (x * 4).round()
+    elif shape == "sparse":
+        x = x * (torch.rand(2, n, generator=g) < 0.05)
+    elif shape == "equal":
+        x = torch.ones(2, n)
+    elif shape == "sorted":
+        x = x.sort(1).values
+    elif shape == "rows":
+        x = x * (torch.arange(n) % 50 + 1)
+    ks = [round(share * n) for share in shares]
+
+    def chunks() -> Iterator[tuple[int, Tensor]]:
+        for start in range(0, n, chunk):
+            yield start, x[:, start : start + chunk].abs()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(select, "SAMPLE", 2048)
+        found = select.top(chunks, 2, ks, n)
+        inside = [k for k in ks if 0 < k < n]
+        if shape == "normal" and inside:
+            held = select.bracketed(chunks, 2, inside, n)
+            assert len(held) >= 0.9 * 2 * len(set(inside))  # the bracket itself is what is tested here
+    for row, cuts in enumerate(found):
+        order = torch.sort(x[row].abs(), descending=True, stable=True).indices
+        for k, cut in zip(ks, cuts):
+            wanted = torch.zeros(n, dtype=torch.bool)
+            wanted[order[:k]] = True
+            assert torch.equal(cut.mask(x[row].abs(), 0), wanted)
+            both = [cut.keep(x[row, :1000], 0), cut.keep(x[row, 1000:], 1000)]
+            assert torch.equal(torch.cat(both), torch.where(wanted, x[row], 0.0))
 
 
 @settings(max_examples=40)

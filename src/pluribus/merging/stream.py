@@ -12,6 +12,7 @@ import math
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -22,6 +23,7 @@ from pluribus.merging.algebra import BLOCK, Mean, Method, Span, Stage
 from pluribus.merging.source import Source, accumulator, is_statistic, spans, where
 
 CHUNK = 1 << 17  # entries of each input that are held at a time
+HELD = 64 << 20  # bytes: a tensor that is looked at more than once is held where all its inputs together are not larger
 AVERAGE = Method(Mean(), space="weights")
 
 
@@ -84,7 +86,8 @@ class Engine:
         held: Tensor | None = getattr(self._local, "buffer", None)
         if held is None or held.dtype != kind or held.numel() < rows * n:
             held = torch.empty(max(rows * n, 1), dtype=kind)
-            if rows * n <= (len(self.experts) + 1) * self.chunk:  # a whole tensor is not kept
+            # a larger tensor's is not kept
+            if rows * n * kind.itemsize <= max(HELD, (len(self.experts) + 1) * self.chunk * kind.itemsize):
                 self._local.buffer = held
         return held[: rows * n].view(rows, n)
 
@@ -96,9 +99,11 @@ class Engine:
 
     def load(self, span: Span, method: Method) -> tuple[Tensor | None, Tensor]:
         """θ0 [n] (None in the space of weights) and τ [T, n] (or θ_t) of a stretch. The buffer is used again by the next call."""
-        n, kind = span.stop - span.start, self.accumulator(span.name)
         shift = int(method.space == "task_vectors")
-        buffer = self._buffer(len(self.experts) + shift, n, kind)
+        buffer = self._buffer(len(self.experts) + shift, span.stop - span.start, self.accumulator(span.name))
+        return self._load(buffer, span, shift)
+
+    def _load(self, buffer: Tensor, span: Span, shift: int) -> tuple[Tensor | None, Tensor]:
         for t, expert in enumerate(self.experts):
             self._fill(buffer[t + shift], expert, span)
         theta0, tau = (buffer[0], buffer[1:]) if shift else (None, buffer)
@@ -159,9 +164,12 @@ class Engine:
                 if stage.need == "all":
                     seen = self._survey_aside(stage, method)
                 else:
-                    seen = stage.observe(_Held(span, tau)) if stage.need == "statistic" else None
+                    seen = stage.observe(_Held(all_spans, tau)) if stage.need == "statistic" else None
                 tau = stage(tau, span, seen)
             yield span.start, span.stop, self._finish(theta0, tau, theta1, method, span).to(dtype)
+            return
+        if self._holds(name, method):
+            yield from self._held(all_spans, method, dtype)
             return
         seen_by = self._seen(name, method, method.stages)
         for span in all_spans:
@@ -170,6 +178,42 @@ class Engine:
             for stage, told in zip(method.stages, seen_by):
                 tau = stage(tau, span, told)
             yield span.start, span.stop, self._finish(theta0, tau, theta1, method, span).to(dtype)
+
+    def _holds(self, name: str, method: Method) -> bool:
+        """Whether a tensor is looked at more than once, stretch by stretch, and small enough to be read only once."""
+        shift, n = int(method.space == "task_vectors"), math.prod(self.base.shape(name))
+        size = (len(self.experts) + shift) * n * self.accumulator(name).itemsize
+        needs = {stage.need for stage in method.stages}
+        return size <= HELD and "statistic" in needs and not needs & {"rows", "tensor", "all"}
+
+    def _held(self, every: Sequence[Span], method: Method, dtype: torch.dtype) -> Iterator[tuple[int, int, Tensor]]:
+        """The stretches of a tensor whose task vectors are held between the passes."""
+        shift = int(method.space == "task_vectors")
+        kind, n = self.accumulator(every[0].name), every[-1].stop
+        buffer = self._buffer(len(self.experts) + shift, n, kind)
+        for span in every:
+            self._load(buffer[:, span.start : span.stop], span, shift)
+        theta0, tau = (buffer[0], buffer[1:]) if shift else (None, buffer)
+        first = tau[0].clone() if len(self.experts) == 1 and shift else None
+        stages, done = method.stages, 0
+        seen: list[Any] = []
+
+        def passed(span: Span, stop: int) -> Tensor:
+            part = tau[:, span.start : span.stop]
+            for stage, told in zip(stages[done:stop], seen[done:stop]):
+                part = stage(part, span, told)
+            return part
+
+        for depth, stage in enumerate(stages):
+            if stage.need == "statistic" and depth > done:
+                for span in every:
+                    tau[:, span.start : span.stop] = passed(span, depth)
+                done = depth
+            seen.append(stage.observe(_Held(every, tau)) if stage.need == "statistic" else None)
+        for span in every:
+            theta = None if theta0 is None else theta0[span.start : span.stop]
+            only = None if first is None else first[span.start : span.stop]
+            yield span.start, span.stop, self._finish(theta, passed(span, len(stages)), only, method, span).to(dtype)
 
     def _survey_aside(self, stage: Stage, method: Method) -> Any:
         """A survey reads through the same buffer; the stretch in hand is set aside meanwhile."""
@@ -182,14 +226,10 @@ class Engine:
         finally:
             self._local.buffer = held
 
-    def _only_expert(self, theta0: Tensor | None, tau: Tensor) -> tuple[Tensor, Tensor] | None:
-        if len(self.experts) != 1 or theta0 is None:
-            return None
-        return tau[0].clone(), tau[0] + theta0
+    def _only_expert(self, theta0: Tensor | None, tau: Tensor) -> Tensor | None:
+        return tau[0].clone() if len(self.experts) == 1 and theta0 is not None else None
 
-    def _finish(
-        self, theta0: Tensor | None, merged: Tensor, only: tuple[Tensor, Tensor] | None, method: Method, span: Span
-    ) -> Tensor:
+    def _finish(self, theta0: Tensor | None, merged: Tensor, only: Tensor | None, method: Method, span: Span) -> Tensor:
         """θ = θ0 + scale · τ_M. With one expert whose task vector came through untouched, its own bits: θ0 + (θ1 − θ0) rounds."""
         if theta0 is None:
             return merged
@@ -198,7 +238,7 @@ class Engine:
         step = merged * method.scale
         theta1 = torch.empty_like(theta0)
         self._fill(theta1, self.experts[0], span)
-        return torch.where(step == only[0], theta1, theta0 + step)
+        return torch.where(step == only, theta1, theta0 + step)
 
     # everything ------------------------------------------------------------------------------------------------------------
 
@@ -264,13 +304,16 @@ class TensorPass:
 
 
 class _Held:
-    """A tensor that is one stretch and in memory already."""
+    """A tensor that is in memory already, whatever the spans it is worked on in."""
 
-    def __init__(self, span: Span, tau: Tensor) -> None:
-        self.name, self.shape, self.span, self.tau = span.name, span.shape, span, tau
+    def __init__(self, every: Sequence[Span], tau: Tensor) -> None:
+        first = every[0]
+        self.name, self.shape, self.tau = first.name, first.shape, tau
+        self.spans = [replace(first, start=start, stop=stop) for start, stop in spans(tau.shape[1], CHUNK)]
 
     def chunks(self) -> Iterator[tuple[Span, Tensor]]:
-        yield self.span, self.tau
+        for span in self.spans:
+            yield span, self.tau[:, span.start : span.stop]
 
 
 class _Own(Stage):

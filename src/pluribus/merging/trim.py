@@ -78,10 +78,8 @@ class Trim(Stage):
         if self.need == "elementwise":
             return tau
         cuts = seen[span.name] if self.scope == "global" else seen
-        magnitude = tau.abs()
         for t, (outer, inner) in enumerate(cuts):
-            kept = inner.mask(magnitude[t], span.start)
+            tau[t] = inner.keep(tau[t], span.start)
             if self.outliers:
-                kept &= ~outer.mask(magnitude[t], span.start)
-            tau[t].mul_(kept)
+                tau[t] -= outer.keep(tau[t], span.start)
         return tau
