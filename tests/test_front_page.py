@@ -1,4 +1,4 @@
-"""The README stays true: its blocks run on generated fixtures, through a real shell, with 20 s in place of the printed budget."""
+"""The README stays true: its blocks run on generated fixtures, through a real shell, with 4 s in place of the printed budget."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def blocks(language: str) -> list[str]:
 
 def _loans(folder: Path) -> None:
     rng = np.random.default_rng(0)
-    n = 1200
+    n = 600
     x = rng.normal(size=(n, 3))
     frame = pd.DataFrame(x, columns=["income", "age", "rate"])
     frame["loan"] = [f"L{i:05d}" for i in range(n)]
@@ -50,7 +50,7 @@ def folder(tmp_path: Path) -> Path:
 
 def test_shell_lines(folder: Path) -> None:
     """The data scientist's first hour: plan, study, predict."""
-    script = "\n".join(["set -euo pipefail", *blocks("bash")]).replace("--budget 2h", "--budget 20s")
+    script = "\n".join(["set -euo pipefail", *blocks("bash")]).replace("--budget 2h", "--budget 4s")
     path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
     done = subprocess.run(["bash", "-c", script], cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
@@ -63,7 +63,7 @@ def test_shell_lines(folder: Path) -> None:
 def test_python_blocks(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The estimator and the researcher's loop run as printed."""
     monkeypatch.chdir(folder)
-    study, loop = (block.replace('budget="2h"', 'budget="20s"') for block in blocks("python"))
+    study, loop = (block.replace('budget="2h"', 'budget="4s"') for block in blocks("python"))
     rng = np.random.default_rng(0)
     X = rng.normal(size=(200, 3))
     Y = np.column_stack([X[:, 0] > 0, np.where(rng.random(200) < 0.3, np.nan, X[:, 1])])

@@ -186,7 +186,7 @@ def test_code_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         if code.startswith("pluribus serve"):
             _serve(code, tmp_path)
         elif block["language"] == "bash":
-            script = "set -euo pipefail\n" + code.replace("--budget 20s", "--budget 5s")  # runs, not skill, are tested
+            script = "set -euo pipefail\n" + code.replace("--budget 20s", "--budget 2s")  # runs, not skill, are tested
             done = subprocess.run(
                 ["bash", "-c", script], cwd=tmp_path, env=_environment(), capture_output=True, text=True, timeout=280
             )

@@ -183,19 +183,26 @@ if __name__ == "__main__":
 
 
 def test_killed_three_times_it_still_ends(loans_file: Path, tmp_path: Path) -> None:
-    """kill -9 at random moments: finished trials are kept, no half file is believed, the end equals an unkilled run's."""
+    """kill -9 at random moments of its work: finished trials are kept, no half file is believed, the end equals an unkilled
+    run's."""
     script = tmp_path / "go.py"
     script.write_text(SCRIPT)
     command = [sys.executable, str(script), str(loans_file)]
     rng = random.Random(0)
+    trials = tmp_path / "killed" / "k" / "work" / "trials"
     kept = []
-    for _ in range(3):
+    for finished in range(3):  # trials, when the blow falls
         process = subprocess.Popen([*command, str(tmp_path / "killed")], stderr=subprocess.DEVNULL)
-        time.sleep(rng.uniform(4, 8))
+        end = time.monotonic() + 120
+        while time.monotonic() < end and process.poll() is None:
+            if trials.exists() and len(list(trials.glob("final-*/result.json"))) >= finished:
+                break
+            time.sleep(0.02)
+        assert process.poll() is None, "it ended before it was killed"
+        time.sleep(rng.uniform(0, 0.3))
         os.kill(process.pid, signal.SIGKILL)
         process.wait()
-        trials = tmp_path / "killed" / "k" / "work" / "trials"
-        kept.append(sorted(p.name for p in trials.glob("final-*")) if trials.exists() else [])
+        kept.append(sorted(p.name for p in trials.glob("final-*")))
     assert all(set(a) <= set(b) for a, b in pairwise(kept)), "a finished trial was lost"
     for folder in ("killed", "whole"):
         subprocess.run([*command, str(tmp_path / folder)], check=True, capture_output=True)
