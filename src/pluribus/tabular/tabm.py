@@ -29,7 +29,6 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 import torch
-import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
@@ -37,6 +36,7 @@ from pluribus.modeling import MultiTaskModel
 from pluribus.sharing import SharedBottom
 from pluribus.sharing.stacked import at_least
 from pluribus.tabular.bank import BankEncoder
+from pluribus.tabular.dropout import relu_dropout
 from pluribus.tabular.embeddings import Categorical, Numeric, NumericEmbedding, numbers
 from pluribus.tabular.members import MemberHeads
 from pluribus.tasks import Task
@@ -62,13 +62,16 @@ class BatchEnsemble(nn.Module):
         weight, r, s, bias = (p if active is None else p[active] for p in (self.weight, self.r, self.s, self.bias))
         copies, members, outputs = s.shape
         inputs, rows, shared = weight.shape[1], h.shape[-2], h.ndim == 3
-        h = h[:, None] if shared else h
         many = not torch.compiler.is_compiling() and inputs * outputs * (1 if shared else 2) < rows * (inputs + outputs)
-        if many:  # the members' own weights cost less than the passes over their activations
+        if many and shared:  # the members' own weights cost less than the passes over their activations; one product for all
+            each = weight[:, :, None] * (r.transpose(1, 2)[..., None] * s[:, None])
+            y = torch.baddbmm(bias.reshape(copies, 1, -1), h.expand(copies, -1, -1), each.flatten(2))
+            return y.reshape(copies, rows, members, outputs).transpose(1, 2)
+        if many:
             each = weight[:, None] * (r[..., None] * s[:, :, None])
-            own = h.expand(copies, members, -1, -1).flatten(0, 1)
-            y = torch.baddbmm(bias.flatten(0, 1)[:, None], own, each.flatten(0, 1))
+            y = torch.baddbmm(bias.flatten(0, 1)[:, None], h.flatten(0, 1), each.flatten(0, 1))
             return y.reshape(copies, members, rows, outputs)
+        h = h[:, None] if shared else h
         seen = (h * r[:, :, None]).flatten(1, 2)
         y = torch.bmm(seen, weight).reshape(copies, members, rows, outputs)
         return torch.addcmul(bias[:, :, None], y, s[:, :, None])
@@ -111,7 +114,7 @@ class TabMEncoder(BankEncoder):
         numeric, categorical = self.numeric(x, active), self.categorical(codes, active)
         h = torch.cat((numeric.expand(len(categorical), -1, -1), categorical), -1)
         for layer in self.layers:
-            h = F.dropout(F.relu(layer(h, active)), self.dropout, self.training)
+            h = relu_dropout(layer(h, active), self.dropout, self.training)
         return h.transpose(1, 2)
 
 
