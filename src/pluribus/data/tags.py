@@ -70,9 +70,11 @@ def joined(series: pd.Series) -> pd.Series:
     """A column of texts in which lists of words are texts too."""
     import pandas as pd
 
-    if not looks_like_lists(series):
+    written = looks_like_lists(series)
+    if not written and series.dtype != np.dtype(object):
         return series
-    return pd.Series([as_text(cell) for cell in series.to_numpy(object)], series.index, object)
+    cells = [as_text(cell) if written or not isinstance(cell, str) else cell for cell in series.to_numpy(object)]
+    return pd.Series(cells, series.index, object)
 
 
 def find_tags(series: pd.Series, where: str) -> tuple[str, ...]:
