@@ -180,7 +180,7 @@ def test_served_with_selected_tasks(checkpoints: Any, tmp_path: Path, client_of:
     assert "takes text, not int 5" in answer[5]["error"]
     assert "lacks the column 'text'" in answer[6]["error"]
     document = client.get("/openapi.json").json()
-    assert document["components"]["schemas"]["Row"]["properties"]["text"]["type"] == ["string", "null"]
+    assert document["components"]["schemas"]["Row"]["properties"]["text"]["type"][0] == "string"
 
 
 def test_token_ids_where_there_is_no_tokenizer(tmp_path: Path, client_of: Any) -> None:
@@ -260,3 +260,56 @@ def test_a_container_without_a_configuration_says_how_it_is_served(tmp_path: Pat
     bundle(base, {"a": {"w.weight": torch.randn(3, 3)}}, "average").save(tmp_path / "c")
     with pytest.raises(BadInput, match=r"MergeContainer\.serve\(model\)"):
         load(tmp_path / "c")
+
+
+@pytest.mark.parametrize(("method", "times"), [("average", 1), ("twin", 3)])
+def test_a_row_asked_for_several_tasks_runs_as_rarely_as_it_can(
+    method: str, times: int, checkpoints: Any, tmp_path: Path
+) -> None:
+    """The trunk of a plain merge sees a row once for all its tasks, a container's once for each; answers are those of single
+    asks, also where rows are asked for some tasks, or twice."""
+    base, experts = checkpoints
+    bundle(base, experts, method).save(tmp_path / "c", homes_of(experts))
+    model: Any = load(tmp_path / "c")
+    assert model.served.plan == "batched"
+    assert model.served.plain == (method == "average")
+    data = model.columns.prepare(pd.DataFrame({"text": TEXTS * 2}), model.tasks)
+    seen = []
+    layer = next(m for n, m in model.served.model.named_modules() if n.endswith("encoder.layer.0"))
+    handle = layer.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
+    every = np.arange(len(TEXTS) * 2)
+    model.mixed(data, dict.fromkeys(LABELS, every))
+    assert sum(seen) == times * len(every)
+    handle.remove()
+    wanted = {"price": np.array([3, 0, 0]), "cars": np.array([0, 7]), "birds": np.array([7, 3, 1])}
+    together = model.mixed(data, wanted)
+    for task, rows in wanted.items():
+        alone = np.stack([model.mixed(data, {task: rows[i : i + 1]})[task][0] for i in range(len(rows))])
+        np.testing.assert_allclose(together[task], alone, atol=1e-6)
+
+
+def test_two_text_columns_are_read_as_a_pair(tmp_path: Path) -> None:
+    """A task whose configuration names two columns gets them as transformers' pair, token types included; a missing second text
+    is none; a task with one column stands beside it."""
+    base, experts = fine_tunes(tmp_path)
+    path = experts["birds"] / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "text_columns": ["claim", "proof"]}))
+    merge(base, experts, "average", out=tmp_path / "merged")
+    model: Any = load(tmp_path / "merged")
+    assert [i.name for i in model.columns.inputs] == ["text", "claim", "proof"]
+    frame = pd.DataFrame({"text": ["w1", "w2"], "claim": ["w3 w4 w5", "w6"], "proof": ["w7 w8", None]})
+    found = model.predict(frame)
+    own = export_task(tmp_path / "merged", "birds", tmp_path / "own")
+    single = transformers.AutoModelForSequenceClassification.from_pretrained(own).eval()
+    tokenizer = transformers.AutoTokenizer.from_pretrained(own)
+    with torch.no_grad():
+        pair = single(**tokenizer("w3 w4 w5", "w7 w8", return_tensors="pt")).logits.softmax(-1)
+        swapped = single(**tokenizer("w7 w8", "w3 w4 w5", return_tensors="pt")).logits.softmax(-1)
+        alone = single(**tokenizer("w6", return_tensors="pt")).logits.softmax(-1)
+    names = [f"birds__p_{c}" for c in LABELS["birds"]]
+    np.testing.assert_allclose(found[names], torch.cat([pair, alone]).numpy(), atol=1e-5)
+    assert not np.allclose(swapped, pair, atol=1e-4)  # the order matters to this model
+    path.write_text(json.dumps({**json.loads(path.read_text()), "text_columns": ["a", "b", "c"]}))
+    merge(base, experts, "average", out=tmp_path / "three")
+    with pytest.raises(BadInput, match=r"birds.*text_columns|text_columns"):
+        load(tmp_path / "three")

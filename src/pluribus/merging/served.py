@@ -6,6 +6,9 @@ Two plans, chosen by what the parts are and checked on an example:
               through that task's factors alone, so that their bits do not depend on which other tasks the container holds; a
               soft mixture runs all factors in two products, y = W*x + Σ_t w_t U_t(V_t x).
     grouped   the rows of a task (or of one mixture) go through that task's weights in full: exact for any module.
+
+A row may be asked for several tasks (`rows`). Where no task changes the trunk (a plain merge), it runs once for each row, and
+what comes out is handed to the tasks' heads; else a row runs once for each of its tasks.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -45,12 +48,18 @@ class Routed:
 
 @dataclass(frozen=True)
 class _Route:
-    """Of one forward: whose it is, rows in all, the rows of each task by id, and mixture weights [B, T] (None: by id)."""
+    """Of one forward: whose it is, rows in all, the rows of each task by id, and mixture weights [B, T] (None: by id).
+
+    spread: of a plain merge, the row of the batch that each answer is about; `groups` count answers then. The first head that
+    the rows reach hands them on as answers, and notes it in `reached`.
+    """
 
     owner: Served
     size: int
     groups: dict[str, Tensor]
     weights: Tensor | None
+    spread: Tensor | None = None
+    reached: list[bool] = field(default_factory=list)
 
 
 _route: ContextVar[_Route | None] = ContextVar("route", default=None)
@@ -88,7 +97,7 @@ class Served(nn.Module):
             if name not in own or own[name].shape != tensor.shape:
                 raise BadInput(f"the model has no tensor {name!r} of shape {tuple(tensor.shape)}", remedy="give its architecture")
             own[name].copy_(tensor)
-        self.plan = "grouped"
+        self.plan, self.plain = "grouped", False  # plain: no task changes the trunk, and it runs once for each row
         self._example, self._tasks = example, container.tasks
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._hooked: list[Any] = []
@@ -100,7 +109,7 @@ class Served(nn.Module):
     @torch.no_grad()
     def _choose(self) -> None:
         """Pick the plan for the tasks there are."""
-        self._tasks, self.plan = self.container.tasks, "grouped"
+        self._tasks, self.plan, self.plain = self.container.tasks, "grouped", False
         self._unhook()
         if self._example is not None and self._tasks and self._hook():
             self.plan = "batched"
@@ -109,15 +118,33 @@ class Served(nn.Module):
                 self.plan = "grouped"
 
     @torch.no_grad()
-    def forward(self, inputs: Any, tasks: str | Sequence[str] | None = None, weights: Tensor | None = None) -> Routed:
+    def forward(
+        self,
+        inputs: Any,
+        tasks: str | Sequence[str] | None = None,
+        weights: Tensor | None = None,
+        rows: Sequence[int] | None = None,
+    ) -> Routed:
         """One forward over rows of different tasks.
 
         tasks: the task of all rows, or of each. weights: a mixture [B, T] in the order of `container.tasks` instead; a row's
         head is that of its largest weight. Neither: the router's softmax, from a first pass of the shared model.
+        rows: with a list of tasks, the row that each of them is asked about, where rows are asked for several tasks or none;
+        what comes out counts these questions in the place of rows.
         """
         if self._tasks != self.container.tasks:
             self._choose()
         size = _rows_of(inputs)
+        spread: Tensor | None = None
+        if rows is not None:
+            spread = torch.tensor(list(rows), dtype=torch.long)
+            if weights is not None or tasks is None or isinstance(tasks, str) or len(tasks) != len(spread):
+                raise BadInput(f"rows name {len(spread)} questions", where="rows", remedy="name the task of each")
+            if len(spread) and not 0 <= int(spread.min()) <= int(spread.max()) < size:
+                what = f"rows go from {int(spread.min())} to {int(spread.max())}"
+                raise BadInput(what, where="rows", remedy=f"use 0 to {size - 1}")
+            if not self.plain:
+                inputs, size, spread = _pick(inputs, spread), len(spread), None
         known = self.container.tasks
         if tasks is None and weights is None:
             weights = self.route(inputs)
@@ -128,7 +155,7 @@ class Served(nn.Module):
         else:
             assert tasks is not None
             names = [tasks] * size if isinstance(tasks, str) else list(tasks)
-            if len(names) != size:
+            if spread is None and len(names) != size:
                 raise BadInput(f"{len(names)} tasks for {size} rows", where="tasks", remedy="name one for each row")
         groups: dict[str, Tensor] = {}
         for task in dict.fromkeys(names):
@@ -136,7 +163,7 @@ class Served(nn.Module):
                 raise unknown("task", task, known, where="container")
             groups[task] = torch.tensor([i for i, n in enumerate(names) if n == task])
         if self.plan == "batched":
-            return self._batched(inputs, _Route(self, size, groups, weights))
+            return self._batched(inputs, _Route(self, size, groups, weights, spread))
         return self._grouped(inputs, groups, weights)
 
     @torch.no_grad()
@@ -192,6 +219,8 @@ class Served(nn.Module):
                 out = _logits(_call(self.model, inputs))
         finally:
             _route.reset(token)
+        if route.spread is not None and not route.reached:
+            out = out[route.spread]
         outputs = {}
         for task, rows in route.groups.items():
             head = self.container.heads[task]
@@ -222,6 +251,7 @@ class Served(nn.Module):
             return _logits(functional_call(self.model, state, *_arguments(inputs)))
 
     def _agrees(self, example: Any) -> bool:
+        """Whether the batched plan gives what the grouped one gives; settles `plain` where it does."""
         size = _rows_of(example)
         known = self.container.tasks
         mixed = [known[i % len(known)] for i in range(size)]
@@ -233,10 +263,16 @@ class Served(nn.Module):
                 return False
             wanted = self._grouped(example, got.rows, weights)
             for task, out in wanted.outputs.items():
-                if got.outputs[task].shape != out.shape:
+                if not _close(got.outputs[task], out):
                     return False
-                if float((got.outputs[task] - out).abs().max()) > 1e-4 * max(1.0, float(out.abs().max())):
-                    return False
+        self.plain = not any(p.factors or p.whole for p in self.container.parts.values())  # type: ignore[union-attr]
+        if self.plain:  # every row asked for every task, against the rows in full
+            rows, tasks = [i for i in range(size) for _ in known], list(known) * size
+            try:
+                asked = self(example, tasks, rows=rows)
+                self.plain = all(_close(out, self(example, task).outputs[task]) for task, out in asked.outputs.items())
+            except (RuntimeError, BadInput):
+                self.plain = False
         return True
 
     def _hook(self) -> bool:
@@ -292,6 +328,9 @@ class Served(nn.Module):
             if route is None:
                 return None
             x = args[0]
+            if route.spread is not None and not route.reached:
+                x = x[route.spread]
+                route.reached.append(True)
             wide = x.new_zeros(*x.shape[:-1], max(self._classes[t] for t in route.groups))
             for task, rows in route.groups.items():
                 head = heads[task]
@@ -426,6 +465,13 @@ class _Site:
 def _is_detached(head: Mapping[str, Tensor]) -> bool:
     """A head that is a linear map after the model ("weight", "bias") and not a part of it."""
     return "weight" in head and set(head) <= {"weight", "bias"}
+
+
+def _close(found: Tensor, wanted: Tensor) -> bool:
+    """Whether two plans' outputs agree."""
+    if found.shape != wanted.shape:
+        return False
+    return float((found - wanted).abs().max()) <= 1e-4 * max(1.0, float(wanted.abs().max()))
 
 
 def _arguments(inputs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

@@ -1,14 +1,16 @@
 """A merge behind `pluribus.load` and `pluribus serve`: a container, or what `pluribus merge` wrote, with its transformers model.
 
-The folder's configuration says what the model reads, and that is the artefact's only input column:
+The folder's configuration says what the model reads, and these are the artefact's input columns:
 
-    text           strings, where a tokenizer lies beside the weights
+    text           strings, where a tokenizer lies beside the weights; `"text_columns": ["premise", "hypothesis"]` in a task's
+                   configuration names one column, or two that are read as a pair (a missing second text: the first alone)
     input_ids      lists of token ids, where the model reads tokens and there is none
     pixel_values   flat lists of channels × height × width numbers, as the model's image processor gives them
 
 Every task is a classifier with its own labels (binary where there are two) or a regression (one output). A row that is asked
-for several tasks goes through each of them: what the tasks add differs from the first layer on. A row that the model cannot read
-(no token, a token beyond the vocabulary, a wrong number of pixels) has no finite prediction. Architectures are classes of
+for several tasks goes through the trunk of a plain merge once for those that read the same columns; in a container what the tasks
+add differs from the first layer on, and the row goes through it once for each of them. A row that the model cannot read (no
+token, a token beyond the vocabulary, a wrong number of pixels) has no finite prediction. Architectures are classes of
 `transformers`, found by name; code beside the weights is never run. Weights that are no transformers model are served from Python
 (`MergeContainer.serve`).
 """
@@ -66,7 +68,9 @@ class Merged(Fitted):
         offset = int(first.get("pad_token_id") or 0) + 1 if "roberta" in str(first.get("model_type")) else 0
         self.longest = max(1, min(known, default=512) - offset)
         tasks = tuple(_task(name, configs[name]) for name in container.tasks)
-        super().__init__(tasks, _columns(self.reads, 1 + (self.size or self.longest)))  # one too many is refused, not cut
+        self.texts = {t: _text_columns(t, configs[t]) if self.reads == "text" else (self.reads,) for t in container.tasks}
+        read = tuple(dict.fromkeys(name for names in self.texts.values() for name in names))
+        super().__init__(tasks, _columns(self.reads, read, 1 + (self.size or self.longest)))  # one too many is refused, not cut
         renamed = container.renamed(names_in(model, stored, where))
         self.served = renamed.serve(model, example=example(first, 2 * len(container.tasks)))
 
@@ -88,23 +92,35 @@ class Merged(Fitted):
         for task, mine in wanted.items():
             width = widths[task]
             found[task] = np.full((len(mine), width) if width > 2 else len(mine), np.nan)
-        pairs = [(task, place, int(row)) for task, mine in wanted.items() for place, row in enumerate(mine)]
-        for start in range(0, len(pairs), STEP):
-            part = pairs[start : start + STEP]
-            inputs, good = self._inputs(data, [row for _, _, row in part])
-            part = [part[i] for i in good]
-            if not part:
-                continue
-            routed = self.served(inputs, [task for task, _, _ in part])
-            for task, positions in routed.rows.items():
-                logits = routed.outputs[task].double()
-                width = widths[task]
-                value = logits.softmax(-1)[:, 1] if width == 2 else logits.softmax(-1) if width else logits[:, 0]
-                places = [part[i][1] for i in positions.tolist()]
-                found[task][places] = value.numpy()
+        asked: dict[tuple[str, ...], dict[int, list[tuple[str, int]]]] = {}  # by the columns that are read, then by row
+        for task, mine in wanted.items():
+            for place, row in enumerate(mine.tolist()):
+                asked.setdefault(self.texts[task], {}).setdefault(row, []).append((task, place))
+        for columns, questions_of in asked.items():
+            # a plain merge runs its trunk once for a row, whatever it is asked; others run once for each of its tasks
+            step = STEP if self.served.plain else max(1, STEP // max(map(len, questions_of.values())))
+            rows = list(questions_of)
+            for start in range(0, len(rows), step):
+                part = rows[start : start + step]
+                inputs, good = self._inputs(data, part, columns)
+                questions = [(at, task, place) for at, i in enumerate(good) for task, place in questions_of[part[i]]]
+                if questions:
+                    self._answer(inputs, questions, widths, found)
         return found
 
-    def _inputs(self, data: Prepared, rows: Sequence[int]) -> tuple[dict[str, Tensor], list[int]]:
+    def _answer(
+        self, inputs: dict[str, Tensor], questions: list[tuple[int, str, int]], widths: Mapping[str, int], found: dict[str, Array]
+    ) -> None:
+        """Put the answers to questions (row of the inputs, task, place) into `found`."""
+        routed = self.served(inputs, [task for _, task, _ in questions], rows=[at for at, _, _ in questions])
+        for task, positions in routed.rows.items():
+            logits = routed.outputs[task].double()
+            width = widths[task]
+            value = logits.softmax(-1)[:, 1] if width == 2 else logits.softmax(-1) if width else logits[:, 0]
+            places = [questions[i][2] for i in positions.tolist()]
+            found[task][places] = value.numpy()
+
+    def _inputs(self, data: Prepared, rows: Sequence[int], columns: Sequence[str]) -> tuple[dict[str, Tensor], list[int]]:
         """The model's inputs of the rows that it can read, and which those are."""
         if self.reads == "pixel_values":
             given = [data.ragged[self.reads].row(row) for row in rows]
@@ -112,19 +128,37 @@ class Merged(Fitted):
             shape = image_shape(self.configs[self.container.tasks[0]])
             pixels = np.stack([given[i] for i in good]) if good else np.empty((0, self.size), np.float32)
             return {"pixel_values": torch.from_numpy(pixels.astype(np.float32)).view(len(good), *shape)}, good
+        kinds: list[list[int]] = []
         if self.tokenizer is not None:
-            texts = [data.texts["text"][row] or "" for row in rows]
-            ids = self.tokenizer(texts, truncation=True, max_length=self.longest)["input_ids"]
+            ids, kinds = self._tokens([[data.texts[name][row] for name in columns] for row in rows])
         else:
             ids = [data.ragged[self.reads].row(row).tolist() for row in rows]
         good = [i for i, each in enumerate(ids) if 0 < len(each) <= self.longest and all(self._token(n) for n in each)]
         longest = max((len(ids[i]) for i in good), default=1)
-        values, mask = (torch.zeros(len(good), longest, dtype=torch.long) for _ in range(2))
+        values, mask, which = (torch.zeros(len(good), longest, dtype=torch.long) for _ in range(3))
         for row, i in enumerate(good):
             values[row, : len(ids[i])] = torch.tensor(ids[i], dtype=torch.long)
             mask[row, : len(ids[i])] = 1
+            if kinds:
+                which[row, : len(ids[i])] = torch.tensor(kinds[i], dtype=torch.long)
         pad = self.configs[self.container.tasks[0]].get("pad_token_id") or 0
-        return {"input_ids": values.masked_fill(mask == 0, int(pad)), "attention_mask": mask}, good
+        found = {"input_ids": values.masked_fill(mask == 0, int(pad)), "attention_mask": mask}
+        return {**found, **({"token_type_ids": which} if kinds else {})}, good
+
+    def _tokens(self, texts: list[list[str | None]]) -> tuple[list[list[int]], list[list[int]]]:
+        """Token ids of texts or pairs, and which of the two each token is of, where the model is told that (else nothing)."""
+        paired = [len(each) == 2 and each[1] is not None for each in texts]
+        ids: list[list[int]] = [[] for _ in texts]
+        kinds: list[list[int]] = [[] for _ in texts]
+        for pair in (False, True):
+            mine = [i for i, both in enumerate(paired) if both == pair]
+            if mine:
+                given = [[texts[i][side] or "" for i in mine] for side in range(1 + pair)]
+                found = self.tokenizer(*given, truncation=True, max_length=self.longest)
+                for at, i in enumerate(mine):
+                    ids[i] = found["input_ids"][at]
+                    kinds[i] = found["token_type_ids"][at] if "token_type_ids" in found else []
+        return ids, kinds if any(paired) and all(map(len, kinds)) else []
 
     def _token(self, value: float) -> bool:
         return bool(0 <= value < self.vocabulary and value == int(value))  # NaN is at neither side
@@ -184,9 +218,18 @@ def _reads(about: Config, home: Path) -> tuple[str, int]:
     raise BadInput(what, where=str(home), remedy="serve it from Python")
 
 
-def _columns(reads: str, longest: int) -> FittedColumns:
+def _text_columns(task: str, about: Config) -> tuple[str, ...]:
+    """The columns a task's texts come from."""
+    names = about.get("text_columns", ["text"])
+    if not isinstance(names, list) or not all(isinstance(name, str) and name for name in names) or len(set(names)) not in (1, 2):
+        what = f"text_columns is {names!r}"
+        raise BadInput(what, where=f"task {task!r}, config.json", remedy="name one column, or two that are a pair")
+    return tuple(names)
+
+
+def _columns(reads: str, names: Sequence[str], longest: int) -> FittedColumns:
     if reads == "text":
-        return FittedColumns((Input("text", "text"),), {}, {})
+        return FittedColumns(tuple(Input(name, "text") for name in names), {}, {})
     plain = Number(0.0, 1.0, np.array([0, 1], np.float32), np.full(21, np.nan), 0.0)
     return FittedColumns(
         (Input(reads, "sequence"),), {}, {}, sequences={reads: Elements("number", longest, max(1, longest), number=plain)}
