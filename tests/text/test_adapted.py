@@ -14,7 +14,7 @@ from pluribus.data.prepared import Prepared, prepare
 from pluribus.data.splitting import split
 from pluribus.data.table import Table
 from pluribus.modeling import Budget, Supervised
-from pluribus.text.adapted import TRAINED, AdaptedText, TextLoRAPerTask, TextLoRAShared
+from pluribus.text.adapted import TRAINED, AdaptedText, TextLoRAPerTask, TextLoRAShared, TextMHR
 from pluribus.text.candidates import Ready
 from pluribus.training import SliceAdamW
 
@@ -113,6 +113,16 @@ def test_each_specialist_keeps_its_own_best_epoch(data: Prepared) -> None:
     p = fitted.scores(data, right.rows, ["kind"])["kind"]
     logloss = -np.log(p[np.arange(len(right)), right.values.astype(int)].clip(1e-7)).mean()
     assert logloss == pytest.approx(min(fitted.record["curves"]["kind"]), rel=1e-3)
+
+
+def test_the_routing_of_mhr_has_a_rate_of_its_own(data: Prepared) -> None:
+    """At the skills' rate the routing hardly leaves uniform in so few steps."""
+    spread = []
+    for rate in (0.1, 2e-3):
+        settings = {**SMALL, "epochs": 2, "lr": 2e-3, "routing_lr": rate, "blocks": 2, "rank": 2}
+        model = TextMHR(**settings).fit(data, Budget(60.0), 0).models[0]
+        spread.append(max(float(site.Z.detach().std()) for site in model.adapters.sites.values()))  # type: ignore[union-attr]
+    assert spread[0] > 10 * spread[1]
 
 
 def test_scalearn_keeps_its_sources(data: Prepared, tmp_path: Path) -> None:

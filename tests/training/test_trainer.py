@@ -195,6 +195,7 @@ def test_nan_names_the_task(make: Any) -> None:
         ({"tasks": ("los",)}, "unknown task 'los'; did you mean 'loss'"),
         ({"rule": "meen"}, "unknown rule 'meen'; did you mean 'mean'"),
         ({"trainable": ("nothing",)}, "no parameter trains"),
+        ({"rates": {"haeds.*": 0.1}}, "'haeds.\\*' matches no parameter that trains"),
     ],
 )
 def test_wrong_stage(data: Prepared, model: MultiTaskModel, change: dict[str, Any], message: str) -> None:
@@ -202,10 +203,27 @@ def test_wrong_stage(data: Prepared, model: MultiTaskModel, change: dict[str, An
         Trainer(model, [Stage(**{**FAST, **change})]).fit(data)
 
 
-@pytest.mark.parametrize("change", [{"batch_size": 0}, {"epochs": 0}, {"lr": 0.0}, {"schedule": "cosin"}])
+@pytest.mark.parametrize("change", [{"batch_size": 0}, {"epochs": 0}, {"lr": 0.0}, {"schedule": "cosin"}, {"rates": {"*": 0.0}}])
 def test_wrong_settings(change: dict[str, Any]) -> None:
     with pytest.raises(BadInput, match="stage"):
         Stage(**change)
+
+
+def test_parameters_at_a_rate_of_their_own(make: Any) -> None:
+    """In Adam's first step an entry with a gradient moves by its rate: the heads by theirs, warmed up alike, others by `lr`."""
+    make_data, make_model = make
+    data, model = make_data(holes=0.0), make_model()
+    moved: dict[str, float] = {}
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    size = len(data.parts["train"])
+    stage = Stage(epochs=1, batch_size=size, lr=1e-3, warmup=2, weight_decay=0.0, clip=None, rates={"heads.weight": 0.1})
+    trainer = Trainer(model, [stage])
+    trainer.start_heads = False
+    trainer.fit(data)
+    for name, p in model.named_parameters():
+        moved[name] = float((p.detach() - before[name]).abs().max())
+    assert moved["heads.weight"] == pytest.approx(0.05, rel=1e-3)
+    assert max(value for name, value in moved.items() if name != "heads.weight") == pytest.approx(5e-4, rel=1e-3)
 
 
 def test_coupled_rows_refuse_accumulation() -> None:

@@ -179,8 +179,12 @@ class _AdaptedCandidate(TextCandidate):
         more: dict[str, Any] = {"name": "adapted_text", "adapter": self.adapter(ready.data), "routed": self.routed}
         model = ready.model(**more)
         assert isinstance(model, AdaptedText)
-        history = run(model, self.stage(ready, trainable=TRAINED), ready.data, deadline, seed)
+        history = run(model, self.stage(ready, trainable=TRAINED, rates=self.own_rates()), ready.data, deadline, seed)
         return Outcome.joint(ready, model, history, trained(model, TRAINED), **more)
+
+    def own_rates(self) -> dict[str, float]:
+        """Learning rates of parameters that do not learn at the rate of the others, see `Stage.rates`."""
+        return {}
 
 
 class TextLoRAShared(_AdaptedCandidate):
@@ -225,12 +229,16 @@ class TextMTLoRA(_AdaptedCandidate):
 
 
 class TextMHR(_AdaptedCandidate):
-    """An inventory of low-rank skills that all tasks share; each task mixes their parameters, block by block (MHR)."""
+    """An inventory of low-rank skills that all tasks share; each task mixes their parameters, block by block (MHR). The routing
+    learns at a rate of its own, a hundred times the skills' in the paper."""
 
     name = "text_mhr"
     label = "Text: multi-head adapter routing"
     method = "mhr"
-    defaults: ClassVar[Mapping[str, Any]] = {**ADAPTED, "rank": 4, "skills": 4, "blocks": 4}
+    defaults: ClassVar[Mapping[str, Any]] = {**ADAPTED, "rank": 4, "skills": 4, "blocks": 4, "routing_lr": 0.1}
+
+    def own_rates(self) -> dict[str, float]:
+        return {"adapters.*.Z": self.settings["routing_lr"]}
 
     def adapter(self, data: Prepared) -> dict[str, Any]:
         settings = {name: self.settings[name] for name in ("where", "rank", "skills")}
@@ -250,12 +258,12 @@ class TextSMoRA(_AdaptedCandidate):
 
 class TextScaLearn(_AdaptedCandidate):
     """Two stages: a bottleneck adapter for each task, all in one pass; then, those being frozen, each task learns how much of
-    every adapter it wants, and a fresh head. Each stage has half of the budget."""
+    every adapter it wants, at the authors' learning rate, and a fresh head. Each stage has half of the budget."""
 
     name = "text_scalearn"
     label = "Text: ScaLearn over the tasks' adapters"
     method = "scalearn"
-    defaults: ClassVar[Mapping[str, Any]] = {**DEFAULTS, "reduction": 16.0, "dropout_omega": 0.3}
+    defaults: ClassVar[Mapping[str, Any]] = {**DEFAULTS, "reduction": 16.0, "dropout_omega": 0.3, "omega_lr": 6e-3}
     passes = 5.0
 
     def adapter(self, data: Prepared) -> dict[str, Any]:
@@ -274,7 +282,8 @@ class TextScaLearn(_AdaptedCandidate):
         assert isinstance(model, AdaptedText)
         model.adapters.sources.load_state_dict(first.adapters.state_dict())
         ends = ("adapters.sites.", *TRAINED[1:])
-        history = run(model, self.stage(ready, trainable=ends), ready.data, deadline, seed)
+        rates = {"adapters.*.omega": self.settings["omega_lr"]}
+        history = run(model, self.stage(ready, trainable=ends, rates=rates), ready.data, deadline, seed)
         found = Outcome.joint(ready, model, history, trained(model, ends), **more)
         short = {*before.undertrained(), *found.undertrained}
         found.undertrained = [task.name for task in ready.data.tasks if task.name in short]

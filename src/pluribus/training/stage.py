@@ -5,7 +5,7 @@ Pre-finetuning, growth and adaptation are lists of stages; a run can be resumed 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
 
@@ -40,6 +40,7 @@ class Stage:
         vote, its head and moments freeze.
     rule: what "better" means on validation: "mean" or "worst" skill over the main tasks, or one task's name.
     lr, weight_decay, betas, warmup (steps), schedule: AdamW's; "cosine" falls to zero at `epochs`.
+    rates: glob over names of parameters → their own peak learning rate, warmed up and scheduled like `lr`; without weight decay.
     clip: largest norm of the gradient (None: unclipped).
     listen: compare the tasks' gradients at the features now and then (see `listens`); what was heard is in
         `History.diagnostics`. Nothing that is trained depends on it.
@@ -63,6 +64,7 @@ class Stage:
     betas: tuple[float, float] = (0.9, 0.999)
     warmup: int = 0
     schedule: Literal["constant", "cosine"] = "constant"
+    rates: Mapping[str, float] = field(default_factory=dict)
     clip: float | None = 1.0
     listen: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -74,6 +76,9 @@ class Stage:
         for name in ("lr",):
             if not getattr(self, name) > 0:
                 raise BadInput(f"{name} must be positive, not {getattr(self, name)}", where="stage")
+        for glob, rate in self.rates.items():
+            if not rate > 0:
+                raise BadInput(f"the rate of {glob!r} must be positive, not {rate}", where="stage, rates")
         if self.schedule not in ("constant", "cosine"):
             raise unknown("schedule", self.schedule, ("constant", "cosine"), where="stage")
         if self.accumulate > 1 and self.objective.couples_rows:

@@ -6,6 +6,7 @@ else a run needs hangs on it: early stopping by a declared rule, resuming bit fo
 
 from __future__ import annotations
 
+import fnmatch
 import hashlib
 import math
 import time
@@ -234,7 +235,7 @@ class Trainer:
                 break  # too few batches are left for a step of a balancer that takes several
             group += group[: max(0, whole - len(group))]
             for parameters in optimizer.param_groups:
-                parameters["lr"] = stage.rate(progress.step, steps * stage.epochs)
+                parameters["lr"] = stage.rate(progress.step, steps * stage.epochs) * parameters.get("times", 1.0)
             self._step(stage, group, optimizer, trained, running, stage.listens(progress.step, len(live)))
             progress.step += 1
             done += 1
@@ -374,9 +375,19 @@ class Trainer:
     def _optimizer(self, stage: Stage, trained: list[nn.Parameter]) -> SliceAdamW:
         stacked = [p for name in self.model.tasks for p, where in self.model.parameters_of(name) if where is not None]
         named = {id(p): name for name, p in self.model.named_parameters()}
-        decayed = [p for p in trained if p.ndim > 1 and not named[id(p)].endswith("bias")]
-        plain = [p for p in trained if p.ndim <= 1 or named[id(p)].endswith("bias")]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
+        own: dict[str, list[nn.Parameter]] = {glob: [] for glob in stage.rates}
+        decayed, plain = [], []
+        for p in trained:
+            name = named[id(p)]
+            glob = next((glob for glob in own if fnmatch.fnmatchcase(name, glob)), None)
+            (own[glob] if glob is not None else decayed if p.ndim > 1 and not name.endswith("bias") else plain).append(p)
+        for glob, matched in own.items():
+            if not matched:
+                raise BadInput(f"{glob!r} matches no parameter that trains", where="stage, rates", remedy="check the name")
+        groups: list[dict[str, Any]] = [
+            {"params": decayed}, {"params": plain, "weight_decay": 0.0},
+            *({"params": own[glob], "weight_decay": 0.0, "times": rate / stage.lr} for glob, rate in stage.rates.items()),
+        ]  # fmt: skip
         return SliceAdamW(
             [group for group in groups if group["params"]],
             stacked=stacked,
