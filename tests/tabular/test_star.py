@@ -2,15 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
+from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
-from pluribus.modeling import Features
-from pluribus.sharing import Star
+from pluribus.modeling import Budget, Features
+from pluribus.sharing import DomainStar, Star
+from pluribus.tabular.export import export_onnx
+from pluribus.tabular.sharing_candidates import STARNetwork
+from pluribus.tabular.star import STAR
 from pluribus.tasks import Task
 
 TASKS = [Task(name, "binary", classes=("0", "1")) for name in "abc"]
@@ -110,3 +116,84 @@ def test_a_batch_of_one_trains() -> None:
 def test_bad_input(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         made(**settings)
+
+
+# Domains as parts of the rows
+
+
+def by_rows(**settings: Any) -> DomainStar:
+    torch.manual_seed(0)
+    sharing = DomainStar(TASKS, 5, 3, **{"hidden": (6, 4), "auxiliary": 3, **settings})
+    stirred(sharing)
+    with torch.no_grad():
+        sharing.known[:2] = True
+        sharing.mean.normal_()
+        sharing.variance.uniform_(0.5, 2)
+    return sharing
+
+
+@pytest.mark.parametrize("training", [False, True])
+def test_rows_get_their_domains_network(training: bool) -> None:
+    """Oracle: the star of tasks, each task asking for one domain's rows; all tasks read the same, whoever is asked for."""
+    sharing, x, domain = by_rows().train(training), torch.randn(12, 5), torch.tensor([1, 0, 0, 1, 1, 0, 1, 0, 0, 1, 1, 0])
+    of_tasks = made().train(training)
+    of_tasks.load_state_dict({k: v for k, v in sharing.state_dict().items() if k in of_tasks.state_dict()})
+    expected = of_tasks(Features(x), {"a": (domain == 0).nonzero()[:, 0], "b": (domain == 1).nonzero()[:, 0]}).tasks
+    found = sharing(Features(x, context={"domain": domain}), {"a": None, "c": torch.tensor([1])}).tasks
+    assert list(found) == ["a", "c"]
+    for p, name in enumerate("ab"):
+        torch.testing.assert_close(found["a"].main[domain == p], expected[name].main, rtol=1e-4, atol=1e-5)
+        assert torch.equal(sharing.norm.mean[p], of_tasks.norm.mean[p])
+    assert found["c"].main is found["a"].main
+
+
+def test_an_unknown_domain_is_the_centre() -> None:
+    """Oracle: a star of the same centre, own layers at their start, with the moments of all rows; training makes known."""
+    sharing, x = by_rows().eval(), torch.randn(4, 5)
+    plain = made().eval()
+    with torch.no_grad():
+        for name, p in plain.named_parameters():
+            if "centre" in name or "common" in name or "auxiliary" in name:
+                p.copy_(dict(sharing.named_parameters())[name])
+        plain.indicator.zero_()  # type: ignore[union-attr]
+        plain.norm.mean.copy_(sharing.mean.expand(3, -1))
+        plain.norm.variance.copy_(sharing.variance.expand(3, -1))
+    unknown = {"domain": torch.full((4,), 2)}
+    expected = plain(Features(x), ALL).tasks["b"].main
+    torch.testing.assert_close(sharing(Features(x, context=unknown), ALL).tasks["b"].main, expected, rtol=1e-4, atol=1e-5)
+    before = sharing.mean.clone()
+    sharing.train()(Features(x, context=unknown), ALL)
+    assert bool(sharing.known[2])
+    torch.testing.assert_close(sharing.mean, 0.9 * before + 0.1 * x.mean(0))
+    after = sharing.eval()(Features(x, context=unknown), ALL).tasks["b"].main
+    assert not torch.allclose(after, expected)
+
+
+def test_a_column_names_the_domain(mixed: Prepared, tmp_path: Path) -> None:
+    """Fitted, saved and exported: rows are answered by their category's network; a category never seen has an answer too."""
+    fitted = STARNetwork(domain="word", width=8, epochs=2).fit(mixed, Budget(60.0), 0)
+    star = fitted.model.sharing
+    assert isinstance(star, DomainStar)
+    assert bool(star.known.any())
+    batch = mixed.batch(torch.arange(30), tasks=()).inputs
+    with torch.no_grad():
+        star.layers[0].weight[int(batch["categorical"][0, fitted.model.place])].zero_()
+    names = [task.name for task in mixed.tasks]
+    changed = fitted.model.predict({k: v.clone() for k, v in batch.items()})
+    strange = {**batch, "categorical": torch.ones_like(batch["categorical"])}
+    assert all(bool(torch.isfinite(value).all()) for value in fitted.model.predict(strange).values())
+    pytest.importorskip("onnxscript")
+    runtime = pytest.importorskip("onnxruntime")
+    session = runtime.InferenceSession(str(export_onnx(fitted, tmp_path / "onnx") / "model.onnx"))
+    found = session.run(None, {"numeric": batch["numeric"].numpy(), "categorical": batch["categorical"].long().numpy()})
+    for name, value in zip(names, found):
+        np.testing.assert_allclose(value.reshape(changed[name].shape), changed[name].numpy(), rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("domain", "message"),
+    [("wrod", "unknown column of categories 'wrod'.*did you mean 'word'"), ("x0", "'x0' holds no categories")],
+)
+def test_a_bad_domain(domain: str, message: str, mixed: Prepared) -> None:
+    with pytest.raises(BadInput, match=message):
+        STAR.of(mixed.tasks, mixed.columns, domain=domain)

@@ -189,12 +189,13 @@ class _Woven(_Shared):
 
 
 class STARNetwork(_Woven):
-    """A centre that all tasks share, times a layer of each task's own: every task a domain."""
+    """A centre that all share, times a layer of each domain's own: every task a domain, or every category of the column named
+    `domain`."""
 
     name = architecture = "star"
     label = "STAR"
-    own_settings = ("auxiliary",)
-    defaults: ClassVar[Mapping[str, Any]] = {**_WOVEN, "auxiliary": 16}
+    own_settings = ("domain", "auxiliary")
+    defaults: ClassVar[Mapping[str, Any]] = {**_WOVEN, "domain": None, "auxiliary": 16}
     space = SearchSpace({**_WOVEN_SPACE, "auxiliary": Choice((0, 16, 32))})
 
 
