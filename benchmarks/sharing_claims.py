@@ -314,8 +314,8 @@ def experts(cells: Cells) -> list[str]:
             "HoME promises experts that all answer, on one scale, and shared ones that no task occupies. Dead units: "
             f"{dead['home']:.1f} %, in the others {others[0][0]:.1f} to {others[0][1]:.1f} %.",
             f"Scales: {within} a factor of 2 ({spreads['home']:.1f}; the others up to {others[1][1]:.1f}). The largest share",
-            f"of one task in a shared expert: {occupied['home']:.2f}, in the others {others[2][0]:.2f} to {others[2][1]:.2f}. What it",
-            "promises rare tasks is measured in the last section.", "",
+            f"of one task in a shared expert: {occupied['home']:.2f}, in the others {others[2][0]:.2f} to {others[2][1]:.2f}.",
+            "What it promises rare tasks is measured in the last section.", "",
         ]  # fmt: skip
     return lines
 
