@@ -376,7 +376,8 @@ class Trainer:
         stacked = [p for name in self.model.tasks for p, where in self.model.parameters_of(name) if where is not None]
         named = {id(p): name for name, p in self.model.named_parameters()}
         own: dict[str, list[nn.Parameter]] = {glob: [] for glob in stage.rates}
-        decayed, plain = [], []
+        decayed: list[nn.Parameter] = []
+        plain: list[nn.Parameter] = []
         for p in trained:
             name = named[id(p)]
             glob = next((glob for glob in own if fnmatch.fnmatchcase(name, glob)), None)
