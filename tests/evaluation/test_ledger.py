@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+import math
 import multiprocessing
 import re
 from collections.abc import Callable
@@ -297,11 +298,30 @@ def test_bad_runs_are_one_clear_line(tmp_path: Path, make: Make, message: str) -
         make(tmp_path)
 
 
-def test_a_method_that_lacks_a_task_is_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("format", ["md", "latex", "csv"])
+def test_a_method_that_lacks_a_task_has_no_rank_and_no_delta(tmp_path: Path, format: str) -> None:
+    """A champion of some tasks must neither be compared on other tasks than the rest nor keep the rest from being compared."""
+    _fill(tmp_path)
+    without = {line.method: line for line in table([tmp_path], reference="single").lines}
+    Ledger(tmp_path).log(method="half", seed=0, task="seg", metric="accuracy", value=0.5, selection=RULE)
+    made = table([tmp_path], reference="single")
+    half = next(line for line in made.lines if line.method == "half")
+    assert list(half.cells) == [("seg", "accuracy")]
+    assert all(math.isnan(value) for value in (half.rank, half.delta, half.p, half.p_holm))
+    for line in made.lines:
+        if line.method != "half":
+            old = without[line.method]
+            assert (line.delta, line.rank, line.paired) == (old.delta, old.rank, old.paired)
+            assert line.p_holm == old.p_holm or math.isnan(old.p_holm)
+    assert "half (" in made.sentences[-1]
+    assert "half" in made.render(format, paper=format != "csv")
+
+
+def test_a_reference_that_lacks_a_task_is_named(tmp_path: Path) -> None:
     _fill(tmp_path)
     Ledger(tmp_path).log(method="half", seed=0, task="seg", metric="accuracy", value=0.5, selection=RULE)
-    with pytest.raises(BadInput, match="method 'half' lacks"):
-        table([tmp_path], reference="single")
+    with pytest.raises(BadInput, match="the reference 'half' lacks"):
+        table([tmp_path], reference="half")
 
 
 def test_one_metric_with_two_directions_is_refused(tmp_path: Path) -> None:

@@ -398,8 +398,8 @@ def table(
 
     Raises
     ------
-    BadInput: unknown reference or convention, runs that contradict each other, a method that lacks a task or metric that the
-        reference has.
+    BadInput: unknown reference or convention, runs that contradict each other, a reference that lacks a task or metric that
+        another method has. (Another method that lacks one, as a champion of some tasks, is shown without rank, Δm and test.)
     """
     given = list(runs)
     rows = [r for r in given if isinstance(r, Row)]
@@ -427,11 +427,11 @@ def table(
     for row in main:
         values[row.method].setdefault(row.seed, {}).setdefault(row.task, {})[row.metric] = row.value
     means = {method: _means(values[method], directions) for method in methods}
-    for method in methods:
-        for task, metric in directions:
-            if metric not in means[method].get(task, {}):
-                raise BadInput(f"method {method!r} lacks {metric} of task {task!r}", remedy="log it for every method")
-    ranks = mean_rank(means, by_metric)
+    lacking = {m: [cell for cell in directions if cell[1] not in means[m].get(cell[0], {})] for m in methods}
+    for task, metric in lacking[reference]:
+        what = f"the reference {reference!r} lacks {metric} of task {task!r}"
+        raise BadInput(what, remedy="log it, or choose a reference that has every figure")
+    ranks = mean_rank({method: means[method] for method in methods if not lacking[method]}, by_metric)
     lines: list[Line] = []
     tests: dict[str, tuple[float, int]] = {}
     complete = {m: {s: v for s, v in by_seed.items() if _complete(v, directions)} for m, by_seed in values.items()}
@@ -439,12 +439,14 @@ def table(
         both = sorted(set(complete[method]) & set(complete[reference]))
         each = [_delta(chosen, complete[method][s], complete[reference][s], by_metric, directions) for s in both]
         tests[method] = (sign_flip(each) if method != reference and len(both) > 1 else math.nan, len(both))
-    others = [method for method in methods if method != reference]
+    others = [method for method in methods if method != reference and not lacking[method]]
     adjusted = dict(zip(others, holm([tests[m][0] for m in others]).tolist()))
     for method in methods:
         cells = {}
         for task, metric in directions:
             seen = [v[task][metric] for v in values[method].values() if metric in v.get(task, {})]
+            if not seen:
+                continue
             cells[task, metric] = (float(np.mean(seen)), float(np.std(seen, ddof=1)) if len(seen) > 1 else math.nan)
         against = [
             _delta(chosen, v, means[reference], by_metric, directions) for v in complete[method].values()
@@ -452,8 +454,8 @@ def table(
         mine = [row for row in rows if row.method == method]
         lines.append(
             Line(
-                method, len(values[method]), cells, ranks[method],
-                _delta(chosen, means[method], means[reference], by_metric, directions),
+                method, len(values[method]), cells, ranks.get(method, math.nan),
+                math.nan if lacking[method] else _delta(chosen, means[method], means[reference], by_metric, directions),
                 float(np.std(against, ddof=1)) if len(against) > 1 else math.nan,
                 tests[method][1], tests[method][0], adjusted.get(method, math.nan),
                 _mean_of({row.seed: row.seconds for row in mine}), _mean_of({row.seed: row.memory for row in mine}),
@@ -462,7 +464,11 @@ def table(
     lines.sort(key=lambda line: (line.method != reference, methods.index(line.method)))
     formula = f"Δm ({chosen.name}) = {chosen.formula}, in per cent against {reference!r}; {chosen.sign}."
     selections = tuple(dict.fromkeys(row.selection for row in rows))
-    return LedgerTable(reference, chosen, directions, tuple(lines), (formula, *_honest(lines, reference)), selections)
+    sentences = [formula, *_honest([line for line in lines if not lacking[line.method]], reference)]
+    partial = [f"{method} ({', '.join(' '.join(cell) for cell in cells)})" for method, cells in lacking.items() if cells]
+    if partial:
+        sentences.append(f"No rank, Δm or test for what lacks figures: {'; '.join(partial)}.")
+    return LedgerTable(reference, chosen, directions, tuple(lines), tuple(sentences), selections)
 
 
 def _complete(scores: Scores, directions: Mapping[tuple[str, str], str]) -> bool:
