@@ -53,6 +53,34 @@ def test_weights_match_a_grid(seed: int, scale: float, count: int, direction: st
     assert float(objective(alpha[None])[0]) <= float(objective(grid).min()) + 1e-9
 
 
+@given(st.integers(0, 2**30), st.floats(0.1, 4.0), st.sampled_from([1, 2, 3]))
+def test_symmetric_weights_match_a_grid(seed: int, scale: float, count: int) -> None:
+    """With the reversed divergences no α of a 1e-4 grid comes closer to both targets; L = S and one expert is still α = 1."""
+    large, small = draw(11, seed=seed, scale=scale), draw(11, seed=seed + 1, scale=scale)
+    experts = [small + draw(11, seed=seed + 2 + t) for t in range(count)]
+    fusion = LogitsFusion(symmetric=True)
+    alpha = fusion.weights(large, small, experts)
+    assert float(alpha.min()) >= 0
+    assert 0 < float(alpha.max()) <= 2 + 1e-12
+    shift = torch.stack([e - small for e in experts])
+
+    def objective(a: Tensor) -> Tensor:  # [N, T] -> [N]
+        moved = large + a @ shift
+        still = large.expand_as(moved)
+        each = [(divergence(moved, still) - divergence(e, small)) ** 2 for e in experts]
+        back = [(divergence(still, moved) - divergence(small, e)) ** 2 for e in experts]
+        return torch.stack([*each, *back]).sum(0)
+
+    grid = torch.arange(0, 2 + 1e-9, 1e-4, dtype=torch.float64)[:, None] * (alpha / alpha.max())
+    assert float(objective(alpha[None])[0]) <= float(objective(grid).min()) + 1e-8
+    torch.testing.assert_close(fusion.weights(small, small, experts[:1]), torch.ones(1, dtype=torch.float64))
+    assert float(fusion.weights(large, small, [small])) == 0
+    ruled_out = experts[0].clone()
+    ruled_out[3] = -torch.inf  # the reversed target is infinite: the step is the usual one
+    usual = LogitsFusion().weights(large, small, [ruled_out])
+    torch.testing.assert_close(fusion.weights(large, small, [ruled_out]), usual)
+
+
 @given(st.integers(0, 2**30))
 def test_divergence_rises_along_the_ray(seed: int) -> None:
     """f(α) = KL(P̃(α) ‖ P) is monotone, with derivative α·Var(d), checked by autograd."""

@@ -16,7 +16,7 @@ from pluribus.merging import doge as doge_module
 from pluribus.merging import merge
 from pluribus.merging.fisher import diagonal_fisher
 from pluribus.merging.karcher import coefficients
-from pluribus.merging.regmean import input_grams
+from pluribus.merging.regmean import input_grams, progressive_grams
 from pluribus.merging.wudi import objective
 
 
@@ -289,6 +289,30 @@ def test_regmean_minimises_its_objective() -> None:
     assert torch.allclose(found["0.bias"], sum(m[0].bias for m in models) / 3)
     plain = merge(None, experts, "regmean", grams={t: {"0.weight": torch.eye(6)} for t in experts}, alpha=0.0)
     assert torch.allclose(plain["0.weight"], sum(m[0].weight for m in models) / 3)
+
+
+def test_progressive_grams_are_those_of_the_merged_layers_below() -> None:
+    """RegMean++: the first layer is RegMean's, the second's inputs have come through the merged first layer and its mean bias."""
+    torch.manual_seed(3)
+    make = lambda: torch.nn.Sequential(torch.nn.Linear(4, 5), torch.nn.Tanh(), torch.nn.Linear(5, 3))  # noqa: E731
+    base, experts = make(), {"a": make(), "b": make()}
+    x = {t: torch.randn(40, 4) for t in experts}
+    states = {t: e.state_dict() for t, e in experts.items()}
+    model = make()
+    grams = progressive_grams(states, model, {t: [v[:15], v[15:]] for t, v in x.items()}, alpha=1.0)
+    plain = {t: input_grams(e, [x[t]]) for t, e in experts.items()}
+    merged = merge(base.state_dict(), states, "regmean", grams=grams, alpha=1.0)
+    usual = merge(base.state_dict(), states, "regmean", grams=plain, alpha=1.0)
+    torch.testing.assert_close(merged["0.weight"], usual["0.weight"])
+    bias = (states["a"]["0.bias"] + states["b"]["0.bias"]) / 2
+    for task in x:
+        z = torch.tanh(x[task] @ merged["0.weight"].T + bias).double()
+        torch.testing.assert_close(grams[task]["2.weight"], z.T @ z, rtol=1e-4, atol=1e-4)
+    assert not torch.allclose(merged["2.weight"], usual["2.weight"], atol=1e-4)
+    for name, tensor in model.state_dict().items():
+        torch.testing.assert_close(tensor, merged[name])
+    with pytest.raises(BadInput, match="'b'"):
+        progressive_grams(states, model, {"a": [x["a"]]})
 
 
 def test_pcb_agrees_with_the_authors_formula() -> None:

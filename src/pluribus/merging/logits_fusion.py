@@ -14,7 +14,9 @@ Paper and this file (no public code)
 1. With several experts the objective fixes only the value of f (the mean of the targets), not a direction.
    `direction="divergence"` (ours) takes k_t ∝ KL(Q_t ‖ Q0); `direction="single"` lets one expert act at a step, as the paper's
    search does: the one that moved most.
-2. The paper's additional terms with the divergence reversed are left out (their form could not be confirmed).
+2. `symmetric=True` adds the terms with the divergence reversed, (KL(P ‖ P̃(α)) − KL(Q0 ‖ Q_t))², to the objective
+   (their form is our reading). Along the ray both divergences rise, so the minimum lies between the two exact solutions and is
+   found by bisection of the objective's derivative.
 3. Where no α ≤ α_max reaches the target, α_max is used.
 """
 
@@ -66,19 +68,44 @@ def solve(large: Tensor, shift: Tensor, target: Tensor, limit: float, iterations
     return torch.where(target <= 0, 0.0, torch.where(out_of_reach, limit, s))
 
 
+def solve_both(large: Tensor, shift: Tensor, target: Tensor, reverse: Tensor, limit: float, iterations: int = 60) -> Tensor:
+    """The s in [0, limit] with the least (KL(P̃ ‖ P) − target)² + (KL(P ‖ P̃) − reverse)², P̃ = softmax(large + s·shift), by row.
+
+    Below both roots the derivative is negative and above both positive: bisection between them. d/ds KL(P ‖ P̃) = E_P̃ d − E_P d.
+    An infinite `reverse` (an expert that rules a token out) leaves the first term alone.
+    """
+    base = large.log_softmax(-1)
+    q = base.exp()
+    low, high = torch.zeros_like(target), torch.full_like(target, limit)
+    for _ in range(iterations):
+        s = (low + high) / 2
+        log_p = (base + s[..., None] * shift).log_softmax(-1)
+        p = log_p.exp()
+        change = torch.where(p > 0, p * shift, 0.0).sum(-1)
+        mean = torch.where(q > 0, q * shift, 0.0).sum(-1)
+        spread = torch.where(p > 0, p * (shift - change[..., None]) ** 2, 0.0).sum(-1)
+        forward = torch.where(p > 0, p * (log_p - base), 0.0).sum(-1)
+        backward = torch.where(q > 0, q * (base - log_p), 0.0).sum(-1)
+        second = torch.where(reverse.isfinite(), (backward - reverse) * (change - mean), 0.0)
+        rising = (forward - target) * s * spread + second > 0
+        low, high = torch.where(rising, low, s), torch.where(rising, s, high)
+    return torch.where((target <= 0) & (reverse <= 0), 0.0, (low + high) / 2)
+
+
 class LogitsFusion:
     """Fuse next-token logits: large model, its small base, and small experts, all of one vocabulary.
 
     limit: the largest α (the paper's search ends at 2). direction: how several experts share the step, see the module.
+    symmetric: match the reversed divergences too.
     Rows are independent, each with its own α. Computed in float64 on the logits' device.
     """
 
-    def __init__(self, *, limit: float = 2.0, direction: str = "divergence") -> None:
+    def __init__(self, *, limit: float = 2.0, direction: str = "divergence", symmetric: bool = False) -> None:
         if not limit > 0:
             raise BadInput(f"limit is {limit}", where="limit", remedy="use a positive number")
         if direction not in DIRECTIONS:
             raise unknown("direction", direction, DIRECTIONS)
-        self.limit, self.direction = float(limit), direction
+        self.limit, self.direction, self.symmetric = float(limit), direction, symmetric
 
     def weights(self, large: Tensor, small: Tensor, experts: Sequence[Tensor] | Tensor) -> Tensor:
         """α, [..., T], of logits large, small [..., V] and experts (T tensors [..., V])."""
@@ -96,7 +123,11 @@ class LogitsFusion:
         shift = (share[..., None] * difference).sum(0)
         # α_t = s·share_t must stay within the limit for every expert.
         largest = share.amax(0).clamp(min=torch.finfo(share.dtype).tiny)
-        s = solve(l_large, shift / largest[..., None], wanted, self.limit)
+        if self.symmetric:
+            reverse = divergence(l_small.expand_as(l_experts), l_experts).mean(0)
+            s = solve_both(l_large, shift / largest[..., None], wanted, reverse, self.limit)
+        else:
+            s = solve(l_large, shift / largest[..., None], wanted, self.limit)
         return (s * share / largest).movedim(0, -1)
 
     def __call__(self, large: Tensor, small: Tensor, experts: Sequence[Tensor] | Tensor) -> Tensor:
@@ -179,4 +210,4 @@ def _checked(large: Tensor, small: Tensor, experts: Sequence[Tensor] | Tensor) -
     return large.double(), small.double(), torch.stack([e.double() for e in experts])
 
 
-__all__ = ["FusionProcessor", "LogitsFusion", "divergence", "solve"]
+__all__ = ["FusionProcessor", "LogitsFusion", "divergence", "solve", "solve_both"]

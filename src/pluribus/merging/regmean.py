@@ -8,11 +8,15 @@ https://arxiv.org/abs/2212.09849.
 
 α = 1 minimises Σ_t ‖(W − W_t) X_t‖² exactly; 0.9 is the paper's usual value. A ridge of 1e-6 · tr/d is added where the sum is
 singular. `input_grams` collects the G_t by hooks.
+
+RegMean++ takes the inputs through the merged layers below (`progressive_grams`), one pass over the data for each linear layer:
+Nguyen, Huu-Tien, Suzuki, Nguyen. "RegMean++: Enhancing Effectiveness and Generalization of Regression Mean for Model Merging",
+TMLR 2026, https://arxiv.org/abs/2508.03121.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -61,8 +65,39 @@ def regmean(*, grams: Mapping[str, Mapping[str, Tensor]], alpha: float = 0.9) ->
 
 
 @torch.no_grad()
-def input_grams(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
-    """G = Σ x xᵀ [in, in] (float64) of every `nn.Linear` by its weight's name; batches: inputs (keywords for a mapping)."""
+def progressive_grams(
+    experts: Mapping[str, Mapping[str, Tensor]], model: nn.Module, batches: Mapping[str, Sequence[Any]], *, alpha: float = 0.9
+) -> dict[str, dict[str, Tensor]]:
+    """The G_t of RegMean++, by task, for `regmean` with the same `alpha`.
+
+    experts: state dicts by task. model: of their architecture; it ends holding the merged weights (what is no linear layer's
+    weight: the experts' mean; what they lack, its own). batches: by task, inputs that can be walked once for each layer.
+    """
+    tasks = tuple(experts)
+    for task in tasks:
+        if task not in batches:
+            raise unknown("task", task, batches, where="batches")
+    own = dict(model.state_dict())
+    for name, tensor in own.items():
+        theirs = [e[name] for e in experts.values() if name in e and e[name].shape == tensor.shape]
+        if tensor.is_floating_point() and len(theirs) == len(tasks):
+            tensor.copy_(torch.stack([t.to(tensor.dtype) for t in theirs]).mean(0))
+    found: dict[str, dict[str, Tensor]] = {task: {} for task in tasks}
+    stage, weights = RegMean(found, fraction("alpha", alpha)), torch.ones(len(tasks), dtype=torch.float64)
+    for name in input_grams(model, list(batches[tasks[0]])[:1]):  # in the order in which the layers run
+        for task in tasks:
+            found[task][name] = input_grams(model, batches[task], only=name)[name]
+        if all(name in e for e in experts.values()):
+            theta = torch.stack([e[name].float().reshape(-1) for e in experts.values()])
+            span = Span(name, 0, theta.shape[1], tuple(own[name].shape), tasks, weights, 0)
+            own[name].copy_(stage(theta, span, None).view_as(own[name]))
+    return found
+
+
+@torch.no_grad()
+def input_grams(model: nn.Module, batches: Iterable[Any], *, only: str | None = None) -> dict[str, Tensor]:
+    """G = Σ x xᵀ [in, in] (float64) of every `nn.Linear` by its weight's name, or of `only` one; batches: inputs (keywords for a
+    mapping). In the order in which the layers first run."""
     found: dict[str, Tensor] = {}
     handles = []
 
@@ -77,7 +112,7 @@ def input_grams(model: nn.Module, batches: Iterable[Any]) -> dict[str, Tensor]:
     model.eval()
     try:
         for name, module in model.named_modules():
-            if isinstance(module, nn.Linear):
+            if isinstance(module, nn.Linear) and only in (None, f"{name}.weight" if name else "weight"):
                 handles.append(module.register_forward_pre_hook(watch(f"{name}.weight" if name else "weight")))
         for batch in batches:
             inputs = batch[0] if isinstance(batch, (tuple, list)) else batch
