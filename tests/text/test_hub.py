@@ -150,6 +150,54 @@ def test_serves_json(fitted: TextNetwork) -> None:
     assert first["good__p"] == pytest.approx(expected["good__p"].iloc[0], rel=1e-4)
 
 
+def test_tasks_come_and_go_while_the_server_runs(fitted: TextNetwork) -> None:
+    """Three hundred adapters in a budget of eight, added to a hub that is being served; an earlier one is forgotten."""
+    pytest.importorskip("fastapi")
+    from fastapi.testclient import TestClient
+
+    from pluribus.serving.server import application
+
+    hub = TextHub.of(fitted)
+    hub = TextHub.of(fitted, budget=8 * _each(hub))
+    state, head = hub._load("good")
+    with TestClient(application(hub)) as client:
+
+        def ask(*names: str) -> Any:
+            return client.post("/predict", json={"rows": [{"body": "a good cat"}], "tasks": list(names)})
+
+        before = ask("good").json()["rows"][0]["values"]
+        assert ask("n7").status_code == 422
+        for i in range(300):
+            hub.add(Task(f"n{i}", "binary", classes=("no", "yes")), state, head)
+        reply = ask(*(f"n{i}" for i in range(300)), "good")
+        assert reply.status_code == 200, reply.text
+        found = reply.json()["rows"][0]["values"]
+        assert len(found) == 2 * 301
+        assert all(found[f"n{i}__p"] == pytest.approx(before["good__p"], rel=1e-4) for i in range(300))
+        assert hub.pool.evictions > 280
+        assert hub.pool.used <= hub.pool.budget
+        hub.remove("n7")
+        assert "n7" in ask("n7").text
+        assert ask("n7").status_code == 422
+        assert ask("n8").status_code == 200
+
+
+def test_tags_of_a_hub(tmp_path: Path) -> None:
+    """Rows of any length, some beyond the longest that was fitted, through a hub: one list a row, as the model's own."""
+    words = [["ada", "came"], ["bo", "left", "ada"], ["who"]] * 40
+    tags = [["B-PER" if word in ("ada", "bo") else "O" for word in row] for row in words]
+    table = Table(pd.DataFrame({"words": words, "tags": tags}), ["tags"], split="random")
+    whole = prepare(table, split(table, 0))
+    parts = {name: whole.parts[name] for name in ("train", "valid")}
+    fitted = TextLoRAPerTask(**SMALL).fit(whole.with_parts(**parts), Budget(60.0), 0)
+    hub = TextHub.of(fitted)
+    hub.save(tmp_path / "hub")
+    asked = pd.DataFrame({"words": [["ada"] * 900, ["ada"], "who left", None, *(["bo left"] * 400)]})
+    found = load(tmp_path / "hub").predict(asked)["tags"]
+    assert [len(each) for each in found[:4]] == [900, 1, 2, 0]
+    assert found.tolist() == fitted.predict(asked)["tags"].tolist()
+
+
 @pytest.mark.peer
 def test_exported_folder_is_peft_s(fitted: TextNetwork, data: Prepared, tmp_path: Path) -> None:
     """PEFT on the same backbone answers as the task does; what has no LoRA is refused."""

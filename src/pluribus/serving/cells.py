@@ -120,9 +120,16 @@ class Answerer:
 
     def __init__(self, fitted: Fitted, names: Sequence[str]) -> None:
         self.fitted = fitted
-        self.by_name = {task.name: task for task in fitted.tasks}
+        self._named: tuple[tuple[Task, ...], dict[str, Task]] = ((), {})
         self.names = list(names)
         self.encode = RowEncoder(fitted.columns, fitted.tasks, names)
+
+    @property
+    def by_name(self) -> dict[str, Task]:
+        """The artefact's tasks, those added at run time too."""
+        if self._named[0] is not self.fitted.tasks:
+            self._named = self.fitted.tasks, {task.name: task for task in self.fitted.tasks}
+        return self._named[1]
 
     def __call__(self, rows: Sequence[Sequence[Any]], tasks: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
         """One slot a row. rows: cells in the order of `names`; tasks: what each row asks for."""
@@ -173,7 +180,8 @@ class Answerer:
         good = list(range(len(rows)))
         if not good:
             return None, []
-        if self.encode.columns is not self.fitted.columns:  # a catalogue has grown
+        if self.encode.columns is not self.fitted.columns or self.encode.tasks is not self.fitted.tasks:
+            # a catalogue has grown, a task was added
             self.encode = RowEncoder(self.fitted.columns, self.fitted.tasks, self.names)
         try:
             return self.encode(rows), good

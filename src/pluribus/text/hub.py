@@ -195,7 +195,7 @@ class TextHub(Fitted):
                             pieces[name].append((own[some][here], sized(task, value, counts[mine] if words else mine)))
             for name, each in pieces.items():
                 if each:
-                    order, values = np.concatenate([o for o, _ in each]), np.concatenate([v for _, v in each])
+                    order, values = np.concatenate([o for o, _ in each]), _stacked([v for _, v in each])
                     found[name] = np.empty_like(values)
                     found[name][order] = values
         return found
@@ -267,6 +267,14 @@ class TextHub(Fitted):
         tokenizer = Tokenizer.read(folder / "tokenizer.json", max_length=config["max_length"])
         store = {name: folder / path for name, path in manifest["files"].items()}
         return cls(tasks, columns, config, tokenizer, encoder, store)
+
+
+def _stacked(pieces: Sequence[Array]) -> Array:
+    """Predictions one below the other; tags as wide as the widest, −1 behind a row's last word."""
+    width = max(piece.shape[1] for piece in pieces) if pieces[0].ndim > 1 else 0
+    if all(piece.ndim == 1 or piece.shape[1] == width for piece in pieces):
+        return np.concatenate(pieces)
+    return np.concatenate([np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=-1) for p in pieces])
 
 
 def _chunks(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:
