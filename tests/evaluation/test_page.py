@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import json
 import re
+import shutil
+import subprocess
+from html import unescape
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -74,3 +79,43 @@ def test_a_verdict_without_figures_still_makes_a_page() -> None:
     text = page(verdict)
     assert "nan" not in text.replace("undecided", "")
     assert "auc is not defined on these test labels" in text
+
+
+CHROMIUM = next((path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None)
+MEASURE = """<script>addEventListener("load", () => {
+  const box = document.querySelector(".scroll"), all = document.documentElement;
+  document.title = JSON.stringify({ page: all.scrollWidth - innerWidth, table: box.scrollWidth - box.clientWidth,
+    verdict: document.querySelector("h1").getBoundingClientRect().bottom, height: innerHeight, width: innerWidth,
+    ground: getComputedStyle(document.body).backgroundColor });
+})</script>"""
+
+
+@pytest.mark.chromium
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)")
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("width", [390, 1440])
+def test_page_in_a_browser(tmp_path: Path, width: int, dark: bool) -> None:
+    """Phone or desk, light or dark: the verdict is above the fold, nothing is cut off at the side, a desk shows every figure."""
+    text = page(_verdict("expected_loss_given_default")).replace("</body>", MEASURE + "</body>")
+    (tmp_path / "page.html").write_text(text, "utf-8")
+    inner = f'<iframe src="page.html" width="{width}" height="844" style="border:0;color-scheme:normal"></iframe>'
+    read = "setTimeout(() => { document.title = frames[0].document.title }, 200)"
+    reader = f'<script>addEventListener("load", () => {read})</script>'
+    (tmp_path / "frame.html").write_text(f"<body style='margin:0'>{inner}{reader}", "utf-8")
+    assert CHROMIUM is not None
+    words = [
+        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
+        "--hide-scrollbars", f"--user-data-dir={tmp_path / 'profile'}", "--allow-file-access-from-files",
+        "--virtual-time-budget=5000",
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--window-size=1600,900", "--dump-dom",
+        (tmp_path / "frame.html").as_uri(),
+    ]  # fmt: skip
+    done = subprocess.run(words, capture_output=True, text=True, timeout=120)
+    title = re.search(r"<title>(.*?)</title>", done.stdout)
+    assert title, done.stderr[-500:]
+    seen = json.loads(unescape(title[1]))
+    assert seen["width"] == width
+    assert seen["page"] <= 0, "the page scrolls sideways"
+    assert seen["verdict"] <= seen["height"]
+    assert width < 1000 or seen["table"] <= 0, "a desk is wide enough for the whole table"
+    assert seen["ground"] == ("rgb(13, 17, 23)" if dark else "rgb(255, 255, 255)")

@@ -12,15 +12,15 @@ _STYLE = """
 :root{--ink:#1b1f24;--soft:#57606a;--paper:#fff;--line:#d0d7de;--better:#0b6e3a;--worse:#b3261e;--good:#0550ae;--open:#6e5400}
 @media (prefers-color-scheme:dark){:root{--ink:#e6edf3;--soft:#9aa5b1;--paper:#0d1117;--line:#3d444d;--better:#5bd08b;
 --worse:#ff9b93;--good:#79b8ff;--open:#e3c04d}}
-*{box-sizing:border-box}body{margin:0 auto;max-width:64rem;padding:1rem;background:var(--paper);color:var(--ink);
+*{box-sizing:border-box}body{margin:0 auto;max-width:90rem;padding:1rem;background:var(--paper);color:var(--ink);
 font:1rem/1.5 system-ui,sans-serif;overflow-wrap:anywhere}
 h1{font-size:1.4rem;line-height:1.35}h2{font-size:1.1rem;margin-top:2rem}
 p.soft,li,caption,footer{color:var(--soft)}.scroll{overflow-x:auto}.scroll:focus{outline:2px solid var(--good)}
-table{border-collapse:collapse;width:100%;font-variant-numeric:tabular-nums}caption{text-align:left;padding-bottom:.4rem}
-th,td{text-align:right;padding:.3rem .5rem;
+table{border-collapse:collapse;width:100%;font-size:.85rem;font-variant-numeric:tabular-nums}caption{text-align:left;padding-bottom:.4rem}
+th,td{text-align:right;padding:.3rem .35rem;
 border-bottom:1px solid var(--line);white-space:nowrap}th:first-child{text-align:left;white-space:normal;
 min-width:7rem;max-width:14rem}
-@media(min-width:40rem){th:first-child{min-width:14rem}}
+@media(min-width:40rem){th:first-child{min-width:10rem}}h1,p,li{max-width:64rem}
 td.word{font-weight:600}.better{color:var(--better)}.worse{color:var(--worse)}.as-good{color:var(--good)}.undecided{color:var(--open)}
 svg{width:100%;height:auto;max-width:30rem}svg text{fill:var(--ink);font:13px system-ui,sans-serif}
 svg .axis{stroke:var(--soft)}svg .band{fill:var(--line)}svg g{stroke:currentColor;fill:currentColor}svg g text{stroke:none}
@@ -83,11 +83,16 @@ def _row(task: TaskVerdict) -> str:
     cells = (
         f"{task.metric} {'↑' if task.direction == 'max' else '↓'}", number(task.challenger.file.value),
         number(task.reference.file.value), number(task.gain.file.value, "+"), span(task.gain.deciding), span(task.gain.file),
-        number(task.tolerance), number(task.p), number(task.p_holm), str(task.rows),
+        number(task.tolerance), _chance(task.p), _chance(task.p_holm), str(task.rows),
         f"{len(task.challenger_seeds)} / {len(task.reference_seeds)}",
     )  # fmt: skip
     word = f'<td class="word {_class(task.word)}">{task.word}</td>'
     return f'<tr><th scope="row">{escape(name)}</th>{word}' + "".join(f"<td>{escape(c)}</td>" for c in cells) + "</tr>"
+
+
+def _chance(p: float) -> str:
+    """A p-value; how much smaller than any level it is says nothing."""
+    return "< 0.0001" if p < 1e-4 else number(p)
 
 
 def _picture(comparison: Comparison) -> str:
