@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
 from pluribus.modeling import Budget, Features
-from pluribus.sharing import DomainStar, Star
+from pluribus.sharing import Star
 from pluribus.tabular.export import export_onnx
 from pluribus.tabular.sharing_candidates import STARNetwork
-from pluribus.tabular.star import STAR
+from pluribus.tabular.star import STAR, _DomainStar
 from pluribus.tasks import Task
 
 TASKS = [Task(name, "binary", classes=("0", "1")) for name in "abc"]
@@ -121,9 +121,9 @@ def test_bad_input(settings: dict[str, Any], message: str) -> None:
 # Domains as parts of the rows
 
 
-def by_rows(**settings: Any) -> DomainStar:
+def by_rows(**settings: Any) -> _DomainStar:
     torch.manual_seed(0)
-    sharing = DomainStar(TASKS, 5, 3, **{"hidden": (6, 4), "auxiliary": 3, **settings})
+    sharing = _DomainStar(TASKS, 5, 3, **{"hidden": (6, 4), "auxiliary": 3, **settings})
     stirred(sharing)
     with torch.no_grad():
         sharing.known[:2] = True
@@ -173,7 +173,7 @@ def test_a_column_names_the_domain(mixed: Prepared, tmp_path: Path) -> None:
     """Fitted, saved and exported: rows are answered by their category's network; a category never seen has an answer too."""
     fitted = STARNetwork(domain="word", width=8, epochs=2).fit(mixed, Budget(60.0), 0)
     star = fitted.model.sharing
-    assert isinstance(star, DomainStar)
+    assert isinstance(star, _DomainStar)
     assert bool(star.known.any())
     batch = mixed.batch(torch.arange(30), tasks=()).inputs
     with torch.no_grad():

@@ -12,9 +12,9 @@ from pluribus.sharing.mmoe import MMoE
 from pluribus.sharing.mtan import MTAN
 from pluribus.sharing.ple import PLE
 from pluribus.sharing.shared_bottom import SharedBottom
-from pluribus.sharing.star import DomainStar, Star
+from pluribus.sharing.star import Star
 
 __all__ = [
-    "AITM", "CGC", "MTAN", "PLE", "AdaTT", "CrossStitch", "DSelectK", "DomainStar", "Health", "HoME", "Imputed", "MMoE",
+    "AITM", "CGC", "MTAN", "PLE", "AdaTT", "CrossStitch", "DSelectK", "Health", "HoME", "Imputed", "MMoE",
     "SharedBottom", "Star", "health",
 ]  # fmt: skip

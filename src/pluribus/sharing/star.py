@@ -8,12 +8,12 @@ Multi-Domain CTR Prediction", CIKM 2021 (arXiv 2101.11427). With p the domain:
     s = s_m + s_a,   s_a from the domain's indicator and the features           (auxiliary network, equation 6)
 
 In `Star` a domain is a task: its rows are those that the task asks for, which in the long layout (a task column) are the
-domain's. In `DomainStar` it is a part of the rows, whatever the task, as in the paper, which has one task; then all tasks read
-the star of their row's domain. The final sum of logits is one head on [h ; a], since W [h ; a] = W_m h + W_a a; a head is the
-task's, not the domain's. W_p and γ_p start at 1, b_p and β_p at 0, so that every domain starts as the centre. The auxiliary
-network has one hidden layer; its domain embedding enters that layer as an offset, which is what a linear map of it is. The
-paper's batches hold one domain each; here a batch's rows are run domain by domain. It does not say what a domain without
-training rows gets: we answer it from the centre, normalised by moments of all rows.
+domain's. Where a column names the domain (`pluribus.tabular.star`) it is a part of the rows, whatever the task, as in the
+paper, which has one task; then all tasks read the star of their row's domain. The final sum of logits is one head on [h ; a],
+since W [h ; a] = W_m h + W_a a; a head is the task's, not the domain's. W_p and γ_p start at 1, b_p and β_p at 0, so that every
+domain starts as the centre. The auxiliary network has one hidden layer; its domain embedding enters that layer as an offset,
+which is what a linear map of it is. The paper's batches hold one domain each; here a batch's rows are run domain by domain. It
+does not say what a domain without training rows gets: we answer it from the centre, normalised by moments of all rows.
 """
 
 from __future__ import annotations
@@ -99,63 +99,3 @@ class Star(Stacked):
             return cast(Tensor, h)
         indicator = cast(Tensor, self.indicator if active is None else self.indicator[active])  # type: ignore[index]
         return torch.cat((h, F.relu(self.auxiliary(x) + indicator[:, None])), -1)
-
-
-class DomainStar(Star):
-    """A star whose domains are parts of the rows: `features.context["domain"]` (int64 [B], 0 … domains − 1) names each row's.
-
-    domains: how many. One that no training batch held (not `known`) is answered from the centre. All tasks read one feature."""
-
-    known: Tensor
-    mean: Tensor
-    variance: Tensor
-
-    def __init__(
-        self, tasks: Sequence[Task], width: int, domains: int, *, hidden: int | Sequence[int] = (128, 64), auxiliary: int = 16
-    ) -> None:
-        at_least(1, "star", domains=domains)
-        super().__init__(tasks, width, hidden=hidden, auxiliary=auxiliary, domains=domains)
-        self.owned = {}
-        self.register_buffer("known", torch.zeros(domains, dtype=torch.bool))
-        self.register_buffer("mean", torch.zeros(width))
-        self.register_buffer("variance", torch.ones(width))
-
-    def forward(self, features: Features, rows: Rows) -> Shared:
-        x, domain = vectors(features, "star"), features.context["domain"]
-        if self.training:
-            self._look(x, domain)
-        run = self._everywhere if torch.compiler.is_exporting() else self._by_domain
-        found = Features(run(x, torch.where(self.known[domain], domain, len(self.known))), context=features.context)
-        return Shared(dict.fromkeys([name for name in self.index if name in rows], found))
-
-    @torch.no_grad()
-    def _look(self, x: Tensor, domain: Tensor) -> None:
-        """Which domains there are, and the moments of all rows."""
-        self.known[domain] = True
-        if len(x) > 1:
-            self.mean.lerp_(x.mean(0), self.norm.momentum)
-            self.variance.lerp_(x.var(0), self.norm.momentum)
-
-    def _by_domain(self, x: Tensor, domain: Tensor) -> Tensor:
-        """Rows [B, d] with their domains, unknown ones numbered behind the last → [B, width], every domain's rows together."""
-        order = domain.argsort(stable=True)
-        counts = domain.bincount(minlength=len(self.known) + 1).tolist()
-        parts = []
-        for p, part in enumerate(torch.split(x[order], counts)):
-            if p == len(self.known):
-                parts.append(self._centre(part))
-            elif len(part):
-                parts.append(self._run(Features(part), torch.tensor([p], device=x.device))[0])
-        return torch.cat(parts)[order.argsort()]
-
-    def _everywhere(self, x: Tensor, domain: Tensor) -> Tensor:
-        """The same in an exported graph, which has no loop over what is there: all domains on all rows, then each row's own."""
-        each = torch.cat((self._run(Features(x), None), self._centre(x)[None]))
-        return each.gather(0, domain[None, :, None].expand(1, -1, self.width))[0]
-
-    def _centre(self, x: Tensor) -> Tensor:
-        """What every domain starts as."""
-        h = self.norm.centre(x, self.mean, self.variance)
-        for layer in self.layers:
-            h = F.relu(torch.addmm(layer.centre.bias[0], h, layer.centre.weight[0]))  # type: ignore[union-attr, index]
-        return h if self.auxiliary is None else torch.cat((h, F.relu(self.auxiliary(x))), -1)
