@@ -181,8 +181,8 @@ def trained(name: str, data: Any, epochs: int) -> tuple[Callable[[], None], int,
     def run() -> None:
         torch.manual_seed(0)
         stage = Stage(
-            balancer=candidate.balancer(data), objective=candidate.objective(data), epochs=epochs, batch_size=batch, lr=settings["lr"],
-            weight_decay=settings["weight_decay"], patience=epochs, listen=True,
+            balancer=candidate.balancer(data), objective=candidate.objective(data), epochs=epochs, batch_size=batch,
+            lr=settings["lr"], weight_decay=settings["weight_decay"], patience=epochs, listen=True,
         )  # fmt: skip
         Trainer(build(data.tasks, data.columns, candidate.config(data)), [stage], seed=0).fit(data)
 

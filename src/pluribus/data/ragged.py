@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
@@ -92,12 +93,17 @@ class Ragged:
         values, starts = self._tensors
         first = starts[rows]
         lengths = starts[rows + 1] - first
-        place = torch.arange(max(1, int(lengths.max()) if len(lengths) else 1))
-        mask = place < lengths[:, None]
-        if not len(values):
-            return {"values": torch.zeros(mask.shape, dtype=values.dtype), "mask": mask}
-        at = (first[:, None] + place).clamp_max_(len(values) - 1)
-        found = torch.index_select(values, 0, at.view(-1)).view(at.shape)
+        longest = max(1, int(lengths.max()) if len(lengths) else 1)
+        place, few = torch.arange(longest), 2 * longest < len(rows)  # few lengths: a mask each, then copies of them
+        mask = (place < torch.arange(longest + 1)[:, None]).index_select(0, lengths) if few else place < lengths[:, None]
+        values = F.pad(values, (0, max(0, longest - len(values))))
+        last = len(values) - longest
+        # Windows over the values, `longest` wide, overlap in memory: a row is one copy from where it starts, without indices.
+        found = values.as_strided((last + 1, longest), (1, 1)).index_select(0, first.clamp_max(last))
+        late = (first > last).nonzero()[:, 0]  # their windows reach beyond the end
+        if len(late):
+            end = F.pad(values[last:], (0, longest)).as_strided((longest + 1, longest), (1, 1))
+            found[late] = end.index_select(0, first[late] - last)
         # a NaN beside the row survives a product with 0
         return {"values": found.masked_fill_(~mask, 0) if found.is_floating_point() else found.mul_(mask), "mask": mask}
 
