@@ -137,6 +137,35 @@ def test_a_whole_folder_without_its_origin(questions: Prepared, tmp_path: Path) 
         load(tmp_path / "model")
 
 
+def test_frozen_models_of_a_study_store_one_backbone(questions: Prepared, tmp_path: Path) -> None:
+    """Trials of one seed share the backbone's file and answer as before; a model whose backbone file is gone says so; folders
+    in which everything is one file are read."""
+    from safetensors.torch import load_file, save_file
+
+    from pluribus.study.plan import Trial
+    from pluribus.study.trial import run_trial
+
+    questions.save(tmp_path / "prepared")
+    for epochs in (1, 2):
+        trial = Trial("final", "text_frozen", {**SMALL, "epochs": epochs}, 0, 60.0, epochs)
+        assert run_trial(str(tmp_path / "prepared"), str(tmp_path / "trials"), trial, 0)["status"] == "done"
+    one, two = (tmp_path / "trials" / f"final-text_frozen-{i}-s0" / "model" for i in (1, 2))
+    assert (one / "backbone.safetensors").samefile(two / "backbone.safetensors")
+    assert not (one / "network.safetensors").samefile(two / "network.safetensors")
+    rows = np.arange(5)
+    found = load(two).scores(questions, rows, ["topic"])["topic"]
+    (one / "backbone.safetensors").unlink()
+    with pytest.raises(BadInput, match=r"backbone\.safetensors"):
+        load(one)
+    held = {**load_file(two / "network.safetensors"), **load_file(two / "backbone.safetensors")}
+    models = [TextNetwork.read(two, {"config": load(two).config}, questions.tasks, questions.columns)]  # type: ignore[attr-defined]
+    save_file(held, two / "network.safetensors")
+    (two / "backbone.safetensors").unlink()
+    models.append(TextNetwork.read(two, {"config": models[0].config}, questions.tasks, questions.columns))
+    for model in models:
+        np.testing.assert_array_equal(model.scores(questions, rows, ["topic"])["topic"], found)
+
+
 def test_what_does_not_fit(questions: Prepared, mixed: Prepared, tmp_path: Path) -> None:
     assert TextFull().unfit(mixed) == "the table has no text column"
     for entry in catalog.entries(family="candidate"):

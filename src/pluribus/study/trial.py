@@ -20,6 +20,7 @@ from pluribus.errors import BadInput
 from pluribus.evaluation import calibration, metrics
 from pluribus.evaluation.skill import skill
 from pluribus.files import atomic_folder, read_json
+from pluribus.files.linked import link_equal
 from pluribus.modeling import Budget, Fitted
 from pluribus.study.plan import Trial, make, screening_part
 from pluribus.tasks import Task
@@ -62,6 +63,8 @@ def run_trial(prepared: str, trials: str, trial: Trial, screening_seed: int) -> 
             }  # fmt: skip
             if trial.phase != "screen":
                 fitted.save(aside / "model")
+                for file in (aside / "model").glob("*.safetensors"):  # a backbone that trains with nobody is stored once
+                    link_equal(file, sorted(Path(trials).glob(f"*/model/{file.name}")))
                 result["costs"] = fitted.costs().to_dict()
         except (BadInput, ArithmeticError, MemoryError) as error:
             result |= {"status": "failed", "error": str(error), "seconds": time.process_time() - began}

@@ -2,7 +2,8 @@
 
 Config: {"text": the text columns, "max_length", "mean_length", "members": [{"tasks", "model"}]}: a joint model is one member,
 specialists are one member a task. "model" are the settings of `TextModel.of`; "text" has two columns for pairs. The
-weights hold the backbone's own, so that the folder still answers where the backbone it came from is gone.
+weights hold the backbone's own, so that the folder still answers where the backbone it came from is gone; they lie in a file of
+their own, which a study stores once where several models have the same.
 """
 
 from __future__ import annotations
@@ -35,7 +36,7 @@ from pluribus.text.tokens import Tokenised, Tokenizer
 if TYPE_CHECKING:
     from pluribus.data.columns import FittedColumns
 
-WEIGHTS = "network.safetensors"
+WEIGHTS, BACKBONE = "network.safetensors", "backbone.safetensors"
 MEASURED = 32  # rows of the batch that costs are measured on
 
 
@@ -153,7 +154,9 @@ class TextNetwork(Fitted):
     def write(self, folder: Path) -> dict[str, Any]:
         held = {f"{i}.{name}": value for i, model in enumerate(self.models) for name, value in model.state_dict().items()}
         state = {name: value.contiguous().clone() for name, value in held.items()}  # clones: tied weights are refused
-        save_file(state, folder / WEIGHTS)
+        trunk = {name for name in state if ".encoder.backbone." in name}
+        save_file({name: value for name, value in state.items() if name not in trunk}, folder / WEIGHTS)
+        save_file({name: state[name] for name in sorted(trunk)}, folder / BACKBONE)
         self.tokenizer.write(folder)
         return {"config": self.config}
 
@@ -161,6 +164,8 @@ class TextNetwork(Fitted):
     def read(cls, folder: Path, manifest: dict[str, Any], tasks: tuple[Task, ...], columns: FittedColumns) -> TextNetwork:
         config = manifest["config"]
         state = read_weights(folder / WEIGHTS)
+        if (folder / BACKBONE).exists() or not any(".encoder.backbone." in name for name in state):  # once all was one file
+            state |= read_weights(folder / BACKBONE)
         tokenizer = Tokenizer.read(folder / "tokenizer.json", max_length=config["max_length"])
         by_name = {task.name: task for task in tasks}
         models = []
