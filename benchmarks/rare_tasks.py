@@ -147,9 +147,8 @@ def section() -> list[str]:
     helped = [c for c, g in single.items() if g.low > 0]
     lines += [
         "", "On the rare tasks HoME " + "; ".join(f"{word} {', '.join(who)}" for word, who in groups) + ".",
-        f"That they gain more by it than by other mixtures of experts is {'' if shows else 'not '}shown here. Over specialists",
-        "of the same encoder gain "
-        f"{len(helped)} of {len(single)}" + (f": {'; '.join(helped)}." if helped else "."),
+        f"That they gain more by it than by other mixtures of experts is {'' if shows else 'not '}shown here.",
+        f"Over specialists of the same encoder {len(helped)} of {len(single)} gain" + ": " * bool(helped) + "; ".join(helped) + ".",
         "The intervals (95 %) hold the variance between fits, training rows and start together, and that of the test rows; they",
         "are not adjusted for being several. s: core-seconds a fit.", "",
     ]  # fmt: skip
