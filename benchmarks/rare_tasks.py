@@ -148,7 +148,7 @@ def section() -> list[str]:
     lines += [
         "", "On the rare tasks HoME " + "; ".join(f"{word} {', '.join(who)}" for word, who in groups) + ".",
         f"That they gain more by it than by other mixtures of experts is {'' if shows else 'not '}shown here.",
-        f"Over specialists of the same encoder {len(helped)} of {len(single)} gain" + ": " * bool(helped) + "; ".join(helped) + ".",
+        f"Over specialists of the same encoder {len(helped)} of {len(single)} gain: {'; '.join(helped) or 'none'}.",
         "The intervals (95 %) hold the variance between fits, training rows and start together, and that of the test rows; they",
         "are not adjusted for being several. s: core-seconds a fit.", "",
     ]  # fmt: skip
