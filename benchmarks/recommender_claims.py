@@ -344,11 +344,10 @@ def write(body: list[str], full: bool) -> None:
     head = [
         "# Ranking items: attributes, ids, and the self-supervised task", "",
         "Each arm is a candidate with its documented defaults but for what its name says. One default, the rivals of M2TRec's",
-        "softmax, was chosen on the validation rows of MovieLens; nothing else was tuned, nothing on test rows. Δ is the difference to the reference arm with the same",
-        "seed, with its 95 % t interval over "
-        f"{SEEDS} seeds of",
-        "training (one draw of the data; the test rows' own noise is not in it); intervals that leave out 0 are in bold. Every",
-        "score ranks the whole catalogue, without leaving out what was seen before.", "",
+        "softmax, was chosen on the validation rows of MovieLens; nothing else was tuned, and nothing on test rows. Δ is the",
+        f"difference to the reference arm with the same seed, with its 95 % t interval over {SEEDS} seeds of training (one draw",
+        "of the data; the test rows' own noise is not in it); intervals that leave out 0 are in bold. Every score ranks the whole",
+        "catalogue, without leaving out what was seen before.", "",
     ]  # fmt: skip
     kind = "full" if full else "default"
     foot = [*READING, f"{machine()}; {datetime.date.today().isoformat()}; the {kind} set.", ""]
@@ -358,4 +357,19 @@ def write(body: list[str], full: bool) -> None:
 
 READING = [
     "## What this says", "",
+    "- M2TRec holds where attributes decide what comes next: it ranks items that no training row mentions as well as the others,",
+    "  both at what is possible (0.70), and reaches that in a third of the time in which the transformer over ids learns half of",
+    "  it for the items it knows and nothing for the others.",
+    "- Predicting the next item's categories beside the item itself changes nothing here, contrary to the paper: they are in the",
+    "  item's vector already.",
+    "- On MovieLens M2TRec is a little ahead of ids on all films, but not by more than seeds move it; both are little more than",
+    "  the list of the most frequent films. On films that training does not mention nobody finds more than one or two in a",
+    "  hundred: genres, year and title do not say what people will like next.",
+    "- What rivals the next item matters more than the architecture. With the softmax over mentioned films alone, nine in ten",
+    "  films of a list are ones that nobody has rated, since their attributes were never told that they are seldom chosen; with",
+    "  the whole catalogue as rivals, as in the paper, a tenth, and recall is four times as high. On generated sessions, where",
+    "  new items are as good as old ones, it makes no difference.",
+    "- The self-supervised task raises recall neither on all clicks nor on rare items by more than seeds move it. What the paper",
+    "  reports at the scale of hundreds of millions of examples is not seen at this one. With a tenth of the clicks no tower",
+    "  beats the list of the most frequent items on all clicks.", "",
 ]

@@ -80,8 +80,8 @@ def run(full: bool) -> None:
     lines = [
         "# Batches of sessions", "",
         "CPU seconds on one thread, medians over interleaved pairs. A session's items lie in one array with all others', so that",
-        "a padded batch copies windows of that array, and masks of few lengths, whatever the number of rows. `pad_sequence` loops",
-        "over the rows in C++, behind a loop in Python that picks them.", "",
+        "a padded batch copies windows of that array, and masks of few lengths, whatever the number of rows. `pad_sequence`",
+        "loops over the rows in C++, behind a loop in Python that picks them.", "",
         table(ratios), "", f"{machine()}; {datetime.date.today().isoformat()}.", "",
     ]  # fmt: skip
     RESULTS.mkdir(parents=True, exist_ok=True)
