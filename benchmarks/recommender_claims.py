@@ -346,8 +346,8 @@ def write(body: list[str], full: bool) -> None:
         "Each arm is a candidate with its documented defaults but for what its name says. One default, the rivals of M2TRec's",
         "softmax, was chosen on the validation rows of MovieLens; nothing else was tuned, and nothing on test rows. Δ is the",
         f"difference to the reference arm with the same seed, with its 95 % t interval over {SEEDS} seeds of training (one draw",
-        "of the data; the test rows' own noise is not in it); intervals that leave out 0 are in bold. Every score ranks the whole",
-        "catalogue, without leaving out what was seen before.", "",
+        "of the data; the test rows' own noise is not in it); intervals that leave out 0 are in bold. Every score ranks the",
+        "whole catalogue, without leaving out what was seen before.", "",
     ]  # fmt: skip
     kind = "full" if full else "default"
     foot = [*READING, f"{machine()}; {datetime.date.today().isoformat()}; the {kind} set.", ""]

@@ -224,7 +224,7 @@ def claims(found: dict[str, tuple[Any, Cells]]) -> list[str]:
     }
     lines = [
         "## The papers' claims", "",
-        "*Holds*: the whole interval is above 0; *contradicted*: below; *open*: 0 is inside, which with three seeds is often.", "",
+        "*Holds*: all of the interval is above 0; *contradicted*: below; *open*: 0 is inside, as often with three seeds.", "",
         "| claim | " + " | ".join(("holds", "contradicted", "open")) + " |", "|---|---|---|---|",
     ]  # fmt: skip
     for words, row in each.items():
