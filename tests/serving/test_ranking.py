@@ -24,7 +24,8 @@ from pluribus.tabular.m2trec import M2TRecNetwork
 @pytest.fixture(scope="module")
 def shop() -> tuple[pd.DataFrame, Any]:
     rng = np.random.default_rng(0)
-    items = pd.DataFrame({"sku": [f"i{i}" for i in range(30)], "kind": [f"k{i % 3}" for i in range(30)]})
+    price = np.linspace(0, 1, 30)  # no two items alike: ties would be ordered by rounding
+    items = pd.DataFrame({"sku": [f"i{i}" for i in range(30)], "kind": [f"k{i % 3}" for i in range(30)], "price": price})
     viewed = [[f"i{j}" for j in rng.integers(0, 30, rng.integers(1, 5))] for _ in range(300)]
     frame = pd.DataFrame({"viewed": viewed, "next": [row[-1] for row in viewed]})
     table = Table(frame, ["next:next_item"], split="random", items={"item": ItemTable(items, "sku", ["viewed", "next"])})
@@ -70,7 +71,8 @@ def test_the_catalogue_grows_while_it_serves(shop: Any, client_of: Any) -> None:
     before = ask("i4")
     assert ask("new0") == ask("new1") == ask("new2"), "of none of them anything is known"
     try:
-        fitted.add_items(item=pd.DataFrame({"sku": ["new0", "new1", "new2"], "kind": ["k0", "k1", "k2"]}))
+        new = {"sku": ["new0", "new1", "new2"], "kind": ["k0", "k1", "k2"], "price": [0.2, 0.5, 0.8]}
+        fitted.add_items(item=pd.DataFrame(new))
         old = [key for key in ask("i4") if not key.startswith("new")]
         assert old == before[: len(old)]
         assert ask("new1") == fitted.predict(pd.DataFrame({"viewed": [["new1"]]}))["next"][0]
