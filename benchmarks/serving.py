@@ -112,7 +112,7 @@ def run(full: bool) -> None:
     model.heads.start(data.batch(torch.from_numpy(data.parts["train"])).labels)
     names = [source.name for source in data.columns.inputs]
     rows = json.loads(flights(2000).frame[names].to_json(orient="records", date_format="iso"))
-    rounds = 15 if full else 7
+    rounds = 31 if full else 15
     modes = ("batched", "one forward each", "constant")
     spawn = multiprocessing.get_context("spawn")
     rates: dict[str, list[float]] = {mode: [] for mode in modes}
