@@ -61,7 +61,7 @@ class Merged(Fitted):
         self.container, self.configs, self.home = container, dict(configs), home
         self.reads, self.size = _reads(first, home)
         self.vocabulary = int(first.get("vocab_size") or 0)
-        self.tokenizer = _tokenizer(home) if self.reads == "text" else None
+        self.tokenizer: Any = _tokenizer(home) if self.reads == "text" else None
         limits = [first.get("max_position_embeddings"), getattr(self.tokenizer, "model_max_length", None)]
         known = [int(n) for n in limits if isinstance(n, int) and 0 < n < 1 << 20]
         # RoBERTa and its kin count positions from the padding token on
