@@ -326,9 +326,9 @@ best is **{best}**, then {second}; the last is {worst}.
 
 {claims}
 
-Tuned task arithmetic keeps {tuned_share:.1f} % of the experts here. Near 100 % the experts hardly conflict (short fine-tunings of a
-general encoder, few texts a task), and there is nothing left that learned coefficients, a router or a container could win. The
-[image tasks](merging.md) are the ones on which the methods come apart.
+Tuned task arithmetic keeps {tuned_share:.1f} % of the experts here. Near 100 % the experts hardly conflict (short fine-tunings of
+a general encoder, few texts a task), and there is nothing left that learned coefficients, a router or a container could win.
+The [image tasks](merging.md) are the ones on which the methods come apart.
 
 ## By task
 
