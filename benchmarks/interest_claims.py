@@ -209,7 +209,7 @@ class Apart:
         self.fits = {}
         for task in data.tasks:
             own = replace(data.only([task.name]), tasks=(replace(task, after=()),))
-            self.fits[task.name] = made.fit(own, Budget(seconds / len(data.tasks)), seed)
+            self.fits[task.name] = made.fit(own, Budget(seconds), seed)  # the limit of every fit
         self.record = {"undertrained": [name for fit in self.fits.values() for name in fit.record["undertrained"]]}
 
     def scores(self, data: Any, rows: Any, tasks: Sequence[str]) -> dict[str, Any]:
@@ -452,6 +452,9 @@ def page(full: bool, more: Sequence[str] = ()) -> None:
         held = {key: path for key, path in paths.items() if key[1] in whole and path.exists()}
         cells = {key: json.loads(path.read_text("utf-8")) for key, path in held.items()}
         body += section(name, rows, cells, seconds) if whole else [f"## {TEXTS[name][0]}", "", "Not run yet.", ""]
+        waiting = [f"{way} ({seed + 1})" for (way, seed), path in paths.items() if not path.exists()]
+        if whole and waiting:
+            body += [f"Not run yet, with the seed: {', '.join(waiting)}; `make bench ONLY=interest_claims` goes on.", ""]
     head = [
         "# Funnels, picked fields, and interests per task", "",
         "Generated worlds, in which the truth is known; every candidate ran its defaults (but for the settings that its name",
