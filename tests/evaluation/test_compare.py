@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -212,3 +213,37 @@ def test_no_files() -> None:
         compare(_truth(), [], NEW)
     with pytest.raises(BadInput, match="no such file"):
         compare("nowhere.parquet", OLD, NEW)
+
+
+def _tagged(miss: float, seed: int) -> pd.DataFrame:
+    """Sentences of 0 to 6 words in BIO tags; a share of the tags is taken for O."""
+    r, again = np.random.default_rng(3), np.random.default_rng((seed, 5))
+    sentences = [list(r.choice(["O", "B-gene", "I-gene"], size=r.integers(0, 7), p=[0.6, 0.25, 0.15])) for _ in range(300)]
+    guessed = [["O" if again.random() < miss else str(tag) for tag in tags] for tags in sentences]
+    return pd.DataFrame({"id": np.arange(300), "gene": guessed})
+
+
+@pytest.mark.parametrize("form", ["frames", "csv"])
+def test_tags_are_judged_by_their_spans(form: str, tmp_path: Path) -> None:
+    """Broken: a study of tags writes prediction files that nobody can compare."""
+    sides = {"truth": [_tagged(0, 0)], "old": [_tagged(0.5, s) for s in range(3)], "new": [_tagged(0.05, s) for s in range(3)]}
+    files: dict[str, list[Any]] = dict(sides)
+    if form == "csv":
+        for name, frames in sides.items():
+            files[name] = [tmp_path / f"{name}{i}.csv" for i in range(len(frames))]
+            for path, frame in zip(files[name], frames):
+                frame.assign(gene=frame["gene"].map(json.dumps)).to_csv(path, index=False)
+    verdict = compare(files["truth"][0], files["old"], files["new"], repeats=200)
+    task = verdict.comparisons[0].of("gene")
+    assert (task.metric, task.word) == ("span_f1", "better")
+    again = compare(files["truth"][0], files["old"], files["new"], repeats=200, metric={"gene": "token_accuracy"})
+    assert again.comparisons[0].of("gene").metric == "token_accuracy"
+
+
+def test_tags_that_do_not_fit_their_row_are_named() -> None:
+    """Broken: a prediction that lost its last word is judged as if it had them all."""
+    truth, short = _tagged(0, 0), _tagged(0.1, 1)
+    row = next(i for i, tags in enumerate(truth["gene"]) if len(tags) == 6)
+    short.at[row, "gene"] = short.at[row, "gene"][:5]
+    with pytest.raises(BadInput, match=r"has 5 tags in row \d+, where the text has 6 words"):
+        compare(truth, _tagged(0.2, 2), short, repeats=50)

@@ -68,8 +68,8 @@ def command(
     """Say, task by task, whether the challenger is better than the reference, as good, worse, or whether that is undecided,
     from prediction files alone, whoever made them.
 
-    A prediction file has the id column and, per task, TASK (a number), TASK__p (probability of the positive class), or
-    TASK__p_CLASS for every class.
+    A prediction file has the id column and, per task, TASK (a number, or a list of tags), TASK__p (probability of the
+    positive class), or TASK__p_CLASS for every class.
     """
     import json
 

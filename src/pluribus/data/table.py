@@ -39,7 +39,7 @@ from pluribus.data.delayed import weighed
 from pluribus.data.ingest import read_table
 from pluribus.data.prepared import Cells
 from pluribus.data.ragged import Lists, looks_like_lists, read_lists
-from pluribus.data.tags import check_metrics, find_tags, is_bio, joined, ordered, read_tags
+from pluribus.data.tags import check_metrics, find_tags, is_bio, joined, ordered, read_tags, word_counts
 from pluribus.errors import BadInput, unknown
 from pluribus.tasks import KINDS, Task
 from pluribus.tasks.task import check_graph
@@ -207,7 +207,7 @@ class Table:
                 values[task.name] = self._items_of(task)
             elif task.record.listed:
                 where = self._at(self._target_of(task))
-                values[task.name] = read_tags(self._column_of(task), self.words, task.classes, task.size or 0, where)
+                values[task.name] = read_tags(self._column_of(task), word_counts(self.words), task.classes, task.size or 0, where)
             else:
                 values[task.name] = encode_target(self._column_of(task), task, self._at(self._target_of(task)))
         cells: dict[str, Cells] = {}
@@ -589,7 +589,7 @@ class Table:
         if declared is None:
             kind = f"spans of {len(classes) // 2} types (BIO)" if spans else f"{len(classes)} tags"
             self.notes.append(f"{column!r} is tagging: {kind}, one for each word of {self.text[0]!r}")
-        longest = max((len((text or "").split()) for text in self.words), default=0)
+        longest = int(word_counts(self.words).max(initial=0))
         return task.with_(classes=classes, size=max(1, longest))
 
     def _check_parents(self) -> None:

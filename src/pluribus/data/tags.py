@@ -91,10 +91,20 @@ def find_tags(series: pd.Series, where: str) -> tuple[str, ...]:
     return classes
 
 
+def word_counts(texts: Sequence[str | None]) -> NDArray[np.int64]:
+    """How many words each text has."""
+    return np.array([len((text or "").split()) for text in texts], np.int64)
+
+
+def tag_counts(series: pd.Series, where: str) -> NDArray[np.int64]:
+    """How many tags each cell has."""
+    return np.diff(read_lists(series, where, "category").starts)
+
+
 def read_tags(
-    series: pd.Series, texts: Sequence[str | None], classes: Sequence[str], size: int, where: str
+    series: pd.Series, words: NDArray[np.int64], classes: Sequence[str], size: int, where: str
 ) -> NDArray[np.float64]:
-    """Class indices [n, size], −1 behind a row's last word; NaN where the cell is empty (a hole).
+    """Class indices [n, size], −1 behind a row's last word; NaN where the cell is empty (a hole). words: how many a row has.
 
     Raises
     ------
@@ -102,7 +112,6 @@ def read_tags(
     """
     lists = read_lists(series, where, "category")
     lengths = np.diff(lists.starts)
-    words = np.array([len((text or "").split()) for text in texts], np.int64)
     wrong = (lengths != words) & (lengths > 0)
     if wrong.any():
         row = int(wrong.argmax())

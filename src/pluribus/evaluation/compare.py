@@ -1,8 +1,9 @@
 """The verdict from prediction files alone, whoever made them.
 
 A prediction file (Parquet or CSV, or a DataFrame) has the id column and, per task, `TASK` = value (regression, count),
-`TASK__p` = P(positive) (binary), or `TASK__p_CLASS` for every class (multiclass, ordinal). The truth has the id and a column
-`TASK` of labels, empty where there is none. Several files of one side are several seeds.
+`TASK__p` = P(positive) (binary), `TASK__p_CLASS` for every class (multiclass, ordinal), or `TASK` = a list of tags, one a word
+(tagging; JSON in CSV). The truth has the id and a column `TASK` of labels, empty where there is none. Several files of one side
+are several seeds.
 
 The constant predictor is fitted on the truth itself, since training labels are not here: it is a little too good, so the
 tolerance is a little too small.
@@ -18,11 +19,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pluribus.data.ingest import read_table
+from pluribus.data.ragged import looks_like_lists
+from pluribus.data.tags import check_metrics, find_tags, is_bio, ordered, read_tags, tag_counts
 from pluribus.errors import BadInput, unknown
 from pluribus.evaluation import metrics
 from pluribus.evaluation.metrics import Array
 from pluribus.evaluation.verdict import TaskTruth, Verdict, judge
-from pluribus.tasks import KINDS, Metric, Task
+from pluribus.tasks import Metric, Task
 from pluribus.tasks import metric as metric_named
 
 if TYPE_CHECKING:
@@ -87,7 +90,7 @@ def compare(
     cells: dict[str, TaskTruth] = {}
     for task in judged:
         target = _target(table, task)
-        rows = np.flatnonzero(np.isfinite(target))
+        rows = np.flatnonzero(np.isfinite(target.reshape(len(target), -1)).all(1))
         if not len(rows):
             raise BadInput("has no labels", where=f"{table.name}, column {task.name!r}")
         if task.main_metric.name in metrics.GROUPED and codes is None:
@@ -178,17 +181,23 @@ def _several(files: Frame | Sequence[Frame]) -> list[Frame]:
     return many
 
 
-def _form(name: str, columns: Sequence[str]) -> tuple[str, tuple[str, ...]] | None:
-    """What a file's columns hold of a task: ("p", ()), ("classes", the classes), ("value", ()), or None."""
+def _form(name: str, frame: pd.DataFrame) -> tuple[str, tuple[str, ...]] | None:
+    """What a file's columns hold of a task: ("p", ()), ("classes", the classes), ("value", ()), ("tags", ()), or None."""
+    columns = [str(c) for c in frame.columns]
     if f"{name}__p" in columns:
         return "p", ()
     classes = tuple(c.removeprefix(f"{name}__p_") for c in columns if c.startswith(f"{name}__p_"))
     if classes:
         return "classes", classes
-    return ("value", ()) if name in columns else None
+    if name not in columns:
+        return None
+    return ("tags" if looks_like_lists(frame[name]) else "value"), ()
 
 
-_FORMS = {"binary": "p", "multiclass": "classes", "ordinal": "classes", "regression": "value", "count": "value"}
+_KINDS = {"p": "binary", "classes": "multiclass", "value": "regression", "tags": "tagging"}  # unless told otherwise
+_FORMS = {
+    "binary": "p", "multiclass": "classes", "ordinal": "classes", "regression": "value", "count": "value", "tagging": "tags",
+}  # fmt: skip
 
 
 def _tasks(
@@ -196,7 +205,6 @@ def _tasks(
     metric: dict[str, str], notes: list[str],
 ) -> list[Task]:  # fmt: skip
     files = [file for side in sides for file in side]
-    columns = {file.name: [str(c) for c in file.frame.columns] for file in files}
     candidates = [str(c) for c in truth.frame.columns if str(c) not in taken]
     for name in (*named, *kinds, *metric):
         if name not in candidates:
@@ -204,7 +212,7 @@ def _tasks(
     explicit = {*named, *kinds, *metric}
     found = []
     for name in named or candidates:
-        forms = {file.name: _form(name, columns[file.name]) for file in files}
+        forms = {file.name: _form(name, file.frame) for file in files}
         absent = [file for file, form in forms.items() if form is None]
         if len(absent) == len(files) and name not in explicit:
             continue
@@ -226,9 +234,9 @@ def _tasks(
             if all(_is_truth(file, truth, name) for file in files):
                 notes.append(f"column {name!r} is the same in all files: taken as a label or an input, not as a prediction")
                 continue
-        kind = kinds.get(name, {"p": "binary", "classes": "multiclass", "value": "regression"}[form[0]])
-        if kind not in KINDS:
-            raise unknown("kind", kind, KINDS, where=f"task {name!r}")
+        kind = kinds.get(name, _KINDS[form[0]])
+        if kind not in _FORMS:
+            raise unknown("kind", kind, _FORMS, where=f"task {name!r}")
         if _FORMS.get(kind) != form[0]:
             raise BadInput(f"predictions of task {name!r} are not those of a {kind} task", where=files[0].name,
                            remedy="correct the kind or the columns")  # fmt: skip
@@ -241,11 +249,24 @@ def _tasks(
             except ValueError:
                 notes.append(f"classes of {name} are ordered as in {files[0].name}: {' < '.join(classes)}")
         judged: tuple[Metric, ...] = (metric_named(metric[name], where=f"task {name!r}"),) if name in metric else ()
-        found.append(Task(name, kind, classes, judged))
+        size = None
+        if kind == "tagging":
+            classes, size, judged = _tagging(truth, files, name, judged)
+        found.append(Task(name, kind, classes, judged, size=size))
     if not found:
         raise BadInput("no column of the truth is predicted by the files", where=truth.name,
                        remedy="name prediction columns TASK, TASK__p or TASK__p_CLASS")  # fmt: skip
     return found
+
+
+def _tagging(
+    truth: _Table, files: Sequence[_Table], name: str, judged: tuple[Metric, ...]
+) -> tuple[tuple[str, ...], int, tuple[Metric, ...]]:
+    """The classes of truth and files together, the longest row, and spans as what is judged where the tags are BIO."""
+    classes = ordered(tag for file in (truth, *files) for tag in find_tags(file.frame[name], f"{file.name}, column {name!r}"))
+    judged = judged or (metric_named("span_f1" if is_bio(classes) else "token_accuracy", where=f"task {name!r}"),)
+    check_metrics(name, classes, [each.name for each in judged])
+    return classes, max(1, int(tag_counts(truth.frame[name], truth.name).max(initial=0))), judged
 
 
 def _is_truth(file: _Table, truth: _Table, name: str) -> bool:
@@ -270,6 +291,9 @@ def _two(truth: _Table, name: str, notes: list[str]) -> tuple[str, str]:
 def _target(truth: _Table, task: Task) -> Array:
     """Labels as numbers, NaN where there is none."""
     where = f"{truth.name}, column {task.name!r}"
+    if task.record.listed:
+        cells = truth.frame[task.name]
+        return read_tags(cells, tag_counts(cells, where), task.classes, task.size or 0, where)
     if not task.classes:
         values = truth.numbers(task.name)
         if np.isinf(values).any():
@@ -315,13 +339,19 @@ def _prediction(file: _Table, task: Task, truth: _Table, rows: Any) -> Array:
         lost = truth.keys[rows][at < 0]
         raise BadInput(f"lacks {len(lost)} rows that the truth labels for task {task.name!r}, first id {lost[0]!r}",
                        where=file.name, remedy="predict every labelled row")  # fmt: skip
-    values = np.stack([file.numbers(column)[at] for column in task.columns], 1)
     where = f"{file.name}, column {task.columns[0]!r}"
+    if task.record.listed:
+        words = tag_counts(truth.frame[task.name], truth.name)[rows]
+        values = read_tags(file.frame[task.name].iloc[at], words, task.classes, task.size or 0, where)
+    else:
+        values = np.stack([file.numbers(column)[at] for column in task.columns], 1)
     bad = ~np.isfinite(values).all(1)
     if bad.any():
         first = truth.keys[rows][bad][0]
         raise BadInput(f"{int(bad.sum())} predictions are missing or infinite, first id {first!r}", where=where,
                        remedy="predict every labelled row")  # fmt: skip
+    if task.record.listed:
+        return values
     if task.classes and not (values.min() >= 0 and values.max() <= 1):
         raise BadInput("a probability is not in [0, 1]", where=where, remedy="write probabilities, not scores")
     if task.kind == "count" and values.min() < 0:

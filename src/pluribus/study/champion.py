@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 
 from pluribus.data.ingest import read_table
 from pluribus.data.table import Table
-from pluribus.data.tags import read_tags
+from pluribus.data.tags import read_tags, word_counts
 from pluribus.errors import BadInput
 from pluribus.study.trial import Predictions
 from pluribus.tasks import Task
@@ -84,7 +84,7 @@ def _tags(
 
     place = np.where(np.isnan(found), -1, found).astype(int)
     lists = pd.Series([cells.iloc[i] if i >= 0 else None for i in place.tolist()], dtype=object)
-    block = read_tags(lists, table.words, task.classes, task.size or 0, f"{path}, {task.name}")
+    block = read_tags(lists, word_counts(table.words), task.classes, task.size or 0, f"{path}, {task.name}")
     _check_complete(block, needed, table, task, path)
     return block
 
