@@ -104,9 +104,9 @@ def catalog_page() -> str:
         families.setdefault(entry.family, []).append(entry)
     page = [
         "# Catalog", "",
-        "What `pluribus catalog` prints. *Verified*: it agrees with an independent source, its properties hold for any input, and "
-        "a benchmark has put its paper's claim to the test; whether the claim held is [on the page](results/index.md). Everything "
-        "else is *experimental*.", "",
+        "What `pluribus catalog` prints. *Verified*: it agrees with an independent source, its properties hold for any input, "
+        "and a benchmark has put its paper's claim to the test; whether the claim held is [on the page](results/index.md). "
+        "Everything else is *experimental*.", "",
     ]  # fmt: skip
     for family in sorted(families):
         page += [f"## {family.replace('_', ' ').capitalize()} {{ #{family} }}", "", "| name | road | what | paper | status |"]
