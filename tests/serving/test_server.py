@@ -133,9 +133,9 @@ def test_members_that_are_not_asked_do_not_run(mixed: Any, network_of: Any, rows
 def test_one_bad_row_answers_in_its_own_slot(network: Any, mixed_frame: Any, rows: Any, client_of: Any) -> None:
     """Wrong types, NaN, missing columns: the row says so, its neighbours are predicted."""
     bad: list[Any] = [
-        {**rows[1], "x0": "many"}, {**rows[1], "x0": True, "word": ["a"]}, {k: v for k, v in rows[1].items() if k != "x2"},
+        {**rows[1], "x0": "many"}, {**rows[1], "word": ["a"]}, {k: v for k, v in rows[1].items() if k != "x2"},
         5, None, [], {**rows[1], "x1": 10**400}, {**rows[1], "word": "\ud800"}, {**rows[1], "word": "w" * 20_000},
-        {**rows[1], "x3": {"deep": [1]}},
+        {**rows[1], "x3": {"deep": [1]}}, {**rows[1], "x0": True},
     ]  # fmt: skip
     text = json.dumps({"rows": [rows[0], *bad, rows[1]]})
     answer = client_of(network).post("/predict", content=text).json()["rows"]
@@ -144,6 +144,7 @@ def test_one_bad_row_answers_in_its_own_slot(network: Any, mixed_frame: Any, row
     assert "column 'x0': takes a number, not the text 'many'" in answer[1]["error"]
     assert "column 'word': takes text, not a list" in answer[2]["error"]
     assert "lacks the column 'x2'" in answer[3]["error"]
+    assert "column 'x0': takes a number, not true" in answer[-2]["error"]
     assert all(set(slot) == {"error"} for slot in answer[1:-1])
 
 

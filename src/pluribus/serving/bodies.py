@@ -343,7 +343,7 @@ def _number(value: Any) -> float:
         return math.nan
     if type(value) is float and math.isfinite(value):
         return value
-    if not isinstance(value, int | float | decimal.Decimal):
+    if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal):
         raise _Bad(f"takes a number, not {_called(value)}")
     try:
         number = float(value)
@@ -400,8 +400,8 @@ def _called(value: Any) -> str:
         return "an object"
     if isinstance(value, list):
         return "a list"
-    if value is None:
-        return "null"
+    if value is None or isinstance(value, bool):
+        return {None: "null", True: "true", False: "false"}[value]
     if isinstance(value, str):
         return f"the text {value[:40]!r}"
     return f"{type(value).__name__} {str(value)[:40]}" if _sound(value, 40) else "a number of that size"
