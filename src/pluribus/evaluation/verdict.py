@@ -493,7 +493,7 @@ def _overall(
     )
     with np.errstate(all="ignore"):
         slopes = (100 / len(main) * sign / b, -100 / len(main) * sign * m / b**2)
-    seeds = [_linear_seeds([x.values for x in side], slope) for side, slope in zip((one, other), slopes)]
+        seeds = [_linear_seeds([x.values for x in side], slope) for side, slope in zip((one, other), slopes)]
     units = min(x.units for x in one)
     delta = _scoped(value, replicates, units, seeds, level)
     by_name = {row.task: row for row in found}
