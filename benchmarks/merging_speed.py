@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import random
 import select
 import shutil
 import statistics
@@ -191,13 +192,14 @@ CONFIGS = {
 
 
 def run(full: bool, pairs: int | None = None) -> None:
-    """pairs: interleaved runs of each line (default 3, in full 7)."""
-    pairs, size = pairs or (7 if full else 3), 500
+    """pairs: runs of each line (default 5, in full 9). Every round has an order of its own, since a run pays for the pages that the
+    one before it left to the kernel."""
+    pairs, size, orders = pairs or (9 if full else 5), 500, random.Random(0)
     lines = [
         "# Merging speed",
         "",
         f"Two experts and a base of about {size} MB each, float32, one thread; CPU seconds are medians "
-        f"of {pairs} interleaved run{'s' if pairs > 1 else ''}, memory is the peak of anonymous pages above the imports. "
+        f"of {pairs} run{'s' if pairs > 1 else ''} in rounds of shuffled order, memory is the peak of anonymous pages above the imports. "
         "The files lie in the page cache. "
         f"Measured {date.today()} on {machine()}.",
         "",
@@ -205,7 +207,6 @@ def run(full: bool, pairs: int | None = None) -> None:
     home = Path(tempfile.mkdtemp(prefix="merging-speed-"))
     try:
         checkpoints(home, size)
-        rows: dict[str, list[tuple[float, float]]] = {}
         plan: list[tuple[str, dict[str, Any]]] = [
             ("plain, 3 inputs", {"mode": "plain"}),
             ("plain, 2 inputs", {"mode": "plain", "reads": ["a", "b"]}),
@@ -219,15 +220,13 @@ def run(full: bool, pairs: int | None = None) -> None:
             plan += [
                 (f"mergekit {n}", {"mode": "mergekit", "python": peer, "config": c.format(home=home)}) for n, c in CONFIGS.items()
             ]
+        rows: dict[str, list[tuple[float, float]]] = {name: [] for name, _ in plan}
         for _ in range(pairs):
-            for name, how in plan:
-                if rows.get(name) == []:
-                    continue
+            for name, how in orders.sample(plan, len(plan)):
                 try:
-                    rows.setdefault(name, []).append(measure(home, **how))
+                    rows[name].append(measure(home, **how))
                 except RuntimeError as error:
                     print(f"{name}: {error}", flush=True)
-                    rows[name] = []
         median = {n: (statistics.median(x[0] for x in r), max(x[1] for x in r)) for n, r in rows.items() if r}
         lines += [
             "| what | CPU s | against plain | against one reused megabyte | peak MB | target |",

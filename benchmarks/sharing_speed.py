@@ -200,7 +200,7 @@ def stepper(run: Callable[[Tensor], Any], holder: nn.Module, x: Tensor, steps: i
     return train
 
 
-def training(kind: str, experts: int, batch: int, target: str, pairs: int, shape: Shape = LARGE) -> Ratio:
+def training(kind: str, experts: int, batch: int, target: str, pairs: int, shape: Shape) -> Ratio:
     stacked, other, ours, theirs = pair(kind, experts, shape)
     x, steps = torch.randn(batch, shape[0]), max(1, 1024 // batch)
     name = f"{kind}, {experts} experts {named(shape)}, batch {batch}, {steps} training step{'s' if steps > 1 else ''}"
@@ -332,7 +332,7 @@ def run(full: bool) -> None:
     for kind in ("MMoE", "PLE"):
         found += [inference(kind, experts, shape) for shape in (SMALL, LARGE, DEEP) for experts in (8, 32)]
         for batch, target in ((256, {8: "≥ 1.05", 32: "≥ 1.15"}), (4096, {8: "≥ 0.95", 32: "≥ 0.95"})):
-            found += [training(kind, experts, batch, target[experts], pairs) for experts in (8, 32)]
+            found += [training(kind, n, batch, target[n], pairs, shape) for shape in (LARGE, DEEP) for n in (8, 32)]
         found += [one for batch in (1, 256, 4096) if (one := rechub(kind, batch, pairs)) is not None]
     requests = [
         one_of_eight("MMoE top-1", shape=SMALL), one_of_eight("MMoE top-1"), one_of_eight("HoME", shape=SMALL),
