@@ -192,14 +192,15 @@ CONFIGS = {
 
 
 def run(full: bool, pairs: int | None = None) -> None:
-    """pairs: runs of each line (default 5, in full 9). Every round has an order of its own, since a run pays for the pages that the
-    one before it left to the kernel."""
+    """pairs: runs of each line (default 5, in full 9). Every round has an order of its own, since a run pays for the pages that
+    the one before it left to the kernel."""
     pairs, size, orders = pairs or (9 if full else 5), 500, random.Random(0)
     lines = [
         "# Merging speed",
         "",
-        f"Two experts and a base of about {size} MB each, float32, one thread; CPU seconds are medians "
-        f"of {pairs} run{'s' if pairs > 1 else ''} in rounds of shuffled order, memory is the peak of anonymous pages above the imports. "
+        f"Two experts and a base of about {size} MB each, float32, one thread; CPU seconds are medians of "
+        f"{pairs} run{'s' if pairs > 1 else ''} in rounds of shuffled order, memory is the peak of anonymous pages above the "
+        "imports. "
         "The files lie in the page cache. "
         f"Measured {date.today()} on {machine()}.",
         "",
