@@ -349,3 +349,23 @@ def test_no_path_of_a_request_is_opened(network: Any, rows: Any, client_of: Any)
         pass
     opened.listening = False
     assert opened.seen  # the hook does see what is opened
+
+
+def test_a_task_that_is_added_is_described_and_answered(network: Any, rows: Any, client_of: Any) -> None:
+    """The description and a request that names no task would keep the tasks that the server started with."""
+
+    def seen(client: Any) -> tuple[list[str], list[str]]:
+        values = client.get("/openapi.json").json()["components"]["schemas"]["Values"]["properties"]
+        return list(values), list(client.post("/predict", json={"rows": rows[:1]}).json()["rows"][0]["values"])
+
+    every = network.tasks
+    network.tasks = every[:1]
+    client = client_of(network)
+    first, answered = seen(client)
+    assert first == answered
+    network.tasks = every
+    more, answered = seen(client)
+    assert more == answered
+    assert len(more) > len(first)
+    network.tasks = every[:1]
+    assert seen(client) == (first, answered)

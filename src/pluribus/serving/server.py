@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import gc
 import hmac
+import json
 import logging
 import signal
 import socket
@@ -50,11 +51,30 @@ class Service:
         self.reader = Reader(fitted.columns, limits)
         self.answerer = Answerer(fitted, self.reader.names)
         self.metrics = Metrics()
-        self.names = fitted.requested(None)
+        self._listed: tuple[Any, list[str]] = (None, [])
+        self._described: tuple[Any, bytes] = (None, b"")
         self.max_batch, self.max_delay = max_batch, max_delay
         self.batcher: Batcher | None = None
         self.ready = False
         self.in_hand = 0
+
+    # What it says of itself: read again once the artefact's tasks or columns are others, as a hub's are when one is added
+
+    @property
+    def names(self) -> list[str]:
+        """The tasks that a request asks for where it names none."""
+        if self._listed[0] is not self.fitted.tasks:
+            self._listed = self.fitted.tasks, self.fitted.requested(None)
+        return self._listed[1]
+
+    @property
+    def described(self) -> bytes:
+        """The OpenAPI document."""
+        now = (self.fitted.tasks, self.fitted.columns)
+        if self._described[0] is None or any(a is not b for a, b in zip(self._described[0], now)):
+            text = document(self.fitted, self.limits, secured=self.token is not None)
+            self._described = now, json.dumps(text, ensure_ascii=False, allow_nan=False).encode("utf-8")
+        return self._described[1]
 
     # Life
 
@@ -256,10 +276,8 @@ def application(
             return refused(error)
         return Response(service.metrics.text(), media_type="text/plain; version=0.0.4; charset=utf-8")
 
-    described = JSONResponse(document(fitted, service.limits, secured=token is not None)).body
-
     async def openapi(_: Request) -> Response:
-        return Response(described, media_type=JSON)
+        return Response(service.described, media_type=JSON)
 
     async def wrong_address(_: Request, error: Any) -> Response:
         return JSONResponse({"error": str(error.detail)}, error.status_code, error.headers)
