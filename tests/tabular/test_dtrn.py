@@ -18,7 +18,7 @@ from pluribus.data.splitting import split
 from pluribus.data.table import Table
 from pluribus.errors import BadInput
 from pluribus.modeling import Budget, Supervised, load
-from pluribus.sharing import PLE, MMoE, SharedBottom
+from pluribus.sharing import PLE, MMoE, SharedBottom, Star
 from pluribus.study.plan import make
 from pluribus.tabular.dtrn import DTRN, DTRNNetwork, Interest, Items, Refinement, sequences_of_items, target_of
 
@@ -219,7 +219,7 @@ def test_items_that_training_does_not_mention_are_unseen(joined: Prepared) -> No
 
 
 def test_any_sharing_reads_the_bottoms(shop: Prepared) -> None:
-    for name, kind in (("ple", PLE), ("mmoe", MMoE), ("shared_bottom", SharedBottom)):
+    for name, kind in (("ple", PLE), ("mmoe", MMoE), ("shared_bottom", SharedBottom), ("star", Star)):
         torch.manual_seed(0)
         model = DTRN.of(shop.tasks, shop.columns, sharing=name).eval()
         assert isinstance(model.sharing, kind)

@@ -21,11 +21,13 @@ from pluribus.errors import BadInput
 from pluribus.modeling import Budget
 from pluribus.modeling.funnels import ESCM2, Calibrated, chains, whole_way
 from pluribus.sharing import MMoE, SharedBottom
+from pluribus.sharing.stacked import Experts
 from pluribus.study.plan import make
 from pluribus.tabular.apem import APEMNetwork
 from pluribus.tabular.funnel_candidates import AITMNetwork, ESCM2DRNetwork, ESCM2IPSNetwork, ESMMNetwork, Handed
 from pluribus.tasks import Task
 
+MIXTURES = ("mmoe", "cgc", "ple", "dselect_k", "adatt", "home", "imputed")
 NAMES = ("esmm", "escm2_ips", "escm2_dr", "aitm")
 
 
@@ -69,6 +71,15 @@ def test_aitm_answers_the_ratio(funnel: Prepared) -> None:
     torch.testing.assert_close(some["buy"].double(), expected["buy"][rows], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(some["cart"].double(), expected["cart"], rtol=1e-4, atol=1e-6)
     torch.testing.assert_close(some["click"].double(), expected["click"][rows], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("name", ["esmm", "escm2_dr"])
+def test_any_sharing_stands_below_a_funnel(name: str, funnel: Prepared) -> None:
+    """Also one without towers of its own; experts are looked at, and batch norms folded, as without a funnel."""
+    for entry in catalog.entries(family="sharing"):
+        fitted = make(name, {"sharing": entry.name, "width": 8, "epochs": 1}).fit(funnel, Budget(60.0), 0)
+        assert not [part for part in fitted.model.modules() if isinstance(part, Experts) and part.norms is not None]
+        assert ("expert_health" in fitted.record) == (entry.name in MIXTURES), entry.name
 
 
 def test_aitm_trains_the_whole_way(funnel: Prepared) -> None:

@@ -6,6 +6,7 @@ import copy
 import inspect
 import json
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -64,6 +65,39 @@ def test_bad_settings_are_named(mixed: Prepared) -> None:
         MMoENetwork(experts=0, width=16).fit(mixed, Budget(60.0), 0)
     with pytest.raises(BadInput, match="unknown task 'lost'; did you mean 'loss'"):
         HoMENetwork(categories={"x": ["lost"]}, width=16).fit(mixed, Budget(60.0), 0)
+
+
+@pytest.mark.parametrize(
+    ("name", "settings", "message"),
+    [
+        ("mmoe", {"top_k": 1.5}, "top_k must be a whole number of at least 1, not 1.5"),
+        ("mmoe", {"gate_dropout": 1.5}, "gate_dropout must be a share from 0 to below 1, not 1.5"),
+        ("mmoe", {"dropout": -0.1}, "dropout must be a share from 0 to below 1, not -0.1"),
+        ("mmoe", {"bins": "x"}, "bins must be a whole number of at least 1, not 'x'"),
+        ("mmoe", {"lr": float("nan")}, "lr must be a positive number, not nan"),
+        ("mmoe", {"category_size": 0}, "category_size must be a whole number of at least 1, not 0"),
+        ("shared_bottom_equal", {"tower": -1}, "tower must be a whole number of at least 0, not -1"),
+        ("dselect_k", {"entropy": -1}, "entropy must be a number of at least 0, not -1"),
+        ("home", {"categories": {"x": "loss"}}, "must be words, each with its list of tasks"),
+        ("home", {"categories": ["loss"]}, "must be words, each with its list of tasks"),
+        ("single_tabm", {"sigma": -1.0}, "sigma must be a positive number, not -1.0"),
+        ("multitab_net", {"rows": True, "context": 0}, "context must be a whole number of at least 1, not 0"),
+        ("two_tower", {"epochs": 0}, "epochs must be a whole number of at least 1, not 0"),
+    ],
+)
+def test_values_of_the_wrong_sort_are_named(name: str, settings: dict[str, Any], message: str, mixed: Prepared) -> None:
+    """One line that says which setting it is, not a failure of torch's deep below."""
+    with pytest.raises(BadInput, match=message):
+        catalog.get("candidate", name).resolve()(**settings).fit(mixed, Budget(60.0), 0)
+
+
+@pytest.mark.parametrize("name", ["single_networks", "shared_bottom_equal", "mmoe", "stem", "star", "pepnet"])
+def test_the_spread_of_frequencies_reaches_the_network(name: str, mixed: Prepared) -> None:
+    """Setting `sigma`: what matters most about plr is not left at one value."""
+    fitted = catalog.get("candidate", name).resolve()(embedding="plr", sigma=30.0, width=16, epochs=1).fit(mixed, Budget(60.0), 0)
+    found = [value for key, value in fitted.model.state_dict().items() if key.endswith(".c") and value.numel()]
+    assert found
+    assert all(float(value.std()) > 10 for value in found)
 
 
 def test_the_health_of_experts_is_recorded(mixed: Prepared) -> None:

@@ -237,7 +237,7 @@ def test_streaming_frequencies_settle() -> None:
 
 def test_bad_settings_are_named() -> None:
     data = data_of(100)
-    for chosen, message in (({"mask": "cmf"}, "did you mean 'cfm'"), ({"tau": 0.0}, "tau must be positive")):
+    for chosen, message in (({"mask": "cmf"}, "did you mean 'cfm'"), ({"tau": 0.0}, "tau must be a positive number")):
         with pytest.raises(BadInput, match=message):
             TwoTowerSSL(**chosen).fit(data, Budget(5.0), 0)
 

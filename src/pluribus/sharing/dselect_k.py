@@ -55,6 +55,8 @@ class DSelectK(Stacked):
             raise BadInput(f"k must not be above experts = {experts}, not {k}", where="dselect_k")
         if not gamma > 0:
             raise BadInput(f"gamma must be positive, not {gamma}", where="dselect_k")
+        if not (entropy >= 0 and padding >= 0):
+            raise BadInput(f"entropy and padding must not be negative, not {entropy} and {padding}", where="dselect_k")
         m, count = max(1, (experts - 1).bit_length()), len(self.index)
         self.gamma, self.entropy, self.padding = gamma, entropy, padding if experts < 2**m else 0.0
         self.register_buffer("bits", (torch.arange(experts)[:, None] >> torch.arange(m)) & 1 == 1, persistent=False)

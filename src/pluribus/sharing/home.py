@@ -185,6 +185,10 @@ def grouped(tasks: Sequence[Task], categories: Mapping[str, Sequence[str]] | Non
         kinds = dict.fromkeys(task.kind for task in tasks)
         return [[task.name for task in tasks if task.kind == kind] for kind in kinds]
     seen: dict[str, str] = {}
+    lists = isinstance(categories, Mapping) and all(isinstance(members, list | tuple) for members in categories.values())
+    if not lists:
+        remedy = "as in {engage: [like, share]}"
+        raise BadInput("must be words, each with its list of tasks", where="home, categories", remedy=remedy)
     for word, members in categories.items():
         for name in members:
             if name not in names:

@@ -34,7 +34,9 @@ class MMoE(Stacked):
         at_least(1, "mmoe", experts=experts)
         layers = widths_of(expert, "mmoe")
         at_least(0, "mmoe", tower=tower)
-        if top_k is not None and not 1 <= top_k <= experts:
+        if top_k is not None:
+            at_least(1, "mmoe", top_k=top_k)
+        if top_k is not None and top_k > experts:
             raise BadInput(f"top_k must lie between 1 and experts = {experts}, not {top_k}", where="mmoe")
         self.experts = Experts(experts, (width, *layers), norm=norm)
         self.gates = Gates(len(self.index), width, experts, top_k=top_k, dropout=gate_dropout)

@@ -15,6 +15,7 @@ from torch import Tensor
 from pluribus.data import Rows
 from pluribus.modeling import Features, Shared, Sharing
 from pluribus.modeling.experts import Bank
+from pluribus.sharing.stacked import at_least
 from pluribus.tasks import Task
 
 
@@ -23,6 +24,7 @@ class SharedBottom(Sharing):
 
     def __init__(self, tasks: Sequence[Task], width: int, *, tower: int = 0) -> None:
         super().__init__()
+        at_least(0, "shared_bottom", tower=tower)
         self.index = {task.name: i for i, task in enumerate(tasks)}
         self.width = tower or width
         self.towers = Bank(len(self.index), (width, tower)) if tower else None

@@ -94,6 +94,8 @@ class Gates(StackedLinear):
 
     def __init__(self, size: int, inputs: int, experts: int, *, top_k: int | None = None, dropout: float = 0.0) -> None:
         super().__init__(size, inputs, experts)
+        if not 0 <= dropout <= 1:
+            raise BadInput(f"gate dropout must be a share from 0 to 1, not {dropout!r}", where="gates")
         del self.bias
         self.register_parameter("bias", None)
         self.top_k, self.dropout = None if top_k is None or top_k >= experts else top_k, dropout

@@ -106,10 +106,10 @@ class GroupTransformer(Encoder):
     @classmethod
     def of(
         cls, columns: FittedColumns, *, groups: Groups = 3, width: int = 16, embedding: Any = "piecewise_linear", bins: int = 8,
-        **settings: Any,
+        sigma: float = 0.1, **settings: Any,
     ) -> GroupTransformer:  # fmt: skip
         """The encoder for tables that `columns` encodes. groups: how many to learn, or name → columns (the rest is one more)."""
-        tokens = Tokens(columns.bin_edges, columns.cardinalities, width, embedding=embedding, bins=bins)
+        tokens = Tokens(columns.bin_edges, columns.cardinalities, width, embedding=embedding, bins=bins, sigma=sigma)
         if isinstance(groups, int):
             return cls(tokens, groups=groups, **settings)
         given = assigned(groups, columns)
@@ -232,7 +232,8 @@ class APEMNetwork(JointNetwork):
     encoder = "group_transformer"
     defaults: ClassVar[Mapping[str, Any]] = {
         "width": 16, "depth": 1, "groups": 3, "inducing": 4, "heads": 2, "dropout": 0.1, "embedding": "piecewise_linear",
-        "bins": 8, "tower": 32, "top_k": None, "adaptive": True, "selector": True, "calibrator": None, "balancer": "equal",
+        "bins": 8, "sigma": 0.1, "tower": 32, "top_k": None, "adaptive": True, "selector": True, "calibrator": None,
+        "balancer": "equal",
         **{name: DEFAULTS[name] for name in ("lr", "weight_decay", "batch_size", "epochs", "patience")},
     }  # fmt: skip
     space = SearchSpace({
@@ -248,7 +249,10 @@ class APEMNetwork(JointNetwork):
         return super().unfit(data) or no_funnel(data.tasks)
 
     def config(self, data: Prepared) -> dict[str, Any]:
-        kept = ("width", "groups", "inducing", "heads", "dropout", "embedding", "bins", "tower", "top_k", "adaptive", "selector")
+        kept = (
+            "width", "groups", "inducing", "heads", "dropout", "embedding", "bins", "sigma", "tower", "top_k", "adaptive",
+            "selector",
+        )  # fmt: skip
         settings = {name: self.settings[name] for name in kept}
         settings |= {"layers": self.settings["depth"], "whole": self.settings["calibrator"] is not None}
         return {"architecture": {"name": "apem", "settings": settings}}

@@ -36,7 +36,7 @@ from pluribus.modeling.experts import Bank, StackedLinear
 from pluribus.modeling.model import Slices
 from pluribus.sharing.stacked import at_least
 from pluribus.tabular.attention import Attention, FeedForward
-from pluribus.tabular.joint_networks import JointNetwork, balancer_of
+from pluribus.tabular.joint_networks import JointNetwork, balancer_of, tower_of
 from pluribus.tabular.settings import DEFAULTS
 from pluribus.tabular.tokens import Tokens
 from pluribus.tasks import Task
@@ -235,8 +235,9 @@ class DTRN(MultiTaskModel):
     @classmethod
     def of(
         cls, tasks: Sequence[Task], columns: FittedColumns, *, width: int = 16, depth: int = 1, heads: int = 2,
-        dropout: float = 0.1, embedding: Any = "piecewise_linear", bins: int = 8, target: str | None = None,
-        behaviours: Sequence[str] | None = None, hyper: bool = True, refine: bool = True, sharing: str = "ple", tower: int = 32,
+        dropout: float = 0.1, embedding: Any = "piecewise_linear", bins: int = 8, sigma: float = 0.1,
+        target: str | None = None, behaviours: Sequence[str] | None = None, hyper: bool = True, refine: bool = True,
+        sharing: str = "ple", tower: int = 32,
     ) -> DTRN:  # fmt: skip
         """The model for tables that `columns` encodes.
 
@@ -255,7 +256,8 @@ class DTRN(MultiTaskModel):
             items = Items(columns, dropped, chosen, width)
         names = columns.categorical_names
         kept = [i for i, name in enumerate(names) if name != dropped]
-        tokens = Tokens(columns.bin_edges, [columns.cardinalities[i] for i in kept], width, embedding=embedding, bins=bins)
+        cardinalities = [columns.cardinalities[i] for i in kept]
+        tokens = Tokens(columns.bin_edges, cardinalities, width, embedding=embedding, bins=bins, sigma=sigma)
         fields = _Fields(tokens, items, kept)
         count = fields.count + len(chosen)
         longest = max((columns.sequences[name].limit for name in chosen), default=1)
@@ -265,7 +267,7 @@ class DTRN(MultiTaskModel):
                 len(chosen), width, longest=longest, layers=depth, heads=heads, dropout=dropout, hyper=hyper
             )  # fmt: skip
         refinement = Refinement(len(tasks), count, width) if refine else None
-        made = catalog.get("sharing", sharing).resolve()(tasks, count * width, tower=tower)
+        made = catalog.get("sharing", sharing).resolve()(tasks, count * width, **tower_of(sharing, tower))
         return cls(tasks, fields, interest, refinement, made)
 
     def bottoms(self, features: Features, order: Sequence[str]) -> Tensor:
@@ -322,8 +324,8 @@ class DTRNNetwork(JointNetwork):
     label = "DTRN"
     encoder = "behaviours"
     defaults: ClassVar[Mapping[str, Any]] = {
-        "width": 16, "depth": 1, "heads": 2, "dropout": 0.1, "embedding": "piecewise_linear", "bins": 8, "target": None,
-        "behaviours": None, "hyper": True, "refine": True, "sharing": "ple", "tower": 32, "balancer": "equal",
+        "width": 16, "depth": 1, "heads": 2, "dropout": 0.1, "embedding": "piecewise_linear", "bins": 8, "sigma": 0.1,
+        "target": None, "behaviours": None, "hyper": True, "refine": True, "sharing": "ple", "tower": 32, "balancer": "equal",
         **{name: DEFAULTS[name] for name in ("lr", "weight_decay", "batch_size", "epochs", "patience")},
     }  # fmt: skip
     space = SearchSpace({
@@ -344,7 +346,7 @@ class DTRNNetwork(JointNetwork):
 
     def config(self, data: Prepared) -> dict[str, Any]:
         kept = (
-            "width", "depth", "heads", "dropout", "embedding", "bins", "hyper", "refine", "sharing", "tower",
+            "width", "depth", "heads", "dropout", "embedding", "bins", "sigma", "hyper", "refine", "sharing", "tower",
         )  # fmt: skip
         behaviours = list(self.settings["behaviours"] or sequences_of_items(data.columns))
         target = _target(data.columns, behaviours, self.settings["target"])

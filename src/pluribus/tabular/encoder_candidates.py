@@ -144,7 +144,7 @@ class MultiTabNetwork(_Woven):
     def config(self, data: Prepared) -> dict[str, Any]:
         found = super().config(data)
         chosen = found["architecture"]["settings"]
-        chosen["context"] = max(1, min(chosen["context"], len(data.parts["train"])))
+        chosen["context"] = min(chosen["context"], len(data.parts["train"]))
         return found
 
     def begin(self, model: MultiTaskModel, data: Prepared, seed: int) -> None:

@@ -22,12 +22,14 @@ from pluribus import catalog
 from pluribus.balancing import Balancer
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
-from pluribus.modeling import Choice, LogUniform, Objective, SearchSpace, Sharing
+from pluribus.modeling import Budget, Choice, LogUniform, Objective, SearchSpace, Sharing
 from pluribus.modeling.funnels import ESCM2, ESMM, Calibrated, WholeWay, chains
 from pluribus.sharing import AITM
-from pluribus.tabular.joint_networks import JointNetwork, balancer_of
+from pluribus.tabular.joint_networks import JointNetwork, balancer_of, tower_of
 from pluribus.tabular.mlp import TabularMLP
+from pluribus.tabular.network import Network
 from pluribus.tabular.settings import DEFAULTS, SPACE, encoder_settings, weights_of
+from pluribus.tabular.sharing_candidates import examined
 from pluribus.tasks import Task
 
 if TYPE_CHECKING:
@@ -76,9 +78,12 @@ class _Funnel(JointNetwork):
     def unfit(self, data: Prepared) -> str | None:
         return super().unfit(data) or no_funnel(data.tasks)
 
+    def fit(self, data: Prepared, budget: Budget, seed: int) -> Network:
+        return examined(super().fit(data, budget, seed), data)
+
     def part(self) -> tuple[str, dict[str, Any]]:
         """The sharing architecture's name and settings."""
-        return self.settings["sharing"], {"tower": self.settings["tower"]}
+        return self.settings["sharing"], tower_of(self.settings["sharing"], self.settings["tower"])
 
     def config(self, data: Prepared) -> dict[str, Any]:
         name, settings = self.part()
@@ -128,7 +133,8 @@ class ESCM2DRNetwork(_ESCM2Network):
     label = "ESCM², doubly robust"
 
     def part(self) -> tuple[str, dict[str, Any]]:
-        return "imputed", {"inside": self.settings["sharing"], "tower": self.settings["tower"]}
+        inside = self.settings["sharing"]
+        return "imputed", {"inside": inside, **tower_of(inside, self.settings["tower"])}
 
 
 class AITMNetwork(_Funnel):

@@ -6,6 +6,7 @@ search space and the encoder itself are those of the single networks.
 
 from __future__ import annotations
 
+import inspect
 import time
 from abc import abstractmethod
 from collections.abc import Mapping
@@ -30,6 +31,12 @@ def balancer_of(settings: Mapping[str, Any], data: Prepared) -> Balancer:
     return balancer
 
 
+def tower_of(sharing: str, units: int) -> dict[str, int]:
+    """The setting `tower` of a sharing architecture by its catalog name, where it has one (a star's layers are its towers)."""
+    known = inspect.signature(catalog.get("sharing", sharing).resolve()).parameters.values()
+    return {"tower": units} if any(one.name == "tower" or one.kind is one.VAR_KEYWORD for one in known) else {}
+
+
 class JointNetwork(Candidate):
     """One network for all tasks.
 
@@ -41,6 +48,10 @@ class JointNetwork(Candidate):
     processes = True
     sharing: ClassVar[str]
     sharing_settings: ClassVar[tuple[str, ...]] = ()
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        check(self.settings, f"candidate {self.name!r}")
 
     @abstractmethod
     def balancer(self, data: Prepared) -> Balancer:
@@ -68,7 +79,6 @@ class JointNetwork(Candidate):
         return 15 * 6 * weights_of(self.settings, data) * len(data.parts["train"]) / 1.5e10 + 0.5
 
     def fit(self, data: Prepared, budget: Budget, seed: int) -> Network:
-        check(self.settings, f"candidate {self.name!r}")
         began = time.process_time()
         config = self.config(data)
         batch_size = batch_of(self.settings, len(data.parts["train"]))

@@ -94,6 +94,8 @@ class PEPNet(MultiTaskModel):
         hidden: int | Sequence[int] = (128, 64), gate: int = 64, **settings: Any,
     ) -> PEPNet:  # fmt: skip
         """The model for tables that `columns` encodes; settings: those of `Flat`."""
+        if isinstance(prior, str):
+            prior = [prior]
         if prior is None:
             prior = [one.name for one in columns.inputs if one.categorical] or [one.name for one in columns.inputs]
         own = None if domain is None else Flat.of(columns, only=[domain], **settings)

@@ -31,7 +31,7 @@ from pluribus.modeling.candidate import Array
 from pluribus.tabular.fields import Catalogue
 from pluribus.tabular.network import WEIGHTS, _one_thread, check_weights, read_weights
 from pluribus.tabular.next_item import RANKED, ranked
-from pluribus.tabular.settings import batch_of
+from pluribus.tabular.settings import batch_of, check
 from pluribus.tasks import Task
 from pluribus.training.fitting import plain_curves, reproducible
 
@@ -245,6 +245,10 @@ class RankingCandidate(Candidate):
         "epochs": 30, "patience": 3, "batch_size": "auto", "lr": 2e-3, "weight_decay": 1e-4, "top": 20,
     }  # fmt: skip
     needs_session: ClassVar[bool] = True
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        check(self.settings, f"candidate {self.name!r}")
 
     @abstractmethod
     def config(self, data: Prepared) -> dict[str, Any]:

@@ -22,6 +22,7 @@ DEFAULTS: dict[str, Any] = {
     "dropout": 0.2,
     "embedding": "piecewise_linear",
     "bins": 8,  # of the piecewise-linear encoding
+    "sigma": 0.1,  # spread of the frequencies of plr and plr_lite
     "category_size": 8,
     "lr": 2e-3,
     "weight_decay": 1e-2,
@@ -40,12 +41,12 @@ SPACE = SearchSpace({
     "weight_decay": LogUniform(1e-4, 1e-1),
 })  # fmt: skip
 
-_COLUMNS = ("embedding", "bins")  # how the columns are seen; every encoder has these
+_COLUMNS = ("embedding", "bins", "sigma")  # how the columns are seen; every encoder has these
 ENCODERS: dict[str, tuple[str, ...]] = {  # the settings of each encoder
     "tabular_mlp": (*_COLUMNS, "width", "depth", "dropout", "category_size"),
-    "ft_transformer": (*_COLUMNS, "sigma", "width", "depth", "heads", "dropout", "attention_dropout"),
-    "tabm": (*_COLUMNS, "sigma", "width", "depth", "dropout", "members", "category_size"),
-    "multitab_net": (*_COLUMNS, "sigma", "width", "depth", "heads", "hidden", "dropout", "attention_dropout", "tower"),
+    "ft_transformer": (*_COLUMNS, "width", "depth", "heads", "dropout", "attention_dropout"),
+    "tabm": (*_COLUMNS, "width", "depth", "dropout", "members", "category_size"),
+    "multitab_net": (*_COLUMNS, "width", "depth", "heads", "hidden", "dropout", "attention_dropout", "tower"),
 }
 
 
@@ -71,12 +72,32 @@ def batch_of(settings: Mapping[str, Any], rows: int) -> int:
     return int(min(1024, max(16, 2 ** int(math.log2(max(1, rows // 32) if rows else 1)))))
 
 
+WHOLE = {  # the least of each
+    **dict.fromkeys((
+        "width", "depth", "batch_size", "epochs", "patience", "bins", "category_size", "heads", "hidden", "members", "context",
+        "layers", "size", "softmax", "sample", "top",
+    ), 1),
+    "tower": 0,
+}  # fmt: skip
+POSITIVE = ("lr", "sigma", "tau", "tau_main")
+AT_LEAST_0 = ("weight_decay", "entropy", "alpha", "lambda_c", "lambda_g", "category_weight")
+SHARES = ("dropout", "attention_dropout", "gate_dropout", "drop")
+AUTO = ("width", "batch_size")
+
+
 def check(settings: Mapping[str, Any], where: str) -> None:
-    """Whole positive numbers where they are needed."""
-    for name in ("width", "batch_size", "epochs", "patience", "depth"):
-        value = settings[name]
-        if not (value == "auto" and name in ("width", "batch_size")) and not (isinstance(value, int) and value >= 1):
-            raise BadInput(f"{name} must be a whole number of at least 1, not {value!r}", where=where)
+    """Whole numbers, shares and positive numbers where they are needed, among the settings that are there."""
+    for name, value in settings.items():
+        number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
+        if name in WHOLE and not (value == "auto" and name in AUTO):
+            if not (number and isinstance(value, int) and value >= WHOLE[name]):
+                raise BadInput(f"{name} must be a whole number of at least {WHOLE[name]}, not {value!r}", where=where)
+        elif name in POSITIVE and not (number and value > 0):
+            raise BadInput(f"{name} must be a positive number, not {value!r}", where=where)
+        elif name in AT_LEAST_0 and not (number and value >= 0):
+            raise BadInput(f"{name} must be a number of at least 0, not {value!r}", where=where)
+        elif name in SHARES and not (number and 0 <= value < 1):
+            raise BadInput(f"{name} must be a share from 0 to below 1, not {value!r}", where=where)
 
 
 def weights_of(settings: Mapping[str, Any], data: Prepared) -> int:

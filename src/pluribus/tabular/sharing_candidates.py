@@ -31,6 +31,23 @@ EXPERT = Choice((32, 64, 128))
 HEALTH_ROWS = 2000  # validation rows on which the experts' health is measured, at most
 
 
+def examined(fitted: Network, data: Prepared) -> Network:
+    """Look at the experts' health, and fold what batch norms there are into the weights."""
+    began = time.process_time()
+    found = health(fitted.model, data.batch(torch.from_numpy(data.parts["valid"][:HEALTH_ROWS]), tasks=()).inputs)
+    if found.zero_share or found.gate_entropy:
+        fitted.record["expert_health"] = found.to_dict()
+    normed = [part for part in fitted.model.sharing.modules() if isinstance(part, Stacked) and part.normed]
+    for part in normed:
+        part.fold()
+    if normed:
+        chosen = fitted.config["sharing"]
+        fitted.config["sharing"] = {**chosen, "settings": {**chosen["settings"], "norm": False}}
+        pack(fitted.model)
+    fitted.record["seconds"] += time.process_time() - began
+    return fitted
+
+
 class _Shared(JointNetwork):
     """A joint network whose cost estimate counts the architecture's weights too, and whose experts are looked at."""
 
@@ -45,19 +62,7 @@ class _Shared(JointNetwork):
         return float(15 * 6 * weights * len(data.parts["train"]) / 1.5e10 + 0.5)
 
     def fit(self, data: Prepared, budget: Budget, seed: int) -> Network:
-        fitted = super().fit(data, budget, seed)
-        began = time.process_time()
-        sharing = fitted.model.sharing
-        found = health(fitted.model, data.batch(torch.from_numpy(data.parts["valid"][:HEALTH_ROWS]), tasks=()).inputs)
-        if found.zero_share or found.gate_entropy:
-            fitted.record["expert_health"] = found.to_dict()
-        if isinstance(sharing, Stacked) and sharing.normed:
-            sharing.fold()
-            chosen = fitted.config["sharing"]
-            fitted.config["sharing"] = {**chosen, "settings": {**chosen["settings"], "norm": False}}
-            pack(fitted.model)
-        fitted.record["seconds"] += time.process_time() - began
-        return fitted
+        return examined(super().fit(data, budget, seed), data)
 
 
 class MMoENetwork(_Shared):
@@ -167,7 +172,7 @@ class HoMENetwork(_Shared):
 
 # Woven: networks from the columns' embeddings on
 
-_EMBEDDINGS = ("embedding", "bins", "category_size")
+_EMBEDDINGS = ("embedding", "bins", "sigma", "category_size")
 _WOVEN = {name: value for name, value in DEFAULTS.items() if name != "dropout"}
 _WOVEN_SPACE = {name: value for name, value in SPACE.ranges.items() if name != "dropout"}
 

@@ -54,6 +54,10 @@ class SingleNetworks(Candidate):
     per_task = True
     encoder: ClassVar[str] = "tabular_mlp"
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        check(self.settings, f"candidate {self.name!r}")
+
     def estimate(self, data: Prepared) -> float:
         flops = self._flops(data)
         return sum(self._cost(data, task, flops) for task in data.tasks)
@@ -75,7 +79,6 @@ class SingleNetworks(Candidate):
         return {"architecture": {"name": "specialists", "settings": settings}}
 
     def fit(self, data: Prepared, budget: Budget, seed: int) -> Network:
-        check(self.settings, f"candidate {self.name!r}")
         began = time.process_time()
         config = self.config(data)
         with reproducible(seed, budget.threads):

@@ -37,7 +37,7 @@ from torch import Tensor, nn
 
 from pluribus.data.columns import FittedColumns
 from pluribus.data.prepared import Prepared
-from pluribus.errors import BadInput, unknown
+from pluribus.errors import unknown
 from pluribus.modeling import Choice, LogUniform, SearchSpace
 from pluribus.tabular.fields import Catalogue, Fields, mean
 from pluribus.tabular.m2trec import mean_of
@@ -214,9 +214,6 @@ class TwoTower(RankingCandidate):
         second = {name: self.settings.get(name, value) for name, value in self.second.items()}
         if second["mask"] not in MASKS:
             raise unknown("mask", str(second["mask"]), MASKS, where=f"candidate {self.name!r}")
-        for name in ("tau", "sample"):
-            if not second[name] > 0:
-                raise BadInput(f"{name} must be positive, not {second[name]!r}", where=f"candidate {self.name!r}")
         items = data.columns.items[self.items_of(data)]
         chosen = {name: self.settings[name] for name in ("width", "size", "hidden", "tau_main")}
         ids = len(items) if self.settings["ids"] else None
