@@ -13,6 +13,10 @@ from pluribus.cli import run
         (["catalgo"], "unknown command 'catalgo'; did you mean 'catalog'?"),
         (["catalog", "--jsn"], "unknown option '--jsn'; did you mean '--json'?"),
         (["catalog", "--road", "sideways"], "'sideways' is not one of"),
+        (["catalog", "--colour"], "unknown option '--colour'; see pluribus catalog --help"),
+        (["serve"], "Missing argument 'MODEL'; see pluribus serve --help"),
+        (["serve", "m", "--port", "x"], "see pluribus serve --help"),
+        (["predict", "m", "t.csv", "more", "-o", "o.csv"], "(more); see pluribus predict --help"),
     ],
 )
 def test_wrong_words_are_one_line(words: list[str], message: str, capsys: pytest.CaptureFixture[str]) -> None:

@@ -24,7 +24,7 @@ COMMANDS: dict[str, str] = {
     "table": "Compare the methods of one or several runs: means, a named Δm, ranks, paired tests.",
     "schema": "Print what a study file may hold, as a JSON Schema.",
     "merge": "Merge fine-tuned models of one base into one; doctor looks first, search tunes.",
-    "export": "Write one task of a model folder in another format (hf).",
+    "export": "Write one task of a model folder in another format (hf, onnx, peft).",
     "catalog": "List every method: its road, its paper, and what verifies it.",
 }
 
@@ -61,6 +61,10 @@ def cli() -> None:
     """
 
 
+def _help(error: click.UsageError) -> str:
+    return f"see {'pluribus' if error.ctx is None else error.ctx.command_path} --help"
+
+
 def run(arguments: Sequence[str]) -> int:
     """Run one command line and return its exit code."""
     try:
@@ -69,9 +73,13 @@ def run(arguments: Sequence[str]) -> int:
     except BadInput as error:
         print(f"pluribus: {error}", file=sys.stderr)
     except click.NoSuchOption as error:
-        print(f"pluribus: {unknown('option', error.option_name, error.possibilities or [])}", file=sys.stderr)
+        found = unknown("option", error.option_name, error.possibilities or [])
+        print(f"pluribus: {found if error.possibilities else BadInput(found.what, remedy=_help(error))}", file=sys.stderr)
     except click.exceptions.NoArgsIsHelpError as error:
         print(error.format_message())
+    except click.UsageError as error:
+        what = " ".join(error.format_message().split()).rstrip(".")
+        print(f"pluribus: {BadInput(what, remedy=_help(error))}", file=sys.stderr)
     except click.ClickException as error:
         print(f"pluribus: {' '.join(error.format_message().split())}", file=sys.stderr)
     except (KeyboardInterrupt, click.Abort):

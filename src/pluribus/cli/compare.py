@@ -35,7 +35,7 @@ def pairs(words: Sequence[str], option: str) -> dict[str, str]:
     for word in words:
         task, equals, value = word.rpartition("=")
         if not equals or not task or not value:
-            raise BadInput(f"{word!r} is not TASK=WORD", where=option, remedy=f"write {option} default=auc")
+            raise BadInput(f"{word!r} is not TASK=WORD", where=option, remedy=f"write {option} TASK=WORD")
         if found.setdefault(task, value) != value:
             raise BadInput(f"task {task!r} is named twice", where=option, remedy="keep one")
     return found

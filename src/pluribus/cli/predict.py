@@ -25,7 +25,7 @@ def command(model: str, table: str, output: str, tasks: str | None) -> None:
     suffix = Path(output).suffix
     if suffix not in (".parquet", ".csv"):
         raise BadInput("is neither a .parquet nor a .csv file", where=output, remedy="end the output's name in .parquet or .csv")
-    if Path(output).exists() and Path(output).samefile(table):
+    if Path(output).exists() and Path(table).exists() and Path(output).samefile(table):
         raise BadInput("would be overwritten by its own predictions", where=table, remedy="choose another output")
     from pluribus.data.ingest import read_table
     from pluribus.data.ragged import looks_like_lists
@@ -36,7 +36,14 @@ def command(model: str, table: str, output: str, tasks: str | None) -> None:
     key = fitted.columns.id
     frame = read_table(table, text=fitted.columns.as_written)
     wanted = None if tasks is None else [name.strip() for name in tasks.split(",") if name.strip()]
-    found = fitted.predict(frame, wanted)
+    if wanted == []:
+        raise BadInput("names no task", where="--tasks", remedy="write --tasks A,B, or leave it out for all tasks")
+    try:
+        found = fitted.predict(frame, wanted)
+    except BadInput as error:
+        if error.where is None or not error.where.startswith("table"):
+            raise
+        raise BadInput(error.what, where=table + error.where.removeprefix("table"), remedy=error.remedy) from error
     if key is not None and key in frame.columns:
         found.insert(0, key, frame[key].to_numpy())
     read = {source.name for source in fitted.columns.inputs} | {key, fitted.columns.task_column}

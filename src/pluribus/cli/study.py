@@ -8,6 +8,7 @@ from typing import Any
 
 import click
 
+from pluribus.cli.compare import pairs
 from pluribus.errors import BadInput
 
 EXAMPLE = """Examples:
@@ -18,17 +19,6 @@ EXAMPLE = """Examples:
   pluribus study study.yaml --budget 2h
   pluribus study checkpoints.yaml --evaluate mine.py:accuracy
 """
-
-
-def pairs(words: tuple[str, ...], option: str) -> dict[str, str]:
-    """`NAME=VALUE` words as a mapping; the name ends at the last '='."""
-    found = {}
-    for word in words:
-        name, equals, value = word.rpartition("=")
-        if not equals or not name or not value:
-            raise BadInput(f"{word!r} is not NAME=VALUE", where=option, remedy=f"write {option} NAME=VALUE")
-        found[name] = value
-    return found
 
 
 @click.command("study", epilog=EXAMPLE)
