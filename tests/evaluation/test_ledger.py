@@ -213,7 +213,7 @@ def test_an_undefined_delta_is_not_tested_and_says_why(tmp_path: Path) -> None:
         for seed in range(8):
             ledger.log(method=method, seed=seed, task="t", metric="r2", value=value + 0.01 * seed, selection=RULE)
     made = table([tmp_path], reference="single")
-    assert any("No test for nash: its Δm is not defined" in sentence for sentence in made.sentences)
+    assert any("No Δm and no test for nash: it is not defined" in sentence for sentence in made.sentences)
     assert not any("differ" in sentence for sentence in made.sentences)
     assert table([tmp_path], reference="single", delta="error-reduction").lines[1].p == pytest.approx(2 / 2**8)
 
@@ -330,3 +330,54 @@ def test_one_metric_with_two_directions_is_refused(tmp_path: Path) -> None:
     ledger.log(method="a", seed=1, task="t", metric="score", value=1.0, direction="min", selection=RULE)
     with pytest.raises(BadInput, match="logged with both directions"):
         table([tmp_path], reference="a")
+
+
+def test_an_undefined_delta_is_explained_where_one_seed_ran(tmp_path: Path) -> None:
+    """A dash without a reason: a reference at 0 has no relative change, however many seeds there are."""
+    ledger = Ledger(tmp_path)
+    for method, value in (("single", 0.0), ("nash", 0.3)):
+        ledger.log(method=method, seed=0, task="t", metric="auc", value=value, selection=RULE)
+    made = table([tmp_path], reference="single")
+    assert any("No Δm and no test for nash" in sentence for sentence in made.sentences)
+
+
+def test_the_protocol_claims_no_test_that_was_not_made(tmp_path: Path) -> None:
+    """One seed: a paper that says "tested by sign flips" and "mean ± standard deviation" would be false."""
+    ledger = Ledger(tmp_path)
+    for method, value in (("single", 0.5), ("nash", 0.6)):
+        ledger.log(method=method, seed=0, task="t", metric="auc", value=value, selection=RULE)
+    made = table([tmp_path], reference="single").render("md", paper=True)
+    assert "were tested" not in made
+    assert "standard deviation" not in made
+    assert "Every figure is of one seed." in made
+
+
+@pytest.mark.parametrize("name", ["nash", "Nash", "NashMTL", "nash_mtl", "nash-mtl"])
+def test_a_method_is_cited_by_its_name_or_its_class(tmp_path: Path, name: str) -> None:
+    """Whoever logs the name that they imported would get no citation."""
+    ledger = Ledger(tmp_path)
+    for method, value in (("single", 0.5), (name, 0.6)):
+        ledger.log(method=method, seed=0, task="t", metric="auc", value=value, selection=RULE)
+    assert "navon2022multi" in table([tmp_path], reference="single").render("md", paper=True)
+
+
+def test_rows_that_contradict_each_other_in_rule_or_cost_are_refused(tmp_path: Path) -> None:
+    """The second rule would vanish without a word; time below nothing would enter the mean."""
+    ledger = Ledger(tmp_path)
+    row = {"method": "nash", "seed": 0, "task": "t", "metric": "auc", "value": 0.7}
+    ledger.log(**row, selection=RULE)
+    with pytest.raises(BadInput, match="is selected by"):
+        ledger.log(**row, selection="the last one")
+    for name in ("seconds", "memory"):
+        with pytest.raises(BadInput, match=f"{name} is below 0"):
+            ledger.log(**{**row, "seed": 1}, selection=RULE, **{name: -1.0})
+    assert len(ledger.rows()) == 1
+
+
+def test_a_change_of_nothing_has_no_sign(tmp_path: Path) -> None:
+    """"-0 %" reads as a loss."""
+    ledger = Ledger(tmp_path)
+    for method in ("single", "nash"):
+        for seed, value in enumerate((0.5, 0.6)):
+            ledger.log(method=method, seed=seed, task="t", metric="auc", value=value, selection=RULE)
+    assert "-0 ±" not in table([tmp_path], reference="single", delta="all-metrics").render("md")

@@ -82,6 +82,8 @@ def _row(fields: Mapping[str, Any], where: str) -> Row:
             numbers[name] = float(value)  # type: ignore[arg-type]
         except (TypeError, ValueError) as error:
             raise BadInput(f"{name} must be a number, not {value!r}", where=where) from error
+        if name != "value" and (numbers[name] or 0.0) < 0:
+            raise BadInput(f"{name} is below 0", where=where, remedy="seconds and bytes of the run, or leave it out")
         if not math.isfinite(numbers[name] or 0.0):
             raise BadInput(f"{name} is not finite", where=where, remedy="log finite numbers; a failed run is no figure")
     direction = fields.get("direction")
@@ -212,6 +214,10 @@ def _agree(old: Row, new: Row, where: str) -> None:
     if old.value != new.value or old.direction != new.direction:
         what = f"{old.method}, seed {old.seed}, {old.task}, {old.metric} is both {old.value:g} and {new.value:g}"
         raise BadInput(what, where=where, remedy="give the second run another method name or seed")
+    if old.selection != new.selection:
+        row = f"{old.method}, seed {old.seed}, {old.task}, {old.metric}"
+        what = f"{row} is selected by {old.selection!r} and by {new.selection!r}"
+        raise BadInput(what, where=where, remedy="give the second rule another method name")
     if old.main != new.main:
         what = f"{old.method}, seed {old.seed}: {old.metric} of {old.task} is logged as main and as not main"
         raise BadInput(what, where=where, remedy="log main= alike")
@@ -366,27 +372,39 @@ class LedgerTable:
 
     def _paper(self, format: str) -> str:
         counts = sorted({line.seeds for line in self.lines})
-        seeds = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+        several_seeds = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
+        figure = "of one seed" if counts == [1] else f"a mean over {several_seeds} (± standard deviation over seeds)"
+        tests = (
+            "Differences to the reference were tested by exact two-sided sign flips of the per-seed Delta_m paired by seed, with "
+            "Holm's correction over methods. "
+        ) * any(math.isfinite(line.p) for line in self.lines)  # fmt: skip
         chosen = "; ".join(f"“{rule}”" for rule in self.selections)
         several = "rules, not the same for all rows" if len(self.selections) > 1 else "rule"
         protocol = (
-            f"Protocol. Every figure is a mean over {seeds} (± standard deviation over seeds). Models were selected by the "
+            f"Protocol. Every figure is {figure}. Models were selected by the "
             f"{several}: {chosen}. The reference is {self.reference!r}. Delta_m ({self.convention.name}) is "
-            f"{self.convention.formula}, in per cent, {self.convention.sign}. Differences to the reference were tested by exact "
-            f"two-sided sign flips of the per-seed Delta_m paired by seed, with Holm's correction over methods. "
-            + " ".join(self.sentences[1:])
+            f"{self.convention.formula}, in per cent, {self.convention.sign}. {tests}{' '.join(self.sentences[1:])}"
         )
-        entries = {entry.name: entry for entry in catalog.entries()}
-        lower = {name.lower().replace("-", "_"): entry for name, entry in entries.items()}
-        found = [lower.get(line.method.lower().replace("-", "_")) for line in self.lines]
+        found = [_entry(line.method) for line in self.lines]
         bibtex = list(dict.fromkeys(e.paper.bibtex.strip() for e in found if e and e.paper and e.paper.bibtex))
         missing = [line.method for line, entry in zip(self.lines, found) if not (entry and entry.paper and entry.paper.bibtex)]
         if missing:
-            protocol += f" No citation is known for: {', '.join(missing)}."
+            protocol += f" No citation is known for: {', '.join(missing)} (names of the catalog are cited)."
         references = "\n\n".join(bibtex)
         if format == "latex":
             return _tex(protocol) + (f"\n\n% references.bib\n{references}" if references else "")
         return protocol + (f"\n\n```bibtex\n{references}\n```" if references else "")
+
+
+def _entry(method: str) -> catalog.Entry | None:
+    """The catalog's entry of a method, by its name or by that of its class: `nash`, `NashMTL` and `nash_mtl` are one."""
+    entries = catalog.entries()
+    by_class = {_plain(entry.target.partition(":")[2]): entry for entry in reversed(entries)}
+    return (by_class | {_plain(entry.name): entry for entry in reversed(entries)}).get(_plain(method))
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
 
 
 def table(
@@ -504,10 +522,10 @@ def _honest(lines: Sequence[Line], reference: str) -> list[str]:
     said = []
     if untested:
         said.append(f"No test for {', '.join(untested)}: fewer than two seeds in common with {reference!r}.")
-    undefined = [line.method for line in others if line.paired >= 2 and math.isnan(line.p)]
+    undefined = [line.method for line in others if math.isnan(line.delta) or (line.paired >= 2 and math.isnan(line.p))]
     if undefined:
-        why = "its Δm is not defined (a reference at or below 0); try error-reduction"
-        said.append(f"No test for {', '.join(undefined)}: {why}.")
+        why = "it is not defined (a reference at or below 0); try error-reduction"
+        said.append(f"No Δm and no test for {', '.join(undefined)}: {why}.")
     tested = [line for line in others if line.paired >= 2 and not math.isnan(line.p)]
     if tested:
         k = max(line.paired for line in tested)
@@ -537,7 +555,7 @@ def _mean_of(by_seed: Mapping[int, float | None]) -> float:
 
 
 def _short(value: float, sign: str = "") -> str:
-    return f"{value:{sign}.4g}" if math.isfinite(value) else "–"
+    return f"{value + 0.0:{sign}.4g}" if math.isfinite(value) else "–"  # + 0.0: a zero has no sign
 
 
 def _spread(mean: float, sd: float, sign: str = "") -> str:
