@@ -6,13 +6,14 @@ from typing import Any
 
 import pytest
 import torch
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
 from pluribus.errors import BadInput
 from pluribus.modeling import Features, Sharing
 from pluribus.sharing import CGC, PLE, MMoE, SharedBottom
+from pluribus.sharing.stacked import mix, mix_own
 from pluribus.tasks import Task
 
 TASKS = [Task("a"), Task("b", "binary", classes=("0", "1")), Task("c")]
@@ -222,3 +223,22 @@ def test_a_batch_of_one_trains(kind: Any) -> None:
     found = hidden(sharing, torch.randn(1, 5))
     torch.stack([value.sum() for value in found.values()]).sum().backward()
     assert all(p.grad is not None and torch.isfinite(p.grad).all() for p in sharing.parameters())
+
+
+@given(a=st.integers(1, 5), e=st.integers(1, 5), d=st.integers(1, 80), rows=st.sampled_from([1, 63, 64, 200]))
+@settings(max_examples=60)
+def test_a_mixture_is_the_sum_whatever_the_plan(a: int, e: int, d: int, rows: int) -> None:
+    """Whether a product a row or a pass an addend: the same sum and the same gradients, on both sides of every threshold."""
+    draw = torch.Generator().manual_seed(a + 10 * e + 100 * d)
+    weights = torch.rand(a, rows, e, generator=draw, dtype=torch.float64, requires_grad=True)
+    for shape, run, reference in (
+        ((e, rows, d), mix, "abe,ebd->abd"),
+        ((a, e, rows, d), mix_own, "abe,aebd->abd"),
+    ):
+        outputs = torch.randn(shape, generator=draw, dtype=torch.float64, requires_grad=True)
+        mine, theirs = run(weights, outputs), torch.einsum(reference, weights, outputs)
+        torch.testing.assert_close(mine, theirs)
+        back = torch.randn(mine.shape, generator=draw, dtype=torch.float64)
+        torch.testing.assert_close(
+            torch.autograd.grad(mine, (weights, outputs), back), torch.autograd.grad(theirs, (weights, outputs), back)
+        )

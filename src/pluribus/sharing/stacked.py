@@ -116,14 +116,37 @@ class Gates(StackedLinear):
         return weights
 
 
+SMALL = 400  # multiplications a row below which torch's batched product on a CPU takes its matrices element by element
+FEW = 64  # rows below which one slow call still beats several
+
+
 def mix(weights: Tensor, outputs: Tensor) -> Tensor:
-    """Σ_e weights[a, b, e] · outputs[e, b, :] → [A, B, d], as one batched product over the rows."""
-    return torch.bmm(weights.transpose(0, 1), outputs.transpose(0, 1)).transpose(0, 1)
+    """Σ_e weights[a, b, e] · outputs[e, b, :] → [A, B, d]."""
+    if small(weights.shape[0] * outputs.shape[0] * outputs.shape[2], weights):
+        return summed(weights, outputs.unbind())
+    return torch.bmm(weights.transpose(0, 1), outputs.transpose(0, 1)).transpose(0, 1)  # a product a row
 
 
 def mix_own(weights: Tensor, outputs: Tensor) -> Tensor:
     """Σ_m weights[a, b, m] · outputs[a, m, b, :] → [A, B, d]: each mixes its own."""
+    if small(outputs.shape[1] * outputs.shape[3], weights):
+        return summed(weights, outputs.unbind(1))
     return torch.einsum("abm,ambd->abd", weights, outputs)
+
+
+def small(multiplications: int, weights: Tensor) -> bool:
+    """Whether a product a row, each of so many multiplications, is slower than one pass over the rows for each addend: several
+    times so with one gate or few experts (docs/results/sharing_speed.md)."""
+    if weights.device.type != "cpu" or torch.compiler.is_exporting():
+        return False
+    return multiplications < SMALL and weights.shape[1] >= FEW
+
+
+def summed(weights: Tensor, outputs: Sequence[Tensor]) -> Tensor:
+    found = weights[..., :1] * outputs[0]
+    for e in range(1, len(outputs)):
+        found = torch.addcmul(found, weights[..., e : e + 1], outputs[e])
+    return found
 
 
 class Towers(nn.Module):
