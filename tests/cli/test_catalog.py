@@ -42,6 +42,13 @@ def test_a_name_shows_settings_proofs_and_bibtex() -> None:
     assert "@article{navon2022multi" in said
 
 
+def test_a_candidate_shows_where_it_is_searched() -> None:
+    """A study's search is no secret: each setting with its choices or bounds."""
+    text = " ".join(CliRunner().invoke(command, ["mmoe"]).output.split())
+    for line in ("searched", "experts: 2 … 16 (whole)", "expert: 32 | 64 | 128", "lr: 0.0003 … 0.005 (log)"):
+        assert line in text
+
+
 def test_a_name_in_two_families_shows_both() -> None:
     """Broken: `mmoe` shows the building block and hides the candidate that a study runs."""
     said = CliRunner().invoke(command, ["mmoe"]).output

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from typing import Any
 
 import pytest
 
 from pluribus.errors import BadInput
+from pluribus.study.spec import configuration_hash, parse
 
 
 def _spent(plan: Any, name: str) -> float:
@@ -51,3 +54,40 @@ def test_lightgbm_parameters_are_fixed_in_every_configuration(study_of: Any, loa
     plan = study_of(loans, lgbm_params={"num_leaves": 7}, budget="20m", configurations=3, name="p").plan()
     road = next(road for road in plan.roads if road.candidate == "lightgbm_per_task")
     assert {settings["num_leaves"] for settings in road.configurations} == {7}
+
+
+def test_settings_are_fixed_in_every_configuration(study_of: Any, loans: Any) -> None:
+    """What the study file fixes for a candidate is not searched; the others are searched as ever."""
+    names = ["single_networks", "mmoe", "shared_bottom+nash"]
+    settings = {"mmoe": {"experts": 3}, "shared_bottom": {"width": 32}, "shared_bottom+nash": {"depth": 1}}
+    plan = study_of(loans, candidates=names, settings=settings, budget="40m", configurations=3, name="p").plan()
+    roads = {road.candidate: road.configurations for road in plan.roads}
+    assert {one["experts"] for one in roads["mmoe"]} == {3}
+    assert len({one["lr"] for one in roads["mmoe"] if "lr" in one}) == 2
+    assert {(one["width"], one["depth"]) for one in roads["shared_bottom+nash"]} == {(32, 1)}
+    assert roads["single_networks"][0] == {}
+
+
+@pytest.mark.parametrize(
+    ("settings", "message"),
+    [
+        ({"mmeo": {"experts": 3}}, "settings: unknown candidate 'mmeo'; did you mean 'mmoe'"),
+        ({"mmoe": {"expert_count": 3}}, "unknown setting 'expert_count'"),
+        ({"mmoe": {"experts": 0}}, "experts must be a whole number of at least 1, not 0"),
+        ({"home": {"categories": {"a": ["default", "losses"]}}}, "unknown task 'losses'; did you mean 'loss'"),
+        ({"multitab_net": {"mask": "task_task"}}, "unknown mask 'task_task'; did you mean 'task_to_task'"),
+    ],
+)
+def test_wrong_settings_end_the_study_before_it_trains(study_of: Any, loans: Any, settings: Any, message: str) -> None:
+    names = ["single_networks", "mmoe", "home", "multitab_net"]
+    with pytest.raises(BadInput, match=message):
+        study_of(loans, candidates=names, settings=settings, budget="40m", name="p").plan()
+
+
+def test_runs_of_before_settings_keep_their_hash() -> None:
+    """A study file without `settings` is the configuration it was."""
+    spec = parse({"table": "t.csv", "targets": ["y"]}, where="x")
+    row = spec.model_dump(exclude={"name", "table", "champion", "text", "items", "max_length", "settings"})
+    assert configuration_hash(spec, "d") == hashlib.sha256(json.dumps([row, "d"], sort_keys=True).encode()).hexdigest()
+    other = parse({"table": "t.csv", "targets": ["y"], "settings": {"mmoe": {"experts": 3}}}, where="x")
+    assert configuration_hash(other, "d") != configuration_hash(spec, "d")

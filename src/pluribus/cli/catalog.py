@@ -17,7 +17,7 @@ from pluribus import catalog
 @click.option("--json", "as_json", is_flag=True, help="Print JSON instead of a table.")
 def command(methods: tuple[str, ...], family: str | None, road: str | None, as_json: bool) -> None:
     """List every method by family; with --family or --road each with its paper and what verifies it. With a METHOD's name: what
-    it is, its settings, its paper and BibTeX."""
+    it is, its settings and where a study searches them, its paper and BibTeX."""
     families = sorted({entry.family for entry in catalog.entries()})
     if family is not None and family not in families:
         from pluribus.errors import unknown
@@ -72,6 +72,9 @@ def described(entry: catalog.Entry) -> str:
     ]  # fmt: skip
     if shown:
         lines.append(click.wrap_text(", ".join(shown), width=100, initial_indent="  settings   ", subsequent_indent=" " * 13))
+    if entry.family == "candidate" and (ranges := entry.resolve().space.ranges):
+        searched = ", ".join(f"{name}: {values}" for name, values in ranges.items())
+        lines.append(click.wrap_text(searched, width=100, initial_indent="  searched   ", subsequent_indent=" " * 13))
     lines += [f"  {word:<11}{test}" for word, tests in (("oracle", proof.oracle), ("property", proof.property)) for test in tests]
     if proof.claim:
         lines.append(f"  claim      {proof.claim}")

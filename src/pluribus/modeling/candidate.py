@@ -35,6 +35,9 @@ class Choice:
 
     options: tuple[Any, ...]
 
+    def __str__(self) -> str:
+        return " | ".join(map(repr, self.options))
+
     def sample(self, rng: np.random.Generator) -> Any:
         return self.options[int(rng.integers(len(self.options)))]
 
@@ -45,6 +48,9 @@ class Uniform:
 
     low: float
     high: float
+
+    def __str__(self) -> str:
+        return f"{self.low:g} … {self.high:g}"
 
     def sample(self, rng: np.random.Generator) -> float:
         return float(rng.uniform(self.low, self.high))
@@ -57,6 +63,9 @@ class LogUniform:
     low: float
     high: float
 
+    def __str__(self) -> str:
+        return f"{self.low:g} … {self.high:g} (log)"
+
     def sample(self, rng: np.random.Generator) -> float:
         return float(math.exp(rng.uniform(math.log(self.low), math.log(self.high))))
 
@@ -67,6 +76,9 @@ class IntRange:
 
     low: int
     high: int
+
+    def __str__(self) -> str:
+        return f"{self.low} … {self.high} (whole)"
 
     def sample(self, rng: np.random.Generator) -> int:
         return int(rng.integers(self.low, self.high + 1))

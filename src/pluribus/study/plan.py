@@ -143,17 +143,20 @@ def make(name: str, settings: dict[str, Any]) -> Candidate:
 
 
 def base_settings(spec: TableStudy, name: str) -> dict[str, Any]:
-    """What the user fixed for a candidate on the command line (LightGBM's parameters, the backbone of texts)."""
-    lightgbm = bool(spec.lgbm_params) and name.startswith("lightgbm")
-    if not lightgbm and spec.backbone is None:
-        return {}
-    defaults = catalog.get("candidate", name.partition("+")[0]).resolve().defaults
-    if not lightgbm:
-        return {"backbone": spec.backbone} if "backbone" in defaults else {}
-    for key in spec.lgbm_params:
-        if key not in defaults:
-            raise unknown("LightGBM parameter", key, defaults, where="lgbm_params")
-    return dict(spec.lgbm_params)
+    """What the user fixed for a candidate (`settings`, LightGBM's parameters, the backbone of texts)."""
+    base = name.partition("+")[0]
+    defaults = catalog.get("candidate", base).resolve().defaults
+    fixed: dict[str, Any] = {}
+    if spec.lgbm_params and name.startswith("lightgbm"):
+        for key in spec.lgbm_params:
+            if key not in defaults:
+                raise unknown("LightGBM parameter", key, defaults, where="lgbm_params")
+        fixed |= spec.lgbm_params
+    if spec.backbone is not None and "backbone" in defaults:
+        fixed["backbone"] = spec.backbone
+    for key in dict.fromkeys((base, name)):
+        fixed |= spec.settings.get(key, {})
+    return fixed
 
 
 def screening_part(data: Prepared, seed: int) -> Prepared:
@@ -172,7 +175,12 @@ def plan(spec: TableStudy, data: Prepared) -> Plan:
     running: list[tuple[str, Candidate]] = []
     if spec.backbone is not None and not data.texts:
         raise BadInput("names a backbone, and the table has no text column", where="backbone", remedy="add --text COLUMN")
-    for name in chosen_candidates(spec, {source.type for source in data.columns.inputs}):
+    chosen = chosen_candidates(spec, {source.type for source in data.columns.inputs})
+    for name in spec.settings:
+        known = dict.fromkeys(each for one in chosen for each in (one.partition("+")[0], one))
+        if name not in known:
+            raise unknown("candidate", name, known, where="settings")
+    for name in chosen:
         candidate = make(name, base_settings(spec, name))
         why = candidate.unreadable(data) or candidate.unfit(data)
         if why is None:

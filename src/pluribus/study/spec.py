@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError, field_validator
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
 from pluribus.errors import BadInput, nearest, unknown
 from pluribus.files import read_yaml
@@ -97,6 +97,7 @@ class TableStudy(BaseModel):
     max_length: Annotated[int, Field(ge=1, le=100_000)] = 100
     metrics: dict[str, str | list[str]] = {}
     candidates: list[str] | None = None
+    settings: dict[str, dict[str, JsonValue]] = {}
     balancers: list[str] = []
     lgbm_params: dict[str, str | int | float | bool] = {}
     backbone: str | None = None
@@ -207,8 +208,9 @@ def configuration_hash(spec: TableStudy, data_hash: str) -> str:
     row = spec.model_dump(exclude={"name", "table", "champion"})
     for item in row["items"].values():  # their content is part of the data's hash
         del item["path"]
-    for name, plain in (("text", []), ("items", {}), ("max_length", 100)):  # runs of before these settings go on
-        if row[name] == plain:
+    plain: dict[str, Any] = {"text": [], "items": {}, "max_length": 100, "settings": {}}
+    for name in plain:  # runs of before these keys go on
+        if row[name] == plain[name]:
             del row[name]
     if spec.champion and os.path.exists(spec.champion):
         from pluribus.files import sha256
