@@ -42,18 +42,67 @@ def _loans(folder: Path) -> None:
     champion.to_parquet(folder / "my_lgbm_predictions.parquet", index=False)
 
 
+STUDY = """
+schema_version: 1
+kind: checkpoints
+base: bert/
+experts:
+  cars: {path: ft-cars/, metric: accuracy, direction: max, valid: "0", test: "1"}
+  sun: {path: ft-sun/, metric: accuracy, direction: max, valid: "2", test: "3"}
+methods: [average]
+"""
+MINE = """
+import pandas as pd, torch
+
+def accuracy(model, task, split):
+    ids = torch.randint(0, 40, (60, 6), generator=torch.Generator().manual_seed(int(split)))
+    with torch.no_grad():
+        found = model.eval()(input_ids=ids).logits.argmax(-1)
+    return pd.DataFrame({"id": range(60), "score": (found == ids.sum(1) % 2).float()})
+"""
+
+
+def _checkpoints(folder: Path) -> None:
+    transformers = pytest.importorskip("transformers", reason="the extra `text` is not installed")
+    sizes = {"vocab_size": 40, "hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 32}
+    torch.manual_seed(0)
+    base = transformers.BertModel(transformers.BertConfig(**sizes))
+    base.save_pretrained(folder / "bert")
+    for task, classes in {"cars": 3, "sun": 2}.items():
+        model = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes, num_labels=classes))
+        model.bert.load_state_dict({name: t + 0.02 * torch.randn(t.shape) for name, t in base.state_dict().items()})
+        model.save_pretrained(folder / f"ft-{task}")
+    (folder / "checkpoints.yaml").write_text(STUDY, "utf-8")
+    (folder / "mine.py").write_text(MINE, "utf-8")
+
+
 @pytest.fixture
 def folder(tmp_path: Path) -> Path:
     _loans(tmp_path)
     return tmp_path
 
 
+def run(script: str, folder: Path) -> None:
+    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+    words = ["bash", "-c", f"set -euo pipefail\n{script}"]
+    done = subprocess.run(words, cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+
+
+def test_checkpoint_lines(tmp_path: Path) -> None:
+    """The engineer's first hour: doctor, merge, export, study (what `serve` would read is there)."""
+    _checkpoints(tmp_path)
+    served = re.search(r"\npluribus serve (\S+) [^\n]*", blocks("bash")[1])
+    assert served
+    run(blocks("bash")[1].replace(served[0], ""), tmp_path)
+    assert (tmp_path / "merged" / "heads" / "cars.safetensors").is_file()
+    assert (tmp_path / "cars" / "config.json").is_file()
+    assert (tmp_path / served[1] / "pluribus.json").is_file()
+
+
 def test_shell_lines(folder: Path) -> None:
     """The data scientist's first hour: plan, study, predict."""
-    script = "\n".join(["set -euo pipefail", *blocks("bash")]).replace("--budget 2h", "--budget 4s")
-    path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
-    done = subprocess.run(["bash", "-c", script], cwd=folder, env={**os.environ, "PATH": path}, capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-2000:]
+    run(blocks("bash")[0].replace("--budget 2h", "--budget 4s"), folder)
     assert (folder / "runs" / "loans" / "report.html").is_file()
     scores = pd.read_parquet(folder / "scores.parquet")
     assert list(scores["loan"]) == list(pd.read_parquet(folder / "new.parquet")["loan"])

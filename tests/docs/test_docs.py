@@ -99,7 +99,7 @@ def test_the_readme_sections_are_found() -> None:
     generate = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(generate)
     wanted = re.findall(r"<!-- README: (.*?) -->", (DOCS / "index.md").read_text("utf-8"))
-    assert len(wanted) == 3
+    assert len(wanted) == 4
     for heading in wanted:
         assert len(generate.section(heading)) > 200
     with pytest.raises(ValueError, match="has no section"):
