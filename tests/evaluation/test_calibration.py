@@ -176,5 +176,13 @@ def test_bad_input() -> None:
         cross_fit("platt", p, np.zeros(100))
     with pytest.raises(BadInput, match="cannot make 5 folds of 3 units"):
         cross_fit("platt", p, y, units=np.arange(100) % 3)
+    with pytest.raises(BadInput, match="weights must be finite and not negative"):
+        fit("platt", p, y, np.full(100, np.nan))
+    with pytest.raises(BadInput, match="weights must be finite, not negative"):
+        cross_fit("isotonic", p, y, -np.ones(100))
+    with pytest.raises(BadInput, match="a label is missing"):
+        cross_fit("platt", p, np.where(np.arange(100) == 3, np.nan, y))
+    with pytest.raises(BadInput, match="units must be one per row"):
+        cross_fit("platt", p, y, units=np.arange(5))
     assert isinstance(fit("none", p, y), Identity)
     assert isinstance(fit("platt", p, y), Platt)

@@ -6,12 +6,16 @@ import os
 from typing import Any
 
 import numpy as np
+import pandas as pd
 from hypothesis import given
 from hypothesis import strategies as st
 
+from pluribus.data import Table, prepare, split
+from pluribus.modeling import Budget
 from pluribus.study.plan import Trial
 from pluribus.study.pool import run_all
-from pluribus.study.trial import best_threshold, finished, run_trial, valid_predictions
+from pluribus.study.trial import best_threshold, calibrate, finished, run_trial, valid_predictions
+from pluribus.tabular.joint_networks import SharedBottomEqual
 
 
 @given(st.lists(st.tuples(st.sampled_from([0.1, 0.2, 0.3, 0.4, 0.9]), st.booleans()), min_size=1, max_size=40))
@@ -80,3 +84,16 @@ def test_a_dead_worker_takes_nobody_along() -> None:
     assert found[2] == {"i": 2}
     assert found[3] == {"i": 3}
     assert "died" in found[1]
+
+
+def test_rows_of_weight_0_do_not_calibrate() -> None:
+    """A class whose valid rows nearly all weigh 0 cannot be calibrated on: the trial goes on without, and does not fail."""
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(800, 2))
+    y = (x[:, 0] + rng.normal(size=800) > 0).astype(int)
+    weight = np.where((y == 1) & (np.arange(800) > 40), 0.0, 1.0)
+    table = Table(pd.DataFrame({"a": x[:, 0], "y": y, "z": x[:, 1], "w": weight}), ["y", "z"], weight="w", split="random")
+    data = prepare(table, split(table, 0))
+    fitted = SharedBottomEqual(epochs=1).fit(data, Budget(30.0), 0)
+    assert set(calibrate(fitted, data)) == {"y", "z"}
+    assert fitted.calibration == {}

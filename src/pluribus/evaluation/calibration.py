@@ -234,7 +234,14 @@ def cross_fit(
     """
     p, y = np.asarray(p, float), np.asarray(y, float)
     w = np.ones(len(y)) if weight is None else np.asarray(weight, float)
-    counts = np.bincount(y[w > 0].astype(np.intp), minlength=p.shape[1] if p.ndim == 2 else 2)
+    classes = p.shape[1] if p.ndim == 2 else 2
+    if p.ndim not in (1, 2) or p.shape[:1] != y.shape or (units is not None and np.shape(units) != y.shape):
+        raise BadInput("probabilities, labels and units must be one per row", where="calibration")
+    if not np.isin(y, np.arange(classes)).all():
+        raise BadInput(f"a label is missing or not a class index below {classes}", where="calibration")
+    if w.shape != y.shape or not (np.isfinite(w).all() and (w >= 0).all()):
+        raise BadInput("weights must be finite, not negative, and one per row", where="calibration")
+    counts = np.bincount(y[w > 0].astype(np.intp), minlength=classes)
     if method != "none" and counts.min() < FEWEST:
         raise BadInput(f"a class has {counts.min()} rows, fewer than {FEWEST}", where="calibration", remedy="leave it out")
     code = np.arange(len(y)) if units is None else np.unique(np.asarray(units), return_inverse=True)[1]
@@ -315,4 +322,6 @@ def _inputs(p: npt.ArrayLike, y: npt.ArrayLike, weight: npt.ArrayLike | None) ->
         raise BadInput("a probability is missing or not in [0, 1]", where="calibration")
     if not np.isin(y, (0, 1)).all():
         raise BadInput("labels must be 0 or 1", where="calibration")
+    if not (np.isfinite(w).all() and (w >= 0).all()):
+        raise BadInput("weights must be finite and not negative", where="calibration")
     return p, y, w

@@ -431,6 +431,8 @@ BEST = dict.fromkeys(
 _CLASSWISE = ("macro_auc", "qwk")
 _TAGS = ("token_accuracy", "span_f1")
 _EITHER = ("logloss", "brier", "accuracy", "balanced_accuracy", "f1")
+_BINARY = ("auc", "gini", "ks", "pr_auc", "ece", "ne", *GROUPED)
+_PROBABILITY = ("logloss", "brier", "ece", "ne")
 
 
 def compute(
@@ -557,6 +559,10 @@ def _checked(
             raise BadInput(f"a {what} is missing or infinite", where=name, remedy="pass labelled rows with finite numbers")
     if p.ndim == 2 and len(y) and not (y.min() >= 0 and y.max() < p.shape[1]):
         raise BadInput(f"a target is not a class index below {p.shape[1]}", where=name)
+    if p.ndim == 1 and name in (*_BINARY, *_EITHER) and not ((y == 0) | (y == 1)).all():
+        raise BadInput("a target is neither 0 nor 1", where=name, remedy="code the positive class as 1, the other as 0")
+    if name in _PROBABILITY and p.size and not (p.min() >= -1e-9 and p.max() <= 1 + 1e-9):
+        raise BadInput("a probability is not in [0, 1]", where=name, remedy="pass probabilities, not scores")
     if name not in GROUPED:
         return p, y, None
     if groups is None or len(np.asarray(groups)) != len(y):

@@ -116,7 +116,8 @@ def calibrate(fitted: Fitted, data: Prepared) -> Predictions:
     found = cell_scores(fitted, data, "valid")
     for task in data.tasks:
         cells, p = data.labelled(task.name, "valid"), found[task.name]
-        if task.kind == "binary" and len(cells) and min(cells.values.sum(), len(cells) - cells.values.sum()) >= 20:
+        counted = cells.values if cells.weight is None else cells.values[cells.weight > 0]
+        if task.kind == "binary" and min(counted.sum(), len(counted) - counted.sum()) >= 20:
             units = data.units[cells.rows]
             if len(np.unique(units)) >= 5:
                 best = calibration.choose(p, cells.values, cells.weight, methods=("none", "platt"), units=units)
