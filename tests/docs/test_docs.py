@@ -171,6 +171,12 @@ FIXTURES: dict[str, tuple[Callable[[Path, pd.DataFrame], None], ...]] = {
 }  # fmt: skip
 
 
+def _quick(code: str) -> str:
+    """Runs, not skill, are tested: budgets of a second or two, and trainings in the study's own process."""
+    code = code.replace("--budget 20s", "--budget 2s").replace("budget: 5s", "budget: 1s")
+    return re.sub(r"pluribus study (?!checkpoints)", "pluribus study --jobs 1 ", code)
+
+
 @pytest.mark.parametrize("name", [str(p.relative_to(DOCS)) for p in PAGES if any(not b["why"] for b in blocks(p))])
 def test_code_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Every block of the page, in order, on generated fixtures: bash through a shell, python in one namespace."""
@@ -186,7 +192,7 @@ def test_code_runs(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
         if code.startswith("pluribus serve"):
             _serve(code, tmp_path)
         elif block["language"] == "bash":
-            script = "set -euo pipefail\n" + code.replace("--budget 20s", "--budget 2s")  # runs, not skill, are tested
+            script = "set -euo pipefail\n" + _quick(code)
             done = subprocess.run(
                 ["bash", "-c", script], cwd=tmp_path, env=_environment(), capture_output=True, text=True, timeout=280
             )
