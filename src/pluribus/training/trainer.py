@@ -528,7 +528,7 @@ def predict(model: MultiTaskModel, data: Prepared, rows: Mapping[str, Tensor]) -
     found = {}
     for name, wanted in rows.items():
         whole = torch.cat(pieces[name]) if pieces[name] else torch.zeros(0, dtype=torch.float64)
-        found[name] = whole[torch.searchsorted(union, wanted)].numpy()
+        found[name] = whole[torch.searchsorted(union, wanted.contiguous())].numpy()
     return found
 
 
