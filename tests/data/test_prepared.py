@@ -64,6 +64,20 @@ def test_batch_equals_a_naive_loop(seed: int, weighted: bool, size: int) -> None
             assert labels.weight is None
 
 
+def test_cells_of_weight_0_are_no_labels_of_a_batch() -> None:
+    """A mean over cells of weight 0 alone would be 0/0; their rows stay, so that outputs keep their places."""
+    n, six = 120, np.tile([0.0, 1, 2, 0, 0, 1], 20)
+    frame = pd.DataFrame({"x": np.arange(n) * 1.0, "y": np.arange(n) % 2, "z": np.arange(n) * 1.0, "w": six})
+    table = Table(frame, ["y:binary", "z:regression"], weight="w", split="random")
+    data = prepare(table, split(table, 0))
+    batch = data.batch(torch.tensor([3, 2, 0, 5]))
+    assert batch.n_rows == 4
+    assert batch.labels["z"].rows.tolist() == [1, 3]
+    assert batch.labels["z"].values.tolist() == [2.0, 5.0]
+    assert data.batch(torch.tensor([0, 3, 4])).labels == {}
+    assert sum(len(data.labelled("y", part)) for part in data.parts) == n  # metrics weigh them by 0 themselves
+
+
 def test_batches_visit_each_row_of_the_part_once() -> None:
     _, data = prepared()
     data = dataclasses.replace(data, numeric=np.arange(300, dtype=np.float32)[:, None].copy())

@@ -101,6 +101,16 @@ def test_batches_hold_cells_of_their_tasks(homogeneous: bool) -> None:
             assert np.allclose(labels.weight, cells.weight[at])
 
 
+def test_cells_of_weight_0_are_not_drawn() -> None:
+    frame = pd.DataFrame({"x": np.arange(90.0), "y": np.arange(90) % 2, "w": (np.arange(90) % 3 == 0) * 1.0})
+    table = Table(frame, ["y:binary"], weight="w", split="random")
+    sampler = TaskSampler(prepare(table, split(table, 0)), "train", 8, Proportional())
+    for _ in range(10):
+        labels = sampler.draw().labels["y"]
+        assert labels.weight is not None
+        assert bool((labels.weight == 1).all())
+
+
 def test_no_cell_comes_again_before_all_have_come() -> None:
     prepared = data()
     sampler = TaskSampler(prepared, "train", 7, Uniform(), seed=5, tasks=["c"])

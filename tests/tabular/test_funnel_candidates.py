@@ -82,6 +82,16 @@ def test_any_sharing_stands_below_a_funnel(name: str, funnel: Prepared) -> None:
         assert ("expert_health" in fitted.record) == (entry.name in MIXTURES), entry.name
 
 
+@pytest.mark.parametrize("name", ["shared_bottom_equal", "shared_bottom+nash", "esmm", "escm2_dr", "aitm"])
+def test_batches_of_rows_that_weigh_0_teach_nothing(name: str) -> None:
+    """Most rows weigh 0, so that some batches have nothing that counts: no step is 0/0, and the others are learnt from."""
+    given = frame(600).assign(w=(np.arange(600) % 20 == 0) * 1.0)
+    table = Table(given, TASKS, split="random", weight="w")
+    data = prepare(table, split(table, 0))
+    fitted = make(name, {"width": 8, "epochs": 2, "batch_size": 4}).fit(data, Budget(60.0), 0)
+    assert np.isfinite(fitted.predict(given.head(20))[["click__p", "cart__p", "buy__p"]].to_numpy()).all()
+
+
 def test_aitm_trains_the_whole_way(funnel: Prepared) -> None:
     """The objective reads logits of the whole way, not the ratios that are answered."""
     torch.manual_seed(0)

@@ -47,6 +47,13 @@ class Cells:
         kept = np.isin(self.rows, rows, assume_unique=True)
         return Cells(self.rows[kept], self.values[kept], None if self.weight is None else self.weight[kept])
 
+    def counted(self) -> Cells:
+        """The cells whose weight is not 0: the others teach nothing, and a mean over them alone would be 0/0."""
+        if self.weight is None or self.weight.all():
+            return self
+        kept = self.weight > 0
+        return Cells(self.rows[kept], self.values[kept], self.weight[kept])
+
     def __len__(self) -> int:
         return len(self.rows)
 
@@ -134,13 +141,14 @@ class Prepared:
         return {}
 
     def batch(self, rows: Tensor, tasks: Sequence[str] | None = None) -> Batch:
-        """The batch of these rows (int64 [B]), with the labels of `tasks` (default all) that they have.
+        """The batch of these rows (int64 [B]), with the labels of `tasks` (default all) that they have; cells of weight 0 are
+        no labels here.
 
         A ragged input NAME is `inputs[NAME]` = {"values": [B, L], "mask": [B, L] bool}, L the longest of the batch (at least 1).
         """
         names = tuple(task.name for task in self.tasks) if tasks is None else tuple(tasks)
         if names and names not in self._by_row:
-            self._by_row[names] = _CellsByRow.of({name: self.cells[name] for name in names}, self.n_rows)
+            self._by_row[names] = _CellsByRow.of({name: self.cells[name].counted() for name in names}, self.n_rows)
         numeric, categorical = self._inputs
         return Batch(
             inputs={

@@ -162,7 +162,7 @@ class TaskSampler:
             raise BadInput(f"a batch needs at least one cell, not {size}", where="TaskSampler", remedy="raise size")
         self.data, self.size, self.mix, self.homogeneous = data, size, mix, homogeneous
         self.names = [task.name for task in data.tasks if tasks is None or task.name in tasks]
-        self._cells = {name: data.labelled(name, part) for name in self.names}
+        self._cells = {name: data.labelled(name, part).counted() for name in self.names}
         empty = [name for name in self.names if not len(self._cells[name])]
         if empty or not self.names:
             what = f"task {empty[0]!r} has no label in {part}" if empty else "there is no task to sample"
