@@ -192,6 +192,38 @@ def test_reordered_vocabularies_are_moved_to_the_bases_rows(tmp_path: Path, kind
         merge(base, {"e": expert}, "average")
 
 
+def test_the_way_back_to_tokens_moves_with_the_vocabulary(tmp_path: Path) -> None:
+    """A masked-language head scores tokens: its rows and its bias follow the tokenizer, or they would be merged crosswise."""
+    words, order = ["a", "b", "c", "d", "e", "f"], [3, 0, 5, 1, 4, 2]
+    names = {"cls.predictions.bias": torch.arange(6.0), "cls.predictions.decoder.weight": torch.randn(6, 3)}
+    state = {**trunk(), **names}
+    of_words = {"embed_tokens.weight", *names}
+    base = save(tmp_path / "b", state, model_type="m")
+    expert = save(tmp_path / "e", {n: t[order] if n in of_words else t for n, t in state.items()}, model_type="m")
+    (base / "vocab.txt").write_text("\n".join(words))
+    (expert / "vocab.txt").write_text("\n".join(words[i] for i in order))
+    found = merge(base, {"e": expert}, "average")
+    assert all(torch.equal(found[name], state[name]) for name in of_words)
+
+
+def test_an_embedding_that_is_not_found_is_not_merged_crosswise(tmp_path: Path) -> None:
+    odd = {("odd.table" if n.startswith("embed_tokens") else n): t for n, t in trunk().items()}
+    base, expert = save(tmp_path / "b", odd, model_type="m"), save(tmp_path / "e", odd, model_type="m")
+    (base / "vocab.txt").write_text("a\nb\nc\nd\ne\nf")
+    (expert / "vocab.txt").write_text("b\na\nc\nd\ne\nf")
+    with pytest.raises(BadInput, match="its embedding was not found"):
+        merge(base, {"e": expert}, "average")
+
+
+@pytest.mark.parametrize("change", [{"num_attention_heads": 8}, {"hidden_act": "relu"}])
+def test_equal_shapes_of_another_architecture_are_refused(tmp_path: Path, change: dict[str, Any]) -> None:
+    """Another number of attention heads, or another activation, changes no shape and makes an average meaningless."""
+    about = {"model_type": "bert", "num_attention_heads": 4, "hidden_act": "gelu"}
+    base, expert = save(tmp_path / "b", trunk(), **about), save(tmp_path / "e", trunk(1), **{**about, **change})
+    with pytest.raises(BadInput, match=f"has {next(iter(change))} .*equal shapes, another architecture"):
+        merge(base, [expert], "average")
+
+
 def test_pickles_are_opened_only_without_code(tmp_path: Path) -> None:
     """A foreign .bin of tensors works; one that carries code is refused and does not run."""
     torch.save(trunk(1), tmp_path / "ok.bin")
@@ -287,6 +319,12 @@ def test_output_shards_load_and_hold_the_same(tmp_path: Path) -> None:
         ({"method": "tall_masks"}, "no task is named"),
         ({"method": "della", "density": 0.1}, "leaves the interval"),
         ({"method": "tsv_m", "scale": float("inf")}, "scale is inf"),
+        ({"method": "consensus", "k": "two"}, "k is 'two'; give a whole number"),
+        ({"method": "consensus", "k": 1.5}, "k is 1.5; give a whole number"),
+        ({"method": "emr", "task": 1}, "task is 1; give text or null"),
+        ({"method": "nuslerp", "by_rows": 3}, "by_rows is 3; give true or false"),
+        ({"method": "doge", "skip": "embed"}, "skip is 'embed'; give a list"),
+        ({"method": "task_arithmetic", "scale": "x"}, "scale is 'x'; give a number"),
         ({"method": "logits_fusion"}, "does not merge weights"),
         ({"dtype": "float31"}, "did you mean 'float32'"),
         ({"base": None, "method": "ties"}, "needs the base"),

@@ -97,7 +97,13 @@ def test_bad_adapters(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="which the base does not have"):
         merge({"other.weight": torch.ones(3)}, [folder], "average")
     about = json.loads((folder / "adapter_config.json").read_text())
-    for change, message in (({"peft_type": "IA3"}, "only LORA"), ({"r": 4}, "has rank 3, its configuration says 4")):
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"peft_type": "IA3"}, "only LORA"),
+        ({"r": 4}, "has rank 3, its configuration says 4"),
+        ({"lora_bias": True}, "uses a bias on B"),
+        ({"use_new_thing": True}, "a variant of LoRA unknown"),
+    ]
+    for change, message in wrong:
         (folder / "adapter_config.json").write_text(json.dumps({**about, **change}))
         with pytest.raises(BadInput, match=message):
             merge(Net(), [folder], "average")
@@ -145,6 +151,65 @@ def test_a_combined_folder_loads_in_peft(tmp_path: Path) -> None:
     assert read_adapter(tmp_path / "svd")[1]["up"].left.shape[1] == 2
     with pytest.raises(BadInput, match="unknown setting of lora_cat 'rank'"):
         merge(None, folders, "lora_cat", rank=2, out=tmp_path / "x")
+
+
+@pytest.mark.parametrize("how", [{"method": "lora_cat"}, {"method": "lora_svd", "rank": 6}])
+def test_combined_kernels_and_embeddings_load_in_peft(how: dict[str, Any], tmp_path: Path) -> None:
+    """What PEFT stores in a layout of its own comes out in that layout."""
+    targets = {"target_modules": ["conv", "embed", "up"]}
+    folders = {f"t{i}": adapter(tmp_path / f"{i}", seed=i, **targets)[1] for i in range(2)}
+    merge(None, folders, out=tmp_path / "one", **how)
+    model = peft.PeftModel.from_pretrained(Net(), tmp_path / "one").merge_and_unload().state_dict()
+    for name in ("conv.weight", "embed.weight", "up.weight"):
+        updates = [read_adapter(f)[1][name.removesuffix(".weight")].product() for f in folders.values()]
+        dense = Net().state_dict()[name] + sum(updates).view_as(Net().state_dict()[name])
+        assert torch.allclose(model[name], dense, atol=1e-5), name
+
+
+def test_maps_stored_input_first_are_written_as_peft_reads_them(tmp_path: Path) -> None:
+    """GPT-2 stores [in, out]: combined and extracted adapters load in PEFT, and the embeddings are no maps."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 20, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 6, "bos_token_id": 0, "eos_token_id": 0}
+    torch.manual_seed(0)
+    base = transformers.GPT2LMHeadModel(transformers.GPT2Config(**sizes))
+    base.save_pretrained(tmp_path / "base")
+
+    def fresh() -> Any:
+        return transformers.GPT2LMHeadModel.from_pretrained(tmp_path / "base")
+
+    config = {"r": 2, "task_type": "CAUSAL_LM", "target_modules": ["c_attn", "c_proj"], "fan_in_fan_out": True}
+    for i in range(2):
+        model = peft.get_peft_model(fresh(), peft.LoraConfig(**config))
+        for name, p in model.named_parameters():
+            if "lora_" in name:
+                nn.init.normal_(p, std=0.3)
+        model.save_pretrained(tmp_path / f"l{i}")
+    folders = [tmp_path / "l0", tmp_path / "l1"]
+    merge(None, folders, "lora_cat", out=tmp_path / "cat")
+    wanted = merge(base, folders, "task_arithmetic", scale=1.0)
+    found = peft.PeftModel.from_pretrained(fresh(), tmp_path / "cat").merge_and_unload().state_dict()
+    name = "transformer.h.0.attn.c_attn.weight"
+    assert torch.allclose(found[name], wanted[name], atol=1e-5)
+
+    expert = fresh()
+    with torch.no_grad():
+        for p in expert.parameters():
+            p.add_(torch.randn_like(p) * 0.1)
+    expert.save_pretrained(tmp_path / "expert")
+    done = extract_lora(tmp_path / "base", tmp_path / "expert", tmp_path / "x", rank=8)
+    assert not any("wte" in row[0] or "wpe" in row[0] for row in done.rows)
+    found = peft.PeftModel.from_pretrained(fresh(), tmp_path / "x").merge_and_unload().state_dict()
+    assert torch.allclose(found[name], expert.state_dict()[name], atol=1e-5)
+
+
+def test_heads_of_combined_adapters_are_kept_per_task(tmp_path: Path) -> None:
+    """What an adapter holds whole is its task's own: beside the combination, not lost in it."""
+    folders = {f"t{i}": adapter(tmp_path / f"{i}", seed=i, modules_to_save=["conv"])[1] for i in range(2)}
+    merge(None, folders, "lora_cat", out=tmp_path / "cat")
+    for task, folder in folders.items():
+        kept = safetensors.load(tmp_path / "cat" / "heads" / f"{task}.safetensors")
+        assert set(kept) == {"conv.weight", "conv.bias"}
+        assert torch.equal(kept["conv.weight"], read_adapter(folder)[2]["conv.weight"])
 
 
 def test_squeeze_agrees_with_the_dense_svd() -> None:

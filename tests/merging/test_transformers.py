@@ -49,3 +49,26 @@ def test_saved_classifiers_merge_and_load_again(tmp_path: Path) -> None:
     same = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "c")
     ids = torch.randint(0, 20, (2, 6))
     assert torch.equal(same.eval()(ids).logits, models["cars"](ids).logits)
+
+
+def test_an_adapters_task_and_another_dtype_export_to_what_loads(tmp_path: Path) -> None:
+    """An adapter brings no configuration: its head's classes are counted. A bf16 expert does not round the merged trunk."""
+    peft = pytest.importorskip("peft")
+    sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
+             "max_position_embeddings": 12}  # fmt: skip
+    torch.manual_seed(0)
+    transformers.BertModel(transformers.BertConfig(**sizes)).save_pretrained(tmp_path / "base")
+    half = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes, num_labels=4)).bfloat16()
+    half.save_pretrained(tmp_path / "half")
+    model = transformers.BertForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=3)
+    adapted = peft.get_peft_model(model, peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["query"]))
+    adapted.save_pretrained(tmp_path / "lora")
+    merge(tmp_path / "base", [tmp_path / "half", tmp_path / "lora"], "average", out=tmp_path / "out")
+    for task, classes in (("half", 4), ("lora", 3)):
+        export_task(tmp_path / "out", task, tmp_path / f"x{task}")
+        found, info = transformers.AutoModelForSequenceClassification.from_pretrained(
+            tmp_path / f"x{task}", output_loading_info=True
+        )
+        assert not info["missing_keys"], task
+        assert found.config.num_labels == classes
+        assert found.dtype == torch.float32

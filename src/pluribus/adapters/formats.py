@@ -12,31 +12,13 @@ from torch import Tensor, nn
 from pluribus.adapters.lora import LoRA
 from pluribus.adapters.sites import every_linear, transposed
 from pluribus.errors import BadInput
-from pluribus.files.peft_folder import Factors, read_adapter, write_adapter
-
-REFUSED = {
-    "use_dora": "DoRA", "alora_invocation_tokens": "aLoRA", "lora_bias": "a bias on B", "layer_replication": "layer replication",
-    "trainable_token_indices": "trained token embeddings", "target_parameters": "LoRA on bare parameters",
-    "arrow_config": "Arrow routing", "use_bdlora": "block-diagonal LoRA",
-}  # fmt: skip
-KNOWN = {"use_rslora"}
-
-
-def _refuse(about: Mapping[str, Any], where: str) -> None:
-    for field, what in REFUSED.items():
-        if about.get(field):
-            raise BadInput(f"uses {what} ({field})", where=where, remedy="merge it with PEFT, or train it as plain LoRA")
-    if about.get("bias") not in (None, "none"):
-        raise BadInput(f"trains biases (bias={about['bias']!r})", where=where, remedy="merge it with PEFT")
-    for field, value in about.items():
-        if field.startswith("use_") and field not in KNOWN and value:
-            raise BadInput(f"uses a variant of LoRA unknown here ({field}={value!r})", where=where, remedy="merge it with PEFT")
+from pluribus.files.peft_folder import Factors, read_adapter, refuse_variants, write_adapter
 
 
 def read_updates(folder: str | Path, model: nn.Module) -> tuple[dict[str, Factors], dict[str, Tensor]]:
     """The updates of a PEFT folder by the model's own paths, as [out, r] and [r, in]; and the tensors it holds whole (heads)."""
     about, found, whole = read_adapter(folder)
-    _refuse(about, str(folder))
+    refuse_variants(about, str(folder))
     if about.get("fan_in_fan_out"):
         found = {m: Factors(f.right.T.contiguous(), f.left.T.contiguous(), f.scale, f.magnitude) for m, f in found.items()}
     linear = every_linear(model)

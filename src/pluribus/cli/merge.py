@@ -382,7 +382,7 @@ def search(
 @click.option("--rank", type=int, help="Rank of every matrix (default 16, where nothing else is given).")
 @click.option("--energy", type=float, help="Share of the update to keep in each matrix; the rank follows.")
 @click.option("--error", type=float, help="Largest relative error of a matrix; the rank follows.")
-@click.option("--skip", multiple=True, metavar="PATTERN", help="Matrices left out (default: *embed*).")
+@click.option("--skip", multiple=True, metavar="PATTERN", help="Matrices left out (default: embeddings).")
 @click.option("--task-type", help="As PEFT calls it: SEQ_CLS, CAUSAL_LM, …")
 @click.option("--force", is_flag=True, help="Replace DIR if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -391,13 +391,13 @@ def extract(
     task_type: str | None, force: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Turn a full fine-tune into a PEFT adapter: the best low-rank factors of each matrix's update, its error printed."""
-    from pluribus.merging.extract_lora import extract_lora
+    from pluribus.merging.extract_lora import SKIP, extract_lora
 
     if rank is None and energy is None and error is None:
         rank = 16
     with interruptible():
         found = extract_lora(
-            base, expert, output, rank=rank, energy=energy, error=error, skip=skip or ("*embed*",), task_type=task_type,
+            base, expert, output, rank=rank, energy=energy, error=error, skip=skip or SKIP, task_type=task_type,
             overwrite=force,
         )  # fmt: skip
     if as_json:

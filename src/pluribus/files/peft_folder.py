@@ -12,7 +12,7 @@ from __future__ import annotations
 import json
 import math
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,12 +31,17 @@ HALF = re.compile(r"(.*)\.lora_(?:(A|B)(?:\.default)?\.weight|embedding_(A|B)(?:
 
 @dataclass
 class Factors:
-    """The update of one tensor: scale · left [out, r] @ right [r, in]. magnitude [out]: of DoRA, where it is used."""
+    """The update of one tensor: scale · left [out, r] @ right [r, in]. magnitude [out]: of DoRA, where it is used.
+
+    embedding: of an embedding. kernel: (height, width) of a convolution, whose right factor is [r, in · height · width].
+    """
 
     left: Tensor
     right: Tensor
     scale: float
     magnitude: Tensor | None = None
+    embedding: bool = False
+    kernel: tuple[int, ...] = ()
 
     def product(self) -> Tensor:
         """The whole update, [out, in]."""
@@ -79,10 +84,29 @@ def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Factors]
         left, right = b.flatten(1), a.flatten(1)
         if embedding or about.get("fan_in_fan_out"):
             left, right = right.T.contiguous(), left.T.contiguous()
-        updates[module] = Factors(left, right, scale, parts.get("magnitude"))
+        updates[module] = Factors(left, right, scale, parts.get("magnitude"), embedding, tuple(a.shape[2:]))
     if not updates:
         raise BadInput("holds no LoRA matrices", where=str(folder), remedy="save the adapter again")
     return about, updates, whole
+
+
+REFUSED = {
+    "use_dora": "DoRA", "alora_invocation_tokens": "aLoRA", "lora_bias": "a bias on B", "layer_replication": "layer replication",
+    "trainable_token_indices": "trained token embeddings", "target_parameters": "LoRA on bare parameters",
+    "arrow_config": "Arrow routing", "use_bdlora": "block-diagonal LoRA",
+}  # fmt: skip
+
+
+def refuse_variants(about: Mapping[str, Any], where: str, *, known: Collection[str] = ()) -> None:
+    """An error for a variant of LoRA that is not plain B A, named by its field in the configuration; `known` are let through."""
+    for field, what in REFUSED.items():
+        if about.get(field) and field not in known:
+            raise BadInput(f"uses {what} ({field})", where=where, remedy="merge it with PEFT, or train it as plain LoRA")
+    if about.get("bias") not in (None, "none") and "bias" not in known:
+        raise BadInput(f"trains biases (bias={about['bias']!r})", where=where, remedy="merge it with PEFT")
+    for field, value in about.items():
+        if field.startswith("use_") and field not in ("use_rslora", *known) and value:
+            raise BadInput(f"uses a variant of LoRA unknown here ({field}={value!r})", where=where, remedy="merge it with PEFT")
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
@@ -116,9 +140,11 @@ def _number(value: float) -> int | float:
 def write_adapter(
     out: str | Path, factors: Mapping[str, Factors], *, base: str = "", whole: Mapping[str, Tensor] | None = None,
     task_type: str | None = None, overwrite: bool = False, card: str = "", transposed: bool = False,
+    heads: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:  # fmt: skip
     """A PEFT folder of updates by module name; ranks and scales may differ. whole: tensors of modules that are saved as they are.
-    transposed: the adapted weights are stored [in, out]; the factors are given as [out, r] and [r, in] all the same."""
+    transposed: the adapted weights are stored [in, out]; the factors are given as [out, r] and [r, in] all the same.
+    heads: by task, tensors kept beside the adapter as heads/TASK.safetensors."""
     out = Path(out)
     if out.exists() and not overwrite and any(out.iterdir() if out.is_dir() else [out]):
         raise BadInput("exists already", where=str(out), remedy="choose another place or overwrite")
@@ -137,12 +163,21 @@ def write_adapter(
     }  # fmt: skip
     tensors: dict[str, Tensor] = {}
     for module, f in factors.items():
-        tensors[f"{PREFIX}{module}.lora_A.weight"] = f.right.contiguous()
-        tensors[f"{PREFIX}{module}.lora_B.weight"] = f.left.contiguous()
+        if f.embedding:
+            tensors[f"{PREFIX}{module}.lora_embedding_A"] = f.left.T.contiguous()
+            tensors[f"{PREFIX}{module}.lora_embedding_B"] = f.right.T.contiguous()
+            continue
+        rank, ones = f.left.shape[1], [1] * len(f.kernel)
+        right = f.right.reshape(rank, -1, *f.kernel) if f.kernel else f.right
+        tensors[f"{PREFIX}{module}.lora_A.weight"] = right.contiguous()
+        tensors[f"{PREFIX}{module}.lora_B.weight"] = f.left.reshape(-1, rank, *ones).contiguous()
     tensors.update({PREFIX + n: t.contiguous() for n, t in whole.items()})
     with atomic_folder(out) as aside:
         said = {name: value for name, value in about.items() if value not in (None, False, {}, [])}
         (aside / "adapter_config.json").write_text(json.dumps(said, indent=1), "utf-8")
         safetensors.save(aside / "adapter_model.safetensors", tensors, {"format": "pt"})
+        for task, mine in (heads or {}).items():
+            (aside / "heads").mkdir(exist_ok=True)
+            safetensors.save(aside / "heads" / f"{task}.safetensors", dict(mine), {"format": "pt", "task": task})
         if card:
             (aside / "README.md").write_text(card, "utf-8")

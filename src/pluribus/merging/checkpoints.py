@@ -15,6 +15,7 @@ have is refused.
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
@@ -35,6 +36,7 @@ CLASSIFIER = re.compile(
     r"|proj_out|output_layer|visual_projection|text_projection|pooler|logit_scale)([._]|$)"
 )
 EMBEDDING = re.compile(r"(^|\.)(word_embeddings|embed_tokens|wte|token_embedding|shared|tok_embeddings)\.weight$")
+VOCABULARY = re.compile(r"(^|\.)(lm_head|predictions|vocab_projector|embed_out|output_projection)(\.|$)")
 LABELS = re.compile(r"(^|[._])(classifier|classification_head|score|head|heads|fc|qa_outputs|pre_classifier)([._]|$)")
 
 
@@ -263,7 +265,7 @@ class Rows:
     def read(self, name: str, start: int, stop: int, out: Tensor | None = None) -> Tensor:
         if name not in self.moved:
             return self.source.read(name, start, stop, out)
-        width = self.source.shape(name)[1]
+        width = math.prod(self.source.shape(name)[1:])
         first, last = start // width, -(-stop // width)
         rows = [self.source.read(name, i * width, (i + 1) * width) for i in self.order[first:last].tolist()]
         part = torch.cat(rows)[start - first * width : stop - first * width] if rows else torch.empty(0, dtype=self.dtype(name))
@@ -288,11 +290,15 @@ def words(base: Source, expert: Source, base_folder: Path, folder: Path, task: s
     if missing:
         what = f"lacks {len(missing)} of the base's tokens ({', '.join(map(repr, sorted(missing)[:5]))})"
         raise BadInput(what, where=f"expert {task!r} ({folder})", remedy="train with the base's tokenizer")
-    names = [n for n in expert.names() if EMBEDDING.search(n) or n.endswith("lm_head.weight")]
+    names = [n for n in expert.names() if EMBEDDING.search(n)]
     heights = {base.shape(n)[0] for n in base.names() if EMBEDDING.search(n)}
     if not names or len(heights) != 1:
-        return expert, [f"expert {task!r} orders its tokens in another way and its embedding was not found"]
+        raise BadInput("orders its tokens in another way and its embedding was not found", where=f"expert {task!r} ({folder})",
+                       remedy="train with the base's tokenizer")  # fmt: skip
     height = heights.pop()
+    tall = {int(expert.shape(n)[0]) for n in names}
+    names += [n for n in expert.names() if n not in names and VOCABULARY.search(n) and expert.shape(n)[:1] and
+              expert.shape(n)[0] in {*tall, height}]  # the way back to tokens, its bias too
     order = torch.arange(height)
     limit = min(int(expert.shape(n)[0]) for n in names)
     for word, row in ours.items():

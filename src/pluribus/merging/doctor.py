@@ -22,6 +22,7 @@ from torch import Tensor
 
 from pluribus.merging.algebra import Method, Span, WeightedSum, total
 from pluribus.merging.checkpoints import Plan
+from pluribus.merging.folder import own_names
 from pluribus.merging.source import is_statistic
 from pluribus.merging.stream import Engine, TensorPass, one_thread
 from pluribus.merging.trim import Trim
@@ -156,7 +157,7 @@ def roads(plan: Plan) -> list[dict[str, Any]]:
     """Bytes of each way to serve the tasks, heads included, and what each needs at prediction time."""
     trunk = sum(math.prod(s) * d.itemsize for s, d in plan.layout().values())
     heads = sum(math.prod(plan.originals[t].shape(n)) * plan.originals[t].dtype(n).itemsize
-                for t, names in plan.heads.items() for n in names if n in plan.originals[t].names())  # fmt: skip
+                for t, names in plan.heads.items() for n in own_names(plan, t, names).values())  # fmt: skip
     mergeable = sum(math.prod(plan.base.shape(n)) for n in plan.merged)
     tasks = len(plan.experts)
     factors = _factors(plan, 16)

@@ -10,20 +10,25 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 
 from pluribus.errors import BadInput
 from pluribus.merging.algebra import fraction
-from pluribus.merging.checkpoints import compare
+from pluribus.merging.checkpoints import compare, config
 from pluribus.merging.lora import Factors, write_adapter
 from pluribus.merging.matrices import svd
 from pluribus.merging.source import Renamed, is_statistic, open_source, task_vector
 from pluribus.merging.stream import one_thread
+
+# lookups, not maps: PEFT adapts them in another way
+SKIP = ("*embed*", "*wte*", "*wpe*", "*position*", "shared.weight", "*.shared.weight", "*relative_attention_bias*")
+CONV1D = ("gpt2", "openai-gpt", "imagegpt", "decision_transformer")  # model types of transformers that store [in, out]
 
 
 @dataclass
@@ -48,7 +53,7 @@ def extract_lora(
     rank: int | None = None,
     energy: float | None = None,
     error: float | None = None,
-    skip: Sequence[str] = ("*embed*",),
+    skip: Sequence[str] = SKIP,
     task_type: str | None = None,
     overwrite: bool = False,
 ) -> Extraction:
@@ -103,5 +108,16 @@ def extract_lora(
         raise BadInput("the expert moved no matrix", where="expert", remedy="check that it is the fine-tuned model")
     heads = {n: plan.originals["expert"].tensor(spelled.get(n, n)) for n in plan.heads["expert"]}
     name = str(base) if isinstance(base, (str, Path)) else ""
-    write_adapter(out, factors, base=name, whole=heads, task_type=task_type, overwrite=overwrite)
+    transposed = _transposed(base)
+    if transposed:
+        factors = {module: replace(f, left=f.right.T, right=f.left.T) for module, f in factors.items()}
+    write_adapter(out, factors, base=name, whole=heads, task_type=task_type, overwrite=overwrite, transposed=transposed)
     return Extraction(Path(out), rows, math.sqrt(lost / kept), outside / (kept + outside))
+
+
+def _transposed(base: Any) -> bool:
+    """Whether the model stores its maps [in, out], as transformers' Conv1D does."""
+    if isinstance(base, nn.Module):
+        return any(type(module).__name__ == "Conv1D" for module in base.modules())
+    folder = isinstance(base, (str, Path)) and Path(base).is_dir()
+    return folder and config(Path(base)).get("model_type") in CONV1D

@@ -32,7 +32,7 @@ from torch import Tensor
 from pluribus.errors import BadInput, unknown
 from pluribus.files import atomic_folder, read_json, safetensors, sha256
 from pluribus.merging.algebra import Method
-from pluribus.merging.checkpoints import Plan, config
+from pluribus.merging.checkpoints import LABELS, Plan, config
 from pluribus.merging.source import Renamed, Source
 from pluribus.merging.stream import CHUNK, Engine
 
@@ -102,7 +102,8 @@ def check_place(out: Path, plan: Plan, needed: int, overwrite: bool) -> None:
         raise BadInput(what, where=str(out), remedy="free some space or choose another place")
 
 
-def _safe(task: str) -> str:
+def safe(task: str) -> str:
+    """The task, if it can be the name of a file."""
     if not re.fullmatch(r"[\w.+-]+", task) or task.startswith("."):
         raise BadInput(f"task {task!r} cannot be the name of a file", where="experts", remedy="use letters, digits, - and _")
     return task
@@ -139,7 +140,7 @@ def write(
     begin = time.perf_counter()
     dtypes = dict(dtypes or {})
     for task in plan.heads:
-        _safe(task)
+        safe(task)
     layout = layout_of(plan, dtypes)
     read, written = sizes(plan, dtypes)
     check_place(out, plan, written, overwrite)
@@ -250,7 +251,7 @@ def _head(plan: Plan, task: str, aside: Path, chunk: int) -> dict[str, Any]:
     mine = own_names(plan, task, plan.heads[task])
     row: dict[str, Any] = {"head": None, "rename": {}, "without": []}
     if mine:
-        path = aside / "heads" / f"{_safe(task)}.safetensors"
+        path = aside / "heads" / f"{safe(task)}.safetensors"
         path.parent.mkdir(exist_ok=True)
         layout = {n: (tuple(expert.shape(n)), expert.dtype(n)) for n in sorted(mine.values())}
         writer = safetensors.Writer(path, layout, {"format": "pt", "task": task})
@@ -320,6 +321,15 @@ def read_about(folder: str | Path) -> dict[str, Any]:
     return about
 
 
+def _with_classes(about: dict[str, Any], layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> dict[str, Any]:
+    """The base's configuration for an expert without its own (an adapter), with as many classes as its head has rows."""
+    rows = {shape[0] for name, (shape, _) in layout.items() if len(shape) == 2 and LABELS.search(name) and ".dense" not in name}
+    if not about or len(rows) != 1:
+        return about
+    classes = [f"LABEL_{i}" for i in range(rows.pop())]
+    return {**about, "id2label": {str(i): c for i, c in enumerate(classes)}, "label2id": {c: i for i, c in enumerate(classes)}}
+
+
 def export_task(folder: str | Path, task: str, out: str | Path, *, overwrite: bool = False) -> Path:
     """One task of a merged folder as an ordinary Hugging Face folder: trunk and head in one file, the expert's configuration."""
     folder, out = Path(folder), Path(out)
@@ -338,7 +348,7 @@ def export_task(folder: str | Path, task: str, out: str | Path, *, overwrite: bo
         }
         head = None
         if row.get("head"):
-            if row["head"] != f"heads/{_safe(task)}.safetensors":
+            if row["head"] != f"heads/{safe(task)}.safetensors":
                 raise BadInput(f"names the head {row['head']!r}", where=str(folder / "pluribus.json"), remedy="do not trust it")
             head = safetensors.Reader(folder / row["head"])
             parts.update({n: (head, n) for n in head.names()})
@@ -357,8 +367,14 @@ def export_task(folder: str | Path, task: str, out: str | Path, *, overwrite: bo
                 if head is not None:
                     head.close()
             copy_texts(folder, aside, {})
-            if isinstance(row.get("config"), dict):
-                (aside / "config.json").write_text(json.dumps(row["config"], indent=2, ensure_ascii=False), "utf-8")
+            own_config = row.get("config")
+            about_it = own_config if isinstance(own_config, dict) else _with_classes(config(aside), layout)
+            if about_it:
+                merged = next((trunk.entries[n].dtype for n in trunk.names() if trunk.entries[n].dtype.is_floating_point), None)
+                if merged is not None:  # the trunk's, not the expert's: readers load in the dtype that stands here
+                    word = str(merged).removeprefix("torch.")
+                    about_it = {**about_it, **{key: word for key in ("torch_dtype", "dtype") if key in about_it}}
+                (aside / "config.json").write_text(json.dumps(about_it, indent=2, ensure_ascii=False), "utf-8")
             origin = f"Task `{task}` of a merge by `{about.get('method')}`, exported by Pluribus.\n"
             (aside / "README.md").write_text(f"---\nlibrary_name: transformers\n---\n\n{origin}", "utf-8")
     return out

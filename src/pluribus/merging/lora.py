@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pluribus.errors import BadInput, unknown
-from pluribus.files.peft_folder import Factors, read_adapter, write_adapter
+from pluribus.files.peft_folder import Factors, read_adapter, refuse_variants, write_adapter
 from pluribus.merging.source import Source, accumulator
 
 __all__ = ["COMBINATIONS", "Factors", "Lora", "combine", "read_adapter", "squeeze", "write_adapter"]
@@ -36,6 +36,7 @@ class Lora:
         self.base, self.where = base, str(folder)
         self.notes: list[str] = []
         about, updates, whole = read_adapter(folder)
+        refuse_variants(about, self.where, known=("use_dora", "bias"))  # trained biases come whole
         self.files = [*getattr(base, "files", []), *sorted(Path(folder).glob("adapter_model.*"))]
         names = set(base.names())
         shift = _shift([f"{m}.weight" for m in updates], names, self.where)
@@ -113,7 +114,7 @@ def squeeze(left: Tensor, right: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     kind = left.dtype
     q, a = torch.linalg.qr(left.double())
     p, b = torch.linalg.qr(right.double().T)
-    u, s, v = torch.linalg.svd(a @ b.T)
+    u, s, v = torch.linalg.svd(a @ b.T, full_matrices=False)  # R may exceed out or in
     root = s[:rank].sqrt()
     return ((q @ u[:, :rank]) * root).to(kind), (root[:, None] * (p @ v[:rank].T).T).to(kind)
 
@@ -131,7 +132,8 @@ def combine(
         raise BadInput(f"rank is {rank}", where="rank", remedy="give the rank to keep, at least 1")
     each = [1.0] * len(experts) if weights is None else list(weights)
     read = [read_adapter(folder) for folder in experts]
-    for folder, (_, updates, _whole) in zip(experts, read):
+    for folder, (about, updates, _) in zip(experts, read):
+        refuse_variants(about, str(folder), known=("use_dora",))
         if any(f.magnitude is not None for f in updates.values()):
             raise BadInput("is a DoRA adapter, whose update is not low-rank", where=str(folder), remedy="merge it in full")
     found: dict[str, Factors] = {}
@@ -149,7 +151,7 @@ def combine(
             right = torch.cat([f.right for _, f in mine], 0)
             if how == "svd" and rank is not None:
                 left, right = squeeze(left, right, min(rank, left.shape[1]))
-        found[module] = Factors(left, right, 1.0)
+        found[module] = Factors(left, right, 1.0, None, mine[0][1].embedding, mine[0][1].kernel)
     return found
 
 

@@ -7,8 +7,11 @@ import math
 import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
+from dataclasses import replace
+from numbers import Integral, Real
 from pathlib import Path
-from typing import Any
+from types import NoneType, UnionType
+from typing import Any, get_args, get_origin, get_type_hints
 
 import torch
 from torch import Tensor, nn
@@ -23,6 +26,11 @@ from pluribus.merging.source import Source, is_statistic, open_source
 from pluribus.merging.stream import CHUNK, Engine
 
 ADAPTERS = ("lora_cat", "lora_svd", "lora_linear")  # LoRA folders in, a LoRA folder out
+# what changes a model without changing the shape of a tensor
+STRUCTURE = (
+    "num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads",
+    "decoder_attention_heads", "hidden_act", "activation_function", "activation", "position_embedding_type",
+)  # fmt: skip
 DEFAULT = "tsv_m"  # the best of the methods that need no data and no choice
 
 
@@ -36,11 +44,29 @@ def method_of(name: str, settings: Mapping[str, Any]) -> Method:
     for parameter in known.values():
         if parameter.default is parameter.empty and parameter.name not in settings:
             raise BadInput(f"{name} needs {parameter.name}", where="settings", remedy=f"give {parameter.name}=…")
+    _check_types(made, settings, name)
     try:
         found: Method = made(**settings)
     except TypeError as error:
         raise BadInput(f"a setting of {name} has the wrong type ({error})", where="settings", remedy="see its help") from error
     return found
+
+
+WORDS = {int: "a whole number", float: "a number", str: "text", bool: "true or false", tuple: "a list", NoneType: "null"}
+KINDS: dict[Any, Any] = {int: Integral, float: Real, str: str, bool: bool, tuple: (tuple, list), NoneType: NoneType}
+
+
+def _check_types(made: Callable[..., Any], settings: Mapping[str, Any], name: str) -> None:
+    """Settings against the annotations of what they are given to; numbers that are whole may stand for fractions."""
+    hints = get_type_hints(made)
+    for setting, value in settings.items():
+        options = get_args(hints[setting]) if get_origin(hints[setting]) is UnionType else (hints[setting],)
+        plain = [get_origin(o) or o for o in options]
+        if not all(o in WORDS for o in plain):
+            continue  # tensors, sources, fixed words: the method itself knows them
+        if not any(isinstance(value, KINDS[o]) and isinstance(value, bool) == (o is bool) for o in plain):
+            wanted = " or ".join(WORDS[o] for o in plain)
+            raise BadInput(f"{setting} is {value!r}", where=f"settings of {name}", remedy=f"give {wanted}")
 
 
 def builder(name: str) -> Callable[..., Any]:
@@ -164,6 +190,10 @@ def _differences(home: Path, folder: Path, task: str) -> list[str]:
     if all(kinds) and kinds[0] != kinds[1]:
         what = f"is a {kinds[1]!r}, the base a {kinds[0]!r}: another architecture"
         raise BadInput(what, where=f"expert {task!r} ({folder})", remedy="give an expert of this base")
+    for key in STRUCTURE:
+        if ours.get(key) is not None and theirs.get(key) is not None and ours[key] != theirs[key]:
+            what = f"has {key} {theirs[key]!r}, the base {ours[key]!r}: equal shapes, another architecture"
+            raise BadInput(what, where=f"expert {task!r} ({folder})", remedy="give an expert of this base")
     found = []
     for file, word in (("chat_template.jinja", "chat template"), ("preprocessor_config.json", "image processor"),
                        ("tokenizer_config.json", "tokenizer settings")):  # fmt: skip
@@ -329,7 +359,8 @@ def dtypes_of(plan: Plan, dtype: torch.dtype | str | None) -> dict[str, torch.dt
 
 
 def _adapters(experts: Any, method: str, weights: Any, out: str | Path | None, overwrite: bool, settings: dict[str, Any]) -> Any:
-    """LoRA folders into one LoRA folder."""
+    """LoRA folders into one LoRA folder; what they hold whole (heads) is kept per task, under heads/."""
+    from pluribus.merging.folder import safe
     from pluribus.merging.lora import combine, read_adapter, write_adapter
 
     given = names_of(experts)
@@ -343,10 +374,17 @@ def _adapters(experts: Any, method: str, weights: Any, out: str | Path | None, o
         if not isinstance(path, (str, Path)) or not (Path(path) / "adapter_config.json").is_file():
             raise BadInput("is not a PEFT adapter folder", where=str(path), remedy="use another method for full checkpoints")
     factors = combine(list(given.values()), weights=each, how=method.removeprefix("lora_"), rank=settings.get("rank"))
-    bases = {str(read_adapter(path)[0].get("base_model_name_or_path") or "") for path in given.values()}
+    read = {task: read_adapter(path) for task, path in given.items()}
+    bases = {str(about.get("base_model_name_or_path") or "") for about, _, _ in read.values()}
     if len(bases) > 1:
         raise BadInput(f"the adapters name several bases ({', '.join(sorted(bases))})", where="experts", remedy="merge in full")
-    write_adapter(out, factors, base=bases.pop(), overwrite=overwrite)
+    transposed = any(about.get("fan_in_fan_out") for about, _, _ in read.values())
+    if transposed:  # the factors are laid out as the weights are, [in, out]
+        factors = {m: f if f.embedding else replace(f, left=f.right.T, right=f.left.T) for m, f in factors.items()}
+    heads = {safe(task): whole for task, (_, _, whole) in read.items() if whole}
+    kinds = {about.get("task_type") for about, _, _ in read.values()}
+    write_adapter(out, factors, base=bases.pop(), overwrite=overwrite, transposed=transposed, heads=heads,
+                  task_type=kinds.pop() if len(kinds) == 1 and not heads else None)  # fmt: skip
     return Path(out)
 
 
