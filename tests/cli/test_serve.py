@@ -76,6 +76,12 @@ def test_port_in_use(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     assert len(error.splitlines()) == 1
 
 
+def test_address_of_another_machine(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Another port would not help. (192.0.2.0/24 is no machine's.)"""
+    assert run(["serve", str(model), "--host", "192.0.2.1", "--port", "0"]) == 2
+    assert "192.0.2.1:0: cannot listen (Cannot assign requested address); use 127.0.0.1" in capsys.readouterr().err
+
+
 def test_newer_schema(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = json.loads((model / "pluribus.json").read_text())
     (model / "pluribus.json").write_text(json.dumps({**manifest, "schema_version": 99}))

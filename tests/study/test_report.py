@@ -329,6 +329,9 @@ def test_file_is_written_whole(summary: dict[str, Any], tmp_path: Path) -> None:
     (tmp_path / "report.json").write_text('{"name": "x"}', "utf-8")
     with pytest.raises(BadInput, match="not a study's summary"):
         write_report(tmp_path)
+    (tmp_path / "report.json").write_text(json.dumps({**summary, "schema_version": 99}), "utf-8")
+    with pytest.raises(BadInput, match=r"report\.json: schema_version 99 is newer than this program's \(1\); update pluribus"):
+        write_report(tmp_path)
     assert path.is_file()  # the old one stands
     with pytest.raises(BadInput, match=r"report\.json"):
         write_report(tmp_path / "nothing")

@@ -7,6 +7,7 @@ Nothing a request holds is ever opened as a path, unpickled or evaluated: bodies
 from __future__ import annotations
 
 import asyncio
+import errno
 import gc
 import hmac
 import json
@@ -302,7 +303,8 @@ def bind(host: str, port: int) -> socket.socket:
         found.listen(1024)
     except OSError as error:
         found.close()
-        remedy = "choose another --port; 0 takes a free one"
+        foreign = error.errno == errno.EADDRNOTAVAIL
+        remedy = "use 127.0.0.1, or an address of this machine" if foreign else "choose another --port; 0 takes a free one"
         raise BadInput(f"cannot listen ({error.strerror})", where=f"{host}:{port}", remedy=remedy) from error
     return found
 

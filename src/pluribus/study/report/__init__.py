@@ -20,15 +20,21 @@ def write_report(folder: Path) -> Path:
     BadInput: there is no `report.json`, or it is not one that this version can draw.
     """
     from pluribus.study.report.page import page
+    from pluribus.study.summary import SCHEMA_VERSION
 
     folder = Path(folder)
     if not (folder / "report.json").is_file():
         raise BadInput("holds no report.json", where=str(folder), remedy="run `pluribus study` first")
     summary = read_json(folder / "report.json")
+    version = summary.get("schema_version", SCHEMA_VERSION) if isinstance(summary, dict) else None
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        what = f"schema_version {version} is newer than this program's ({SCHEMA_VERSION})"
+        raise BadInput(what, where=str(folder / "report.json"), remedy="update pluribus")
     try:
         html = page(summary)
     except (KeyError, TypeError, AttributeError) as error:
-        raise BadInput(f"is not a study's summary ({error!r})", where=str(folder / "report.json")) from error
+        what, remedy = f"is not a study's summary ({error!r})", "restore the file, or run `pluribus study` again"
+        raise BadInput(what, where=str(folder / "report.json"), remedy=remedy) from error
     with atomic_file(folder / "report.html") as aside:
         aside.write_text(html, "utf-8")
     return folder / "report.html"
