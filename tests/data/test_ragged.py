@@ -349,6 +349,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "growth: no attribute": (lambda: joined()[1].columns.grown({"item": pd.DataFrame({"key": [99]})}), "lacks 3 input columns"),
     "growth: key twice": (lambda: joined()[1].columns.grown({"item": items(2, key=[99, 99])}), "'99' stands in row 1"),
     "growth: no such table": (lambda: joined()[1].columns.grown({"itme": items(2)}), "unknown item table 'itme'"),
+    "growth: no table": (lambda: joined()[1].columns.grown({"item": ["i1"]}), "new items are a list; pass a DataFrame"),
 }  # fmt: skip
 
 

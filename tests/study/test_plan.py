@@ -75,6 +75,7 @@ def test_settings_are_fixed_in_every_configuration(study_of: Any, loans: Any) ->
         ({"mmoe": {"expert_count": 3}}, "unknown setting 'expert_count'"),
         ({"mmoe": {"experts": 0}}, "experts must be a whole number of at least 1, not 0"),
         ({"home": {"categories": {"a": ["default", "losses"]}}}, "unknown task 'losses'; did you mean 'loss'"),
+        ({"single_networks": {"embedding": "plt"}}, "unknown numeric embedding 'plt'"),
         ({"multitab_net": {"mask": "task_task"}}, "unknown mask 'task_task'; did you mean 'task_to_task'"),
     ],
 )

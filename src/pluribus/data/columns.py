@@ -304,6 +304,9 @@ class FittedColumns:
         for name in items:
             if name not in self.items:
                 raise unknown("item table", name, self.items, where="items")
+            if not hasattr(items[name], "columns"):
+                what = f"new items are a {type(items[name]).__name__}"
+                raise BadInput(what, where=f"items {name!r}", remedy="pass a DataFrame")
         return replace(self, items={n: i.grown(items[n]) if n in items else i for n, i in self.items.items()})
 
     def _encode(

@@ -139,12 +139,15 @@ class M2TRecNetwork(RankingCandidate):
     })  # fmt: skip
     attributes: ClassVar[bool] = True
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        if self.settings["rivals"] not in RIVALS:
+            raise unknown("rivals", str(self.settings["rivals"]), RIVALS, where=f"candidate {self.name!r}")
+
     def unfit(self, data: Prepared) -> str | None:
         return super().unfit(data) or empty_sessions(data, self.settings["session"])
 
     def config(self, data: Prepared) -> dict[str, Any]:
-        if self.settings["rivals"] not in RIVALS:
-            raise unknown("rivals", str(self.settings["rivals"]), RIVALS, where=f"candidate {self.name!r}")
         items = data.columns.items[self.items_of(data)]
         chosen = {name: self.settings[name] for name in ("width", "size", "layers", "heads", "dropout", "softmax", "rivals")}
         session = session_of(data, self.items_of(data), self.settings["session"])

@@ -13,8 +13,9 @@ from typing import Any
 import numpy as np
 
 from pluribus.data.prepared import Prepared
-from pluribus.errors import BadInput
+from pluribus.errors import BadInput, unknown
 from pluribus.modeling import Choice, LogUniform, SearchSpace, Uniform
+from pluribus.tabular.embeddings import EMBEDDINGS
 
 DEFAULTS: dict[str, Any] = {
     "width": "auto",  # hidden units; auto: see `width_of`
@@ -96,6 +97,8 @@ def check(settings: Mapping[str, Any], where: str) -> None:
             raise BadInput(f"{name} must be a positive number, not {value!r}", where=where)
         elif name in AT_LEAST_0 and not (number and value >= 0):
             raise BadInput(f"{name} must be a number of at least 0, not {value!r}", where=where)
+        elif name == "embedding" and value not in EMBEDDINGS:
+            raise unknown("numeric embedding", str(value), EMBEDDINGS, where=where)
         elif name in SHARES and not (number and 0 <= value < 1):
             raise BadInput(f"{name} must be a share from 0 to below 1, not {value!r}", where=where)
 

@@ -210,10 +210,14 @@ class TwoTower(RankingCandidate):
     space = SearchSpace({"width": Choice((32, 64)), "tau_main": LogUniform(0.05, 0.3), "lr": LogUniform(5e-4, 5e-3)})
     second: ClassVar[Mapping[str, Any]] = {"alpha": 0.0, "tau": 0.1, "mask": "cfm", "drop": 0.0, "sample": 512}
 
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        mask = self.settings.get("mask", self.second["mask"])
+        if mask not in MASKS:
+            raise unknown("mask", str(mask), MASKS, where=f"candidate {self.name!r}")
+
     def config(self, data: Prepared) -> dict[str, Any]:
         second = {name: self.settings.get(name, value) for name, value in self.second.items()}
-        if second["mask"] not in MASKS:
-            raise unknown("mask", str(second["mask"]), MASKS, where=f"candidate {self.name!r}")
         items = data.columns.items[self.items_of(data)]
         chosen = {name: self.settings[name] for name in ("width", "size", "hidden", "tau_main")}
         ids = len(items) if self.settings["ids"] else None
