@@ -82,6 +82,16 @@ def test_address_of_another_machine(model: Path, capsys: pytest.CaptureFixture[s
     assert "192.0.2.1:0: cannot listen (Cannot assign requested address); use 127.0.0.1" in capsys.readouterr().err
 
 
+def test_a_run_s_folder_is_told_from_its_model(model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """runs/loans in place of runs/loans/model: the line names the folder to give."""
+    run_folder = tmp_path / "loans"
+    model.rename(tmp_path / "aside")
+    run_folder.mkdir()
+    (tmp_path / "aside").rename(run_folder / "model")
+    assert run(["serve", str(run_folder)]) == 2
+    assert capsys.readouterr().err.endswith(f"(it has no pluribus.json); name {run_folder / 'model'}\n")
+
+
 def test_newer_schema(model: Path, capsys: pytest.CaptureFixture[str]) -> None:
     manifest = json.loads((model / "pluribus.json").read_text())
     (model / "pluribus.json").write_text(json.dumps({**manifest, "schema_version": 99}))

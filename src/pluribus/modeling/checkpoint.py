@@ -52,6 +52,8 @@ def read_manifest(folder: str | Path) -> dict[str, Any]:
     if not folder.exists():
         raise BadInput("no such model folder", where=str(folder), remedy=remedy)
     if not (folder / MANIFEST).is_file():
+        if (folder / "model" / MANIFEST).is_file():  # a run's folder
+            remedy = f"name {folder / 'model'}"
         raise BadInput(f"is not a model folder (it has no {MANIFEST})", where=str(folder), remedy=remedy)
     manifest = read_json(folder / MANIFEST, what="model manifest")
     where = str(folder / MANIFEST)
