@@ -23,6 +23,7 @@ _MEASURES = {
     "rmse": "RMSE",
     "mae": "MAE",
     "r2": "R²",
+    "poisson_deviance": "Poisson deviance",
 }
 
 
