@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from pluribus.errors import BadInput
 from pluribus.files import safetensors
+from pluribus.merging.bundle import bundle
 from pluribus.merging.container import FactorPart, MaskPart, MergeContainer, pack, train_router, unpack
 
 State = dict[str, Tensor]
@@ -254,3 +255,16 @@ def test_parts_must_fit(bed: tuple[State, dict[str, State]]) -> None:
         container.state("b")
     with pytest.raises(BadInput, match="unknown method 'tall_mask'; did you mean 'tall_masks'"):
         MergeContainer.masked(base, experts, method="tall_mask")
+
+
+def test_extracted_adapters_leave_every_spelling_of_an_embedding_alone() -> None:
+    """GPT-2 calls its embeddings wte and wpe: they are the base's in the adapter road, as `extract_lora` has it."""
+    draw = torch.Generator().manual_seed(0)
+    shapes = {"wte.weight": (12, 8), "wpe.weight": (6, 8), "h.0.attn.c_attn.weight": (8, 24), "embeddings.word.weight": (12, 8)}
+    base = {name: torch.randn(shape, generator=draw) for name, shape in shapes.items()}
+    expert = {name: t + 0.1 * torch.randn(t.shape, generator=draw) for name, t in base.items()}
+    found = bundle(base, {"a": expert}, "lora", rank=8)
+    merged = found.state("a")
+    torch.testing.assert_close(merged["h.0.attn.c_attn.weight"], expert["h.0.attn.c_attn.weight"])
+    for name in ("wte.weight", "wpe.weight", "embeddings.word.weight"):
+        assert torch.equal(merged[name], base[name]), name

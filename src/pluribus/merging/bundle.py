@@ -23,6 +23,7 @@ from pluribus.errors import BadInput, unknown
 from pluribus.files import safetensors
 from pluribus.merging.checkpoints import Plan, config
 from pluribus.merging.container import FactorPart, MergeContainer, factored
+from pluribus.merging.extract_lora import SKIP
 from pluribus.merging.folder import KIND, own_names, read_about
 from pluribus.merging.run import is_static, merge, names_of, prepare
 from pluribus.merging.twin import twin
@@ -91,7 +92,9 @@ def _adapter(
         raise BadInput("both rank and energy are given", where="lora", remedy="give one of them")
     part = FactorPart()
     for name, before in base.items():
-        if before.dim() != 2 or not name.endswith(".weight") or fnmatch(name, "*embed*") or name not in expert:
+        if before.dim() != 2 or not name.endswith(".weight") or name not in expert:
+            continue
+        if any(fnmatch(name, pattern) for pattern in SKIP):
             continue
         wide = torch.promote_types(before.dtype, torch.float32)
         u, v = factored(expert[name].to(wide) - before.to(wide), 16 if rank is None and energy is None else rank, energy)
