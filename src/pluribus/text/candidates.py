@@ -40,7 +40,7 @@ DEFAULTS: dict[str, Any] = {
     "dropout": 0.1,
     "vocabulary": 8000,  # of a tokenizer that is trained
     "tokenizer": "auto",  # the backbone's own; "wordpiece" for the small one; "wordpiece", "bpe" or a folder
-    "max_length": 128,  # tokens
+    "max_length": 128,  # tokens of a text, at most; fewer where the backbone has fewer positions
     "pooling": "mean",
     "beside": True,  # whether number and category columns are read too
     "lr": "auto",  # auto: the candidate's own, for pretrained and for fresh weights
@@ -129,12 +129,13 @@ class TextCandidate(Candidate):
             ready = Ready.of(data, self.settings)
             outcome = self.train(ready, began + budget.seconds, seed)
         config = {
-            "text": list(ready.text), "max_length": self.settings["max_length"], "mean_length": ready.mean_length,
+            "text": list(ready.text), "max_length": ready.tokenizer.max_length, "mean_length": ready.mean_length,
             "members": outcome.members,
         }  # fmt: skip
         fitted = TextNetwork(data.tasks, data.columns, config, ready.tokenizer, outcome.models)
         fitted.record = {
-            "settings": dict(self.settings), "backbone": ready.name, "seed": seed, "curves": plain_curves(outcome.curves),
+            "settings": dict(self.settings), "backbone": ready.name, "max_length": ready.tokenizer.max_length, "seed": seed,
+            "curves": plain_curves(outcome.curves),
             "undertrained": outcome.undertrained, "token_waste": ready.waste(self.settings["batch_size"], seed),
             "trained": outcome.trained, "seconds": time.process_time() - began,
         }  # fmt: skip
@@ -176,12 +177,9 @@ class Ready:
         text = tuple(data.texts)
         keep = settings["keep_layers"] or None
         config = None if found.folder is None else backbones.config_of(found.folder, keep)
-        most = settings["max_length"]
         longest = None if config is None else backbones.positions(config)
-        if longest is not None and most > longest:
-            what = f"max_length {most} is beyond the {longest} positions of the backbone {found.name!r}"
-            raise BadInput(what, where="text", remedy=f"set max_length to at most {longest}")
-        tokenizer = tokenizer_of(settings, found, data, text)
+        most = settings["max_length"] if longest is None else min(settings["max_length"], longest)
+        tokenizer = tokenizer_of({**settings, "max_length": most}, found, data, text)
         if config is None:
             config = backbones.small(
                 vocabulary=tokenizer.size, layers=settings["layers"], width=settings["width"], heads=settings["heads"],
