@@ -46,8 +46,10 @@ def test_no_route_and_unknown_tasks_are_errors(encoder: Encoder, lora: LoRA) -> 
         encoder(X)
     with pytest.raises(BadInput, match="unknown task 'e'"):
         answers(encoder, ["a", "e", "a", "a"])
-    with pytest.raises(BadInput, match="names 3 rows, a layer got an input of shape"):
+    with pytest.raises(BadInput, match="names 3 rows, the model got an input of shape"):
         answers(encoder, ["a", "b", "c"])
+    with pytest.raises(BadInput, match="names 2 rows, the model got an input of shape"):  # 2 divides the batch of 4
+        answers(encoder, ["a", "b"])
     with pytest.raises(BadInput, match="outside 0 to 1"):
         answers(encoder, torch.tensor([0, 2, 0, 0]), names=("a", "b"))
     with pytest.raises(BadInput, match="names no row"):

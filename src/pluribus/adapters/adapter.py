@@ -226,6 +226,7 @@ class Adapters(nn.Module):
                 self._handles.append(module.register_forward_pre_hook(hook, with_kwargs=True))
             else:
                 self._handles.append(module.register_forward_hook((_After if kind == "after" else _Leave)(self, at)))
+        self._handles.append(self.model.register_forward_pre_hook(_Counted(self), with_kwargs=True))
         self._handles.append(self.model.register_forward_hook(_Followed(self)))
         self._leave_fast_paths()
         if self.frozen:
@@ -408,6 +409,22 @@ class _Enter(_Hook):
 class _Leave(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> Any:
         return self.adapters.leave(self.at, module, output, active())
+
+
+class _Counted(_Hook):
+    """On the whole model: a route of fewer rows than the batch would, where it divides them, be dealt out in silence."""
+
+    def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+        route = _ROUTE.get()
+        if route is None or route.rows is None:
+            return
+        given = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.ndim]
+        counts = [tuple(t.shape[: 2 if t.ndim > 2 or not t.is_floating_point() else 1]) for t in given]  # batch first or second
+        if given and not any(route.rows in each for each in counts):
+            raise BadInput(
+                f"the route names {route.rows} rows, the model got an input of shape {tuple(given[0].shape)}", where="route",
+                remedy="name one task per row of the batch",
+            )  # fmt: skip
 
 
 class _Followed(_Hook):
