@@ -12,8 +12,8 @@ from torch import Tensor, nn
 
 from pluribus.errors import BadInput
 from pluribus.modeling import Features, Sharing
-from pluribus.sharing import CGC, PLE, MMoE, SharedBottom
-from pluribus.sharing.stacked import mix, mix_own
+from pluribus.sharing import CGC, PLE, MMoE, SharedBottom, stacked
+from pluribus.sharing.stacked import Experts, mix, mix_own
 from pluribus.tasks import Task
 
 TASKS = [Task("a"), Task("b", "binary", classes=("0", "1")), Task("c")]
@@ -242,3 +242,27 @@ def test_a_mixture_is_the_sum_whatever_the_plan(a: int, e: int, d: int, rows: in
         torch.testing.assert_close(
             torch.autograd.grad(mine, (weights, outputs), back), torch.autograd.grad(theirs, (weights, outputs), back)
         )
+
+
+@pytest.mark.parametrize("norm", [False, True])
+@pytest.mark.parametrize("own", [False, True])
+@pytest.mark.parametrize("places", [None, [0, 2, 3, 6]])
+def test_experts_by_groups(norm: bool, own: bool, places: list[int] | None, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A few experts at a time or all at once: the same outputs, gradients and moments, and absent experts keep theirs."""
+    torch.manual_seed(0)
+    active = None if places is None else torch.tensor(places)
+    count = 7 if places is None else len(places)
+    x = torch.randn((count, 20, 5) if own else (20, 5), dtype=torch.float64, requires_grad=True)
+    found = []
+    for step in (2, 100):
+        monkeypatch.setattr(stacked, "at_once", lambda rows, width, step=step: step)
+        torch.manual_seed(1)
+        experts = Experts(7, (5, 6, 4), norm=norm).double()
+        out = experts(x, active)
+        grads = torch.autograd.grad(out.sin().sum(), [x, *experts.parameters()])
+        found.append([out, *grads, *experts.buffers(), experts.eval()(x, active)])
+    torch.testing.assert_close(found[0], found[1])
+    if norm and places is not None:
+        mean, variance = found[0][-3:-1]  # of the last layer
+        assert not mean[1].any()
+        assert (variance[1] == 1).all()

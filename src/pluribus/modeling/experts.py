@@ -13,6 +13,8 @@ A plan is how the products of one layer are carried out; the answers are the sam
 |           |                                                                | same rows, slices × rows at least `WIDE_ROWS`   |
 | "stacked" | one batched product                                            | all else                                        |
 
+A bank of several layers goes through them a few slices at a time where all together would not stay in the cache (`at_once`).
+
 `Packed` parts put several layers that read the same rows into one product for prediction, where the weights stand still and their
 joint matrix can be kept. The thresholds are read off docs/results/sharing_speed.md; a loop over the slices was measured there too
 and is no plan, since it is nowhere clearly the fastest.
@@ -23,7 +25,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
-from typing import Any, Literal, Self
+from typing import Any, Literal, Self, cast
 
 import torch
 import torch.nn.functional as F
@@ -32,6 +34,7 @@ from torch import Tensor, nn
 Plan = Literal["single", "stacked", "wide"]
 WIDE_SLICES = 4
 WIDE_ROWS = 4096  # slices times rows from which on one wide product pays for laying the weights side by side
+CACHED = 1 << 18  # numbers of one layer's activations that a core's cache holds
 
 
 def plan(slices: int, rows: int, *, common: bool, cpu: bool) -> Plan:
@@ -64,6 +67,23 @@ def _wide(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
 PLANS: dict[Plan, Callable[[Tensor, Tensor, Tensor | None], Tensor]] = {"single": _single, "stacked": _stacked, "wide": _wide}
 
 
+def product(x: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """x [B, in] that all slices read, or [A, B, in], through weight [A, in, out] and bias [A, out] by the plan → [A, B, out]."""
+    common = x.ndim == 2 or (len(x) == 1 < len(weight))
+    return PLANS[plan(len(weight), x.shape[-2], common=common, cpu=on_cpu(x))](x, weight, bias)
+
+
+def on_cpu(x: Tensor) -> bool:
+    """Whether a CPU's choices hold: it computes here, and not in an exported graph, which serves any number of rows."""
+    return x.device.type == "cpu" and not torch.compiler.is_exporting()
+
+
+def at_once(rows: int, width: int) -> int:
+    """How many slices to take through all their layers at a time on a CPU. A layer's activations should stay in a core's cache
+    until the next operation reads them; below four slices the products are too small to gain from."""
+    return max(4, CACHED // max(1, rows * width))
+
+
 class StackedLinear(nn.Module):
     """E linear maps: weight [E, in, out], bias [E, out], each drawn as `torch.nn.Linear` draws its own."""
 
@@ -79,14 +99,15 @@ class StackedLinear(nn.Module):
 
         active: int64 [A], which maps run; default all (A = E).
         """
+        return product(x, *self.taken(active))
+
+    def taken(self, active: Tensor | None) -> tuple[Tensor, Tensor | None]:
+        """The weight [A, in, out] and the bias [A, out] of the maps that run."""
         weight: Tensor = self.weight
         bias: Tensor | None = self.bias
-        if active is not None:
-            weight, bias = weight[active], None if bias is None else bias[active]
-        common = x.ndim == 2 or (len(x) == 1 < len(weight))
-        cpu = x.device.type == "cpu" and not torch.compiler.is_exporting()  # an exported graph serves any number of rows
-        chosen = plan(len(weight), x.shape[-2], common=common, cpu=cpu)
-        return PLANS[chosen](x, weight, bias)
+        if active is None:
+            return weight, bias
+        return weight[active], None if bias is None else bias[active]
 
     def extra_repr(self) -> str:
         return f"{self.size} × ({self.inputs} → {self.outputs})"
@@ -130,25 +151,35 @@ class StackedNorm(nn.Module):
 
     def forward(self, x: Tensor, active: Tensor | None = None) -> Tensor:
         """x [A, B, d] of the active slices → the same shape."""
-        weight: Tensor = self.weight if active is None else self.weight[active]
-        bias: Tensor = self.bias if active is None else self.bias[active]
-        return self.normalise(x, weight, bias, active)
+        weight, bias, mean, variance = self.taken(active)
+        found = self.by(x, weight, bias, mean, variance)
+        self.keep(active, mean, variance)
+        return found
 
-    def normalise(self, x: Tensor, weight: Tensor, bias: Tensor, active: Tensor | None) -> Tensor:
-        """With these scales and shifts [A, d], by the batch's moments in training (which move the running ones), else by the
-        running ones. In training the slices stand side by side [B, A·d], so that torch's own kernel makes one pass of all."""
+    def taken(self, active: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """Scale, shift, running mean and running variance [A, d] of the slices that run; where only some do, copies."""
+        weight, bias = cast("Tensor", self.weight), cast("Tensor", self.bias)
+        if active is None:
+            return weight, bias, self.mean, self.variance
+        return weight[active], bias[active], self.mean[active], self.variance[active]
+
+    def keep(self, active: Tensor | None, mean: Tensor, variance: Tensor) -> None:
+        """Write copies of the moments that `by` moved back."""
+        if active is not None and self.training:
+            self.mean.index_copy_(0, active, mean)
+            self.variance.index_copy_(0, active, variance)
+
+    def by(self, x: Tensor, weight: Tensor, bias: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
+        """x [A, B, d] with these scales, shifts and running moments [A, d]: by the batch's moments in training (which move the
+        running ones), else by the running ones. In training the slices stand side by side [B, A·d], so that torch's own kernel
+        makes one pass of all."""
         slices, rows, width = x.shape
-        mean = self.mean if active is None else self.mean[active]
-        variance = self.variance if active is None else self.variance[active]
         if not (self.training and rows > 1):
             scale = weight * torch.rsqrt(variance + self.eps)
             return torch.addcmul((bias - mean * scale)[:, None], x, scale[:, None])
         beside = x.transpose(0, 1).reshape(rows, slices * width)
         given = mean.view(-1), variance.view(-1), weight.reshape(-1), bias.reshape(-1)
         h = F.batch_norm(beside, *given, training=True, momentum=self.momentum, eps=self.eps)
-        if active is not None:  # what moved was a copy
-            self.mean.index_copy_(0, active, mean)
-            self.variance.index_copy_(0, active, variance)
         return h.view(rows, slices, width).transpose(0, 1)
 
     @torch.no_grad()

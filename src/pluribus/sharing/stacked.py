@@ -6,6 +6,7 @@ in the tasks' order, is named in `owned`; the rows of an absent task then neithe
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple, cast
 
@@ -16,7 +17,7 @@ from torch import Tensor, nn
 from pluribus.data import Rows
 from pluribus.errors import BadInput
 from pluribus.modeling import Features, Shared, Sharing
-from pluribus.modeling.experts import Bank, Packed, StackedLinear, StackedNorm, beside
+from pluribus.modeling.experts import Bank, Packed, StackedLinear, StackedNorm, at_once, beside, on_cpu, product
 from pluribus.tasks import Task
 
 
@@ -59,9 +60,30 @@ class Experts(Bank):
         self.norms = nn.ModuleList(StackedNorm(size, width) for width in widths[1:]) if norm else None
 
     def forward(self, x: Tensor, active: Tensor | None = None) -> Tensor:
+        size = self.size if active is None else len(active)
+        step = at_once(x.shape[-2], max(self.widths[1:])) if on_cpu(x) else size
+        if size > step and (x.ndim == 2 or len(x) == size):
+            return self._by_groups(x, active, step)
         for i, layer in enumerate(self.layers):
             x = self._end(i, layer(x, active), active)
         return x
+
+    def _by_groups(self, x: Tensor, active: Tensor | None, step: int) -> Tensor:
+        """The same, `step` experts through all layers at a time."""
+        norms = cast("list[StackedNorm]", list(self.norms or ()))
+        layers = [layer.taken(active) for layer in cast(Iterable[StackedLinear], self.layers)]
+        scales = [norm.taken(active) for norm in norms]
+        groups = zip(*(zip(*(torch.split(part, step) for part in each if part is not None)) for each in (*layers, *scales)))
+        inputs = itertools.repeat(x) if x.ndim == 2 else torch.split(x, step)
+        found = []
+        for h, parts in zip(inputs, groups):  # parts: what every layer, then every norm takes
+            for i in range(self.depth):
+                h = product(h, *parts[i])
+                h = self.activation(norms[i].by(h, *parts[self.depth + i]) if norms else h)
+            found.append(h.transpose(0, 1))
+        for norm, (_, _, mean, variance) in zip(norms, scales):
+            norm.keep(active, mean, variance)
+        return torch.cat(found, 1).transpose(0, 1)
 
     def _end(self, i: int, h: Tensor, active: Tensor | None) -> Tensor:
         return self.activation(h if self.norms is None else self.norms[i](h, active))

@@ -43,9 +43,11 @@ class PartitionedNorm(StackedNorm):
 
     def forward(self, x: Tensor, active: Tensor | None = None) -> Tensor:
         """x [B, d] that all domains read → [A, B, d]."""
-        weight, bias = (p if active is None else p[active] for p in (self.weight, self.bias))
-        each = x.expand(len(weight), *x.shape)
-        return self.normalise(each, self.common_weight * weight, self.common_bias + bias, active)
+        return super().forward(x.expand(len(self.weight) if active is None else len(active), *x.shape), active)
+
+    def taken(self, active: Tensor | None) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        weight, bias, mean, variance = super().taken(active)
+        return self.common_weight * weight, self.common_bias + bias, mean, variance
 
     def centre(self, x: Tensor, mean: Tensor, variance: Tensor) -> Tensor:
         """x [B, d] with these moments [d], and γ and β alone."""
