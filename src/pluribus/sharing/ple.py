@@ -7,6 +7,7 @@ Tang, Liu, Zhao, Gong, RecSys 2020, section 4.2, x^0 = x for all:
 
 Where public code differs: an early version of a public library fed the shared experts with a task's path; they read x_s. The
 paper's unequal sample spaces (δ) are what labelled cells are here anyway: a task's loss is the mean over its labelled rows.
+Its loss weights ω_k γ_k^i are the balancer's matter; here they stand still (γ = 1).
 
 Through the shared path every task reaches every expert below the last level; those run for any request, and only the last
 level's experts, the last two levels' gates and the tower are a task's own.
