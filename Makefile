@@ -19,7 +19,7 @@ demo: $(VENV)/.demo
 	$(BIN)/pluribus demo
 
 test: lint types
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n auto --dist loadfile
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
