@@ -51,12 +51,14 @@ def test_rows_equal_predict(shop: Any, client_of: Any) -> None:
 
 def test_what_does_not_fit_is_one_rows_error(shop: Any, client_of: Any) -> None:
     """An empty session, a word for a list, an object in a list; the row between them is answered."""
-    rows = [{"viewed": []}, {"viewed": "i1"}, {"viewed": ["i1", "nobody's"]}, {"viewed": [{"a": 1}]}, {"viewed": None}]
+    cells: list[Any] = [[], "i1", ["i1", "nobody's"], [{"a": 1}], None, [1.5]]
+    rows = [{"viewed": cell} for cell in cells]
     found = client_of(shop[1]).post("/predict", json={"rows": rows}).json()["rows"]
     assert found[0]["failed"] == {"next": "the session is empty; give it an item"} == found[4]["failed"]
     assert "takes a list" in found[1]["error"]
     assert len(found[2]["values"]["next"]) == 5
     assert "viewed" in found[3]["error"]
+    assert "takes a list of words, not float 1.5 in it" in found[5]["error"]
 
 
 def test_the_catalogue_grows_while_it_serves(shop: Any, client_of: Any) -> None:

@@ -42,6 +42,18 @@ def prepared(**changes: Any) -> tuple[pd.DataFrame, Prepared]:
     return frame, prepare(table, split(table, 0))
 
 
+def test_what_the_catalogue_lacks_is_said_as_it_is_meant() -> None:
+    """An unknown item of a session counts as unseen; as the item that comes next it is no label."""
+    frame, catalogue = shop()
+    frame.at[0, "viewed"] = ["i1", "gone"]
+    frame.at[1, "next"] = "gone"
+    table = Table(frame, ["next:next_item"], split="random", items={"item": ItemTable(catalogue, "sku", ["viewed", "next"])})
+    notes = "\n".join(table.notes)
+    assert "in 'viewed' are not in 'item' (such as 'gone'): they count as unseen" in notes
+    assert "in 'next' are not in 'item' (such as 'gone'): their rows have no label" in notes
+    assert 1 not in prepare(table, split(table, 0)).cells["next"].rows
+
+
 @given(st.integers(0, 99), st.sampled_from([3, RANKED, RANKED + 1, 130]))
 def test_ranks_equal_a_sort(seed: int, items: int) -> None:
     """The fast way to the best items must be the sort's; of equal scores the earlier item comes first."""

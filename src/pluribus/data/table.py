@@ -436,7 +436,8 @@ class Table:
                     raise BadInput(what, where=self._at(column), remedy=f"check the key {self.items[name].key!r}")
                 if lacking:
                     line = f"{len(lacking)} of {len(found)} items in {column!r} are not in {name!r} (such as {lacking[0]!r})"
-                    self.notes.append(f"{line}: they count as unseen")
+                    target = column in {column for _, column, _ in self._targets}
+                    self.notes.append(f"{line}: {'their rows have no label' if target else 'they count as unseen'}")
 
     def _parse_dates(self) -> None:
         """Text columns that hold ISO dates, and the time column, become datetimes."""

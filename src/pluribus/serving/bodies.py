@@ -323,7 +323,11 @@ class Reader:
             raise _Bad(f"{error}, in its list" if isinstance(value, list) else str(error)) from None
 
     def _words(self, value: Any) -> list[str | None]:
-        return [self._word(each) for each in self._list(value)]
+        found = self._list(value)
+        for each in found:
+            if isinstance(each, bool) or (isinstance(each, float) and not each.is_integer()):
+                raise _Bad(f"takes a list of words, not {_called(each)} in it")
+        return [self._word(each) for each in found]
 
 
 def _picker(names: Sequence[str]) -> Callable[[dict[str, Any]], Sequence[Any]]:
