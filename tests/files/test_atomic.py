@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import time
 from pathlib import Path
 
 import pytest
@@ -54,3 +55,25 @@ def test_a_real_full_disk_leaves_the_old_file(tmp_path: Path) -> None:
     assert "cannot be written" in done.stderr
     assert target.read_bytes() == b"old"
     assert os.listdir(tmp_path) == ["weights"]
+
+
+def test_what_a_killed_writer_left_is_removed(tmp_path: Path) -> None:
+    """An abandoned temporary folder goes with the next writing; one that is young or being written stays, as do strangers."""
+    old = time.time() - 3600
+    left = tmp_path / ".out.abc.tmp"
+    stranger = tmp_path / ".other.abc.tmp"
+    for folder in (left, stranger):
+        folder.mkdir()
+        (folder / "model.safetensors").write_bytes(b"half")
+        os.utime(folder, (old, old))
+    young = tmp_path / ".out.young.tmp"
+    young.mkdir()
+    with atomic_folder(tmp_path / "out") as aside:
+        os.utime(aside, (old, old))
+        with atomic_folder(tmp_path / "out") as second:
+            assert aside.is_dir()
+            (second / "a").write_text("1", "utf-8")
+        assert aside.is_dir()
+    assert not left.exists()
+    assert stranger.is_dir()
+    assert young.is_dir()

@@ -7,6 +7,7 @@ import fcntl
 import os
 import shutil
 import tempfile
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,6 +15,7 @@ from safetensors import SafetensorError
 
 from pluribus.errors import BadInput
 
+YOUNG = 60  # seconds
 _FAILURES = (OSError, SafetensorError)  # safetensors reports a full disk by an error of its own
 
 
@@ -56,12 +58,16 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     """Yield a temporary folder beside `path`; on success it takes `path`'s place, on failure it is removed.
 
     A folder cannot be replaced in one rename: the old one is moved aside first and removed last, and if the second rename
-    fails it is moved back.
+    fails it is moved back. What a killed process left beside `path` is removed: a living one holds a lock on its folder.
     """
     path = Path(path)
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
+        _sweep(path)
         aside = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent))
+        lock = os.open(aside, os.O_RDONLY)
+        with contextlib.suppress(OSError):  # a file system without locks: nothing is swept there either
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError as error:
         raise _cannot_write(path, error) from error
     try:
@@ -86,7 +92,23 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
     except _FAILURES as error:
         raise _cannot_write(path, error) from error
     finally:
+        os.close(lock)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def _sweep(path: Path) -> None:
+    """Remove temporary folders for `path` that nobody writes any more; young ones may not have been locked yet."""
+    for entry in os.scandir(path.parent):
+        mine = entry.name.startswith(f".{path.name}.") and entry.name.endswith(".tmp") and entry.is_dir(follow_symlinks=False)
+        if not mine or time.time() - entry.stat(follow_symlinks=False).st_mtime < YOUNG:
+            continue
+        with contextlib.suppress(OSError):
+            handle = os.open(entry.path, os.O_RDONLY)
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(entry.path, ignore_errors=True)
+            finally:
+                os.close(handle)
 
 
 @contextlib.contextmanager
