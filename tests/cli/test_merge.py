@@ -205,6 +205,24 @@ def test_search_tries_and_prints_the_best(models: Path) -> None:
     assert "--set scale=" in done.stdout
 
 
+@pytest.mark.parametrize(("space", "function", "line"), [
+    ("scal=0.0:1.0", "half", "unknown setting of task_arithmetic 'scal'; did you mean 'scale'?"),
+    ("weight:nobody=0.0:1.0", "half", "unknown"),
+    ("scale=0.0:1.0", "nan", "none of 3 trials has a finite score"),
+    ("scale=0.0:1.0", "words", "gave 'good', not a number"),
+])  # fmt: skip
+def test_a_search_that_cannot_be_is_one_line(space: str, function: str, line: str, models: Path) -> None:
+    """Broken: a wrong setting is a traceback of the sampler's, or a score of NaN is called the best."""
+    pytest.importorskip("optuna")
+    text = "def half(t):\n    return 0.5\ndef nan(t):\n    return float('nan')\ndef words(t):\n    return 'good'\n"
+    (models / "mine.py").write_text(text)
+    done = shell(f"{PLURIBUS} merge search --base base --expert ft-*/ --method task_arithmetic --space {space} "
+                 f"--score mine.py:{function} --trials 3", models)  # fmt: skip
+    assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
+    assert line in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
 def test_help_shows_examples() -> None:
     from click.testing import CliRunner
 

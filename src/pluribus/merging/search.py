@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -11,6 +12,8 @@ from torch import Tensor
 from pluribus.errors import BadInput, require
 from pluribus.merging.run import Merged, method_of, prepare
 from pluribus.merging.stream import Engine
+
+WEIGHT = "weight:"  # before a task's name in the space
 
 
 @dataclass
@@ -49,22 +52,35 @@ def search(
     study = optuna.create_study(direction="maximize", sampler=optuna.samplers.TPESampler(seed=seed))
     tried: list[tuple[dict[str, Any], float]] = []
 
-    def trial_(trial: Any) -> float:
-        chosen: dict[str, Any] = {}
+    def chosen_by(trial: Any) -> dict[str, Any]:
+        found: dict[str, Any] = {}
         for name, bounds in space.items():
             if isinstance(bounds, tuple):
                 ask = trial.suggest_int if all(isinstance(b, int) for b in bounds) else trial.suggest_float
-                chosen[name] = ask(name, *bounds)
+                found[name] = ask(name, *bounds)
             else:
-                chosen[name] = trial.suggest_categorical(name, list(bounds))
-        weights = {n.removeprefix("weight:"): v for n, v in chosen.items() if n.startswith("weight:")}
-        settings = {n: v for n, v in chosen.items() if not n.startswith("weight:")}
-        plan, made, each = prepare(base, experts, method, weights=weights or None, heads=heads, keep=keep, settings=settings)
-        value = float(score(Merged(plan, Engine(plan.base, plan.experts, plan.merged, made, weights=each, seed=seed))))
-        tried.append((chosen, value))
-        return value
+                found[name] = trial.suggest_categorical(name, list(bounds))
+        return found
 
-    method_of(method, {})
-    study.optimize(trial_, n_trials=trials)
-    best = max(tried, key=lambda row: row[1])
+    method_of(method, {n: bounds[0] for n, bounds in space.items() if not n.startswith(WEIGHT)})
+    for _ in range(trials):
+        trial = study.ask()
+        chosen = chosen_by(trial)
+        weights = {n.removeprefix(WEIGHT): v for n, v in chosen.items() if n.startswith(WEIGHT)}
+        settings = {n: v for n, v in chosen.items() if not n.startswith(WEIGHT)}
+        plan, made, each = prepare(base, experts, method, weights=weights or None, heads=heads, keep=keep, settings=settings)
+        given = score(Merged(plan, Engine(plan.base, plan.experts, plan.merged, made, weights=each, seed=seed)))
+        try:
+            value = float(given)
+        except (TypeError, ValueError) as error:
+            raise BadInput(f"gave {given!r:.60}, not a number", where="score", remedy="return one number, up is good") from error
+        tried.append((chosen, value))
+        if math.isfinite(value):
+            study.tell(trial, value)
+        else:
+            study.tell(trial, state=optuna.trial.TrialState.FAIL)
+    good = [row for row in tried if math.isfinite(row[1])]
+    if not good:
+        raise BadInput(f"none of {trials} trials has a finite score", where="score", remedy="check it on the base model")
+    best = max(good, key=lambda row: row[1])
     return Found(best[0], best[1], tried)
