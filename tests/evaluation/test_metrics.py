@@ -245,6 +245,8 @@ def test_best_constants() -> None:
         (lambda: compute("qwk", [0.1, 0.2], [1, 0]), "probability per class"),
         (lambda: compute("logloss", [[0.5, 0.5]], [2]), "not a class index below 2"),
         (lambda: compute("gauc", [0.1, 0.2], [1, 0]), "needs a group per row"),
+        (lambda: compute("gauc", [0.1, 0.2, 0.3], [1, 0, 1], groups=[7, np.nan, np.nan]), "group is missing in row 2"),
+        (lambda: compute("uauc", [0.1, 0.2], [1, 0], groups=np.array(["a", None], object)), "group is missing in row 2"),
         (lambda: compute("auc", [0.1, 0.2], [1, 2]), "neither 0 nor 1"),
         (lambda: compute("brier", [0.1, 0.2], [1, 2]), "neither 0 nor 1"),
         (lambda: compute("ece", [1.1, 0.2], [1, 0]), "not in .0, 1.; pass probabilities"),

@@ -450,7 +450,7 @@ def compute(
     prediction: P(positive) [n] of a binary task, P(class) [n, C] of a multiclass or ordinal one, the value [n] else; tags [n, W].
     target: [n], 0/1, the class index, or the value; labelled rows only. Tags: class indices [n, W], -1 behind the last word.
     weight: None, [n] or [R, n], not negative.
-    groups: [n], needed by "gauc" and "uauc" only.
+    groups: [n], none missing, needed by "gauc" and "uauc" only.
 
     Returns
     -------
@@ -458,7 +458,7 @@ def compute(
 
     Raises
     ------
-    BadInput: unknown name, shapes that do not fit, missing or infinite values.
+    BadInput: unknown name, shapes that do not fit, missing or infinite values, missing groups.
     """
     p, y, group = _checked(name, prediction, target, groups)
     if weight is None:
@@ -567,7 +567,19 @@ def _checked(
         return p, y, None
     if groups is None or len(np.asarray(groups)) != len(y):
         raise BadInput("needs a group per row", where=name, remedy="pass groups=")
-    return p, y, np.unique(np.asarray(groups), return_inverse=True)[1].astype(np.intp)
+    return p, y, _codes(name, groups)
+
+
+def _codes(name: str, groups: npt.ArrayLike) -> Ints:
+    """Groups as whole numbers from 0. A missing one is refused: all of them would count as one user."""
+    import pandas as pd
+
+    values = np.asarray(groups)
+    missing = np.asarray(pd.isna(values))
+    if missing.any():
+        row = int(missing.argmax()) + 1
+        raise BadInput(f"the group is missing in row {row}", where=name, remedy="leave out the rows without a group")
+    return np.unique(values, return_inverse=True)[1].astype(np.intp)
 
 
 def _checked_tags(name: str, p: Array, y: Array) -> tuple[Array, Array]:
