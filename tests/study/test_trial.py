@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,6 @@ from hypothesis import strategies as st
 from pluribus.data import Table, prepare, split
 from pluribus.modeling import Budget
 from pluribus.study.plan import Trial
-from pluribus.study.pool import run_all
 from pluribus.study.trial import best_threshold, calibrate, finished, run_trial, valid_predictions
 from pluribus.tabular.joint_networks import SharedBottomEqual
 
@@ -69,21 +67,6 @@ def test_trials_never_see_test_labels(study_of: Any, loans: Any) -> None:
     assert set(study.learnable.parts) == {"train", "valid"}
     for cells in study.learnable.cells.values():
         assert not test & set(cells.rows.tolist())
-
-
-def _work(i: int) -> dict[str, Any]:
-    if i == 1:
-        os._exit(1)
-    return {"i": i}
-
-
-def test_a_dead_worker_takes_nobody_along() -> None:
-    """Out of memory kills a process: that call is reported dead, the others finish."""
-    found = dict(run_all(_work, [(i,) for i in range(4)], jobs=2))
-    assert found[0] == {"i": 0}
-    assert found[2] == {"i": 2}
-    assert found[3] == {"i": 3}
-    assert "died" in found[1]
 
 
 def test_rows_of_weight_0_do_not_calibrate() -> None:

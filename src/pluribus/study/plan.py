@@ -31,6 +31,7 @@ MARGIN = 1.5  # estimates are rough: a road screens only where its finals would 
 SCREENING_ROWS = 20_000
 SCREENING_SHARE = 0.3
 EQUAL, FIXED = "shared_bottom_equal", "shared_bottom_fixed"  # what balancers are compared with
+EQUAL_TIME = "shared_bottom_equal_time"  # equal weights, trained on for the time of the slowest balancer
 
 
 @dataclass(frozen=True)

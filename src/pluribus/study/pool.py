@@ -41,32 +41,44 @@ def one_thread_each() -> Iterator[None]:
                 os.environ[name] = value
 
 
-def run_all(
-    function: Callable[..., dict[str, Any]], calls: Sequence[tuple[Any, ...]], jobs: int
-) -> Iterator[tuple[int, dict[str, Any] | str]]:
-    """Yield (position, result) as calls finish; a worker that dies (out of memory, say) yields the reason instead.
+class Workers:
+    """`jobs` worker processes for the calls of a whole study; they start as calls come, and end with the block.
 
     With one job the calls run in this process, in order.
     """
-    if jobs == 1:
-        for i, call in enumerate(calls):
-            yield i, function(*call)
-        return
-    todo = list(enumerate(calls))
-    alone = False  # after a death the suspects run one at a time, so that the innocent finish
-    while todo:
-        width = 1 if alone else min(jobs, len(todo))
-        context = multiprocessing.get_context("spawn")
-        pool = ProcessPoolExecutor(width, mp_context=context, initializer=watch, initargs=(os.getpid(),))
-        left = dict(todo)
+
+    def __init__(self, jobs: int) -> None:
+        self.jobs = jobs
+        self._pool: ProcessPoolExecutor | None = None
+
+    def __enter__(self) -> Workers:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._end()
+
+    def run(
+        self, function: Callable[..., dict[str, Any]], calls: Sequence[tuple[Any, ...]]
+    ) -> Iterator[tuple[int, dict[str, Any] | str]]:
+        """Yield (position, result) as calls finish; a worker that dies (out of memory, say) yields the reason instead."""
+        if self.jobs == 1:
+            for i, call in enumerate(calls):
+                yield i, function(*call)
+            return
+        left = dict(enumerate(calls))
+        alone = False  # after a death the suspects run one at a time, so that the innocent finish
         with one_thread_each():
-            try:
-                waiting = iter(todo)
+            while left:
+                pool = self._started()
+                waiting = iter(list(left.items()))
                 running: dict[Future[dict[str, Any]], int] = {}
-                broken = False
+                broken = suspected = False
                 while True:
-                    while not broken and len(running) < width and (item := next(waiting, None)) is not None:
-                        running[pool.submit(function, *item[1])] = item[0]
+                    while not broken and len(running) < (1 if alone else self.jobs) and (item := next(waiting, None)) is not None:
+                        try:
+                            running[pool.submit(function, *item[1])] = item[0]
+                        except BrokenProcessPool:  # a worker died that had nothing to do
+                            broken = True
                     if not running:
                         break
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
@@ -74,13 +86,23 @@ def run_all(
                         try:
                             outcome: dict[str, Any] | str = future.result()
                         except BrokenProcessPool:
-                            broken = True
+                            broken = suspected = True
                             if not alone:
                                 continue
                             outcome = "the worker process died (out of memory?)"
-                        left.pop(i)
+                        del left[i]
                         yield i, outcome
-            finally:
-                pool.shutdown(wait=True, cancel_futures=True)
-        todo = sorted(left.items())
-        alone = True
+                if broken:
+                    self._end()
+                alone = alone or suspected
+
+    def _started(self) -> ProcessPoolExecutor:
+        if self._pool is None:
+            context = multiprocessing.get_context("spawn")
+            self._pool = ProcessPoolExecutor(self.jobs, mp_context=context, initializer=watch, initargs=(os.getpid(),))
+        return self._pool
+
+    def _end(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=True, cancel_futures=True)
+            self._pool = None

@@ -10,12 +10,11 @@ from __future__ import annotations
 
 import hashlib
 import json
-import math
 import os
 import platform
 import shutil
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -37,20 +36,18 @@ from pluribus.study import generated, selection
 from pluribus.study import spec as specs
 from pluribus.study.champion import Champion, read_champion
 from pluribus.study.committee import Committee
-from pluribus.study.plan import EQUAL, RESERVE, Plan, Road, Trial, is_balanced, make, plan
-from pluribus.study.pool import run_all
+from pluribus.study.plan import Plan, plan
+from pluribus.study.pool import Workers
 from pluribus.study.progress import Reporter
 from pluribus.study.selection import CHAMPION, Choice, Finalist
-from pluribus.study.teams import run_together
-from pluribus.study.trial import Predictions, cell_scores, constants, finished, run_trial, score, valid_predictions
+from pluribus.study.training import Training
+from pluribus.study.trial import Predictions, cell_scores, constants
 from pluribus.tasks import Task
 
 if TYPE_CHECKING:
     import pandas as pd
 
 OPENINGS = ".test_openings.json"
-EQUAL_TIME = "shared_bottom_equal_time"
-UNENDING = 1_000_000  # epochs
 
 
 @dataclass(frozen=True)
@@ -234,161 +231,31 @@ class Study:
         prepared = self.folder / "work" / "prepared"
         if not (prepared / "prepared.json").is_file():
             self.learnable.save(prepared)
-        with report.running(planned):
-            finalists, failed, spent = self._train(planned, report)
-            longer, notes = self._train_longer(planned, finalists, spent, report)
-            if self.spec.balancers:
-                again, told = self._train_equal_time(planned, finalists, spent, report)
-                longer, notes = [*longer, *again], [*notes, *told]
+        with report.running(planned), Workers(self.jobs) as workers:
+            training = Training(self.folder / "work", planned, report, workers, self.teams, self.processes, self.spec.seed)
+            trained = training.run(len(self.table.tasks), balancers=bool(self.spec.balancers))
+        finalists, everyone = trained.finalists, [*trained.finalists, *trained.longer]
         choice = self._choose(finalists)
         report.note(f"chosen on validation: {choice.recommended} ({choice.reason})")
         with atomic_file(self.folder / "choice.json") as aside:
             aside.write_text(json.dumps(choice.to_dict(), indent=1), "utf-8")
         openings = self._open_test()
         report.note(f"the test split is opened for the {_ordinal(openings)} time")
-        verdict, test = self._judge(finalists, longer, choice)
+        verdict, test = self._judge(finalists, trained.longer, choice)
         model = self._deploy(finalists, choice, verdict)
-        from pluribus.study.summary import write_results, write_summary
+        from pluribus.study.summary import scores_on_test, write_results, write_summary
 
-        write_results(self.folder, self, [*finalists, *longer], test)
+        scores = scores_on_test(self.data, test)
+        write_results(self.folder, self, everyone, scores)
         write_summary(
-            self.folder, self, planned, [*finalists, *longer], failed, choice, verdict, test, model, findings, openings,
-            notes=notes, seconds=time.monotonic() - began,
+            self.folder, self, planned, everyone, trained.failed, choice, verdict, scores, model, findings, openings,
+            notes=trained.notes, seconds=time.monotonic() - began,
         )  # fmt: skip
         from pluribus.study.report import write_report
 
         write_report(self.folder)
         report.event("end", seconds=time.monotonic() - began)
         return StudyResult(self.folder, choice.to_dict(), verdict)
-
-    # -- training -------------------------------------------------------------------------------------------------
-
-    def _train(self, planned: Plan, report: Reporter) -> tuple[list[Finalist], dict[str, str], float]:
-        """All trials, screening first; a road whose finals all failed is left out, with the reason. Also the core-seconds
-        that were spent."""
-        trials = self.folder / "work" / "trials"
-        trials.mkdir(parents=True, exist_ok=True)
-        screened: dict[str, list[dict[str, Any]]] = {}
-        todo = [trial for road in planned.roads for trial in road.screens(self.spec.seed)]
-        for trial, result in self._results(todo, report):
-            screened.setdefault(trial.candidate, []).append(result)
-        finals: list[Trial] = []
-        for road in planned.roads:
-            results = sorted(screened.get(road.candidate, []), key=lambda r: r["index"])
-            finals += road.finals(selection.best_configuration(results), planned.seeds)
-        finals.sort(key=lambda trial: -trial.seconds)
-        results_of: dict[str, list[tuple[Trial, dict[str, Any]]]] = {}
-        for trial, result in self._results(finals, report):
-            results_of.setdefault(trial.candidate, []).append((trial, result))
-        found, failed = [], {}
-        spent = sum(r["seconds"] for results in screened.values() for r in results)
-        spent += sum(r["seconds"] for pairs in results_of.values() for _, r in pairs)
-        for road in planned.roads:
-            each = sorted(results_of.get(road.candidate, []), key=lambda pair: pair[0].seed)
-            good = [(trial, result) for trial, result in each if result["status"] == "done"]
-            if good:
-                found.append(self._finalist(road, good, trials))
-            if len(good) < len(each):
-                failed[road.candidate] = next(r["error"] for _, r in each if r["status"] != "done")
-        return found, failed, spent
-
-    def _train_longer(
-        self, planned: Plan, finalists: Sequence[Finalist], spent: float, report: Reporter
-    ) -> tuple[list[Finalist], list[str]]:
-        """The second row of the specialists: up to T times their share, where one share cut them short and seconds are left."""
-        short = [f for f in finalists if f.per_task and f.undertrained]
-        notes = [
-            f"{f.label}: every early stop was reached within one share, so that {len(self.table.tasks)} times the share is the "
-            "same models"
-            for f in finalists
-            if f.per_task and not f.undertrained
-        ]
-        found = []
-        left = (1 - RESERVE) * self.spec.core_seconds - spent
-        for f in short:
-            road = next(road for road in planned.roads if road.candidate == f.candidate)
-            seconds = min(len(self.table.tasks) * road.final_seconds, left / (len(short) * len(f.seeds)))
-            if seconds < 1.5 * road.final_seconds:
-                notes.append(f"{f.label}: cut short by the budget, and too little of it is left for a longer second row")
-                continue
-            chosen = road.configurations.index(f.settings)
-            pairs = list(self._results(road.longer(chosen, planned.seeds, seconds), report))
-            good = sorted(((t, r) for t, r in pairs if r["status"] == "done"), key=lambda pair: pair[0].seed)
-            if good:
-                times = seconds / road.final_seconds
-                again = self._finalist(road, good, self.folder / "work" / "trials")
-                found.append(replace(again, candidate=f"{f.candidate}_longer", label=f"{f.label}, {times:.1f} times the share"))
-        return found, notes
-
-    def _train_equal_time(
-        self, planned: Plan, finalists: Sequence[Finalist], spent: float, report: Reporter
-    ) -> tuple[list[Finalist], list[str]]:
-        """Equal weights trained on, past their early stop, for the core-seconds of the slowest balancer: what a balancer costs
-        could have bought as much training without it."""
-        seconds = {f.candidate: self._seconds(f) for f in finalists if is_balanced(f.candidate)}
-        equal = next((f for f in finalists if f.candidate == EQUAL), None)
-        if equal is None or len(seconds) < 2:
-            return [], []
-        slowest = max(seconds, key=lambda name: seconds[name])
-        named = next(f.label for f in finalists if f.candidate == slowest)
-        if seconds[slowest] <= 1.05 * seconds[EQUAL]:
-            return [], [f"No balancer took longer than equal weights ({named}: {seconds[slowest]:.0f} core-seconds a training)"]
-        left = (1 - RESERVE) * self.spec.core_seconds - spent
-        given = min(seconds[slowest], left / len(equal.seeds))
-        if given < 1.05 * seconds[EQUAL]:
-            return [], ["Too little of the budget is left to train equal weights for the time of the slowest balancer"]
-        settings = {**equal.settings, "epochs": UNENDING, "patience": UNENDING}
-        pairs = list(self._results([Trial("equaltime", EQUAL, settings, seed, given) for seed in equal.seeds], report))
-        good = sorted(((t, r) for t, r in pairs if r["status"] == "done"), key=lambda pair: pair[0].seed)
-        if not good:
-            return [], []
-        road = next(road for road in planned.roads if road.candidate == EQUAL)
-        found = self._finalist(road, good, self.folder / "work" / "trials")
-        label = f"{equal.label}, trained on for {given:.0f} core-seconds"
-        short = "" if given == seconds[slowest] else f" (the budget left no more; {named} took {seconds[slowest]:.0f})"
-        note = f"Equal weights were trained on for {given:.0f} core-seconds, as long as the slowest balancer, {named}{short}"
-        return [replace(found, candidate=EQUAL_TIME, label=label, undertrained=frozenset())], [note]
-
-    def _seconds(self, f: Finalist) -> float:
-        """Mean core-seconds of a finalist's trainings."""
-        trials = self.folder / "work" / "trials"
-        return float(np.mean([read_json(trials / t / "result.json")["seconds"] for t in f.trials]))
-
-    def _results(self, todo: Sequence[Trial], report: Reporter) -> Iterator[tuple[Trial, dict[str, Any]]]:
-        """Results of trials in the order in which they finish; those of an earlier run come first."""
-        trials, prepared = self.folder / "work" / "trials", self.folder / "work" / "prepared"
-        missing = []
-        for trial in todo:
-            result = finished(trials, trial)
-            if result is None:
-                missing.append(trial)
-            else:
-                report.trial(trial, result, again=True)
-                yield trial, result
-        shared = [self.processes > 1 and make(trial.candidate, {}).processes for trial in missing]
-        for together in (False, True):
-            mine = [trial for trial, flag in zip(missing, shared) if flag == together]
-            calls = [(str(prepared), str(trials), trial, self.spec.seed) for trial in mine]
-            teams = run_together(run_trial, calls, self.teams, self.processes) if together else None
-            for i, outcome in teams or run_all(run_trial, calls, self.jobs):
-                result = {"status": "failed", "error": outcome} if isinstance(outcome, str) else outcome
-                report.trial(mine[i], result)
-                yield mine[i], {**vars(mine[i]), **result}
-
-    def _finalist(self, road: Road, good: Sequence[tuple[Trial, dict[str, Any]]], trials: Path) -> Finalist:
-        _, per_task, encoder = selection.describe(road.candidate)
-        return Finalist(
-            road.candidate,
-            road.label,
-            per_task,
-            encoder,
-            good[0][0].settings,
-            tuple(trial.id for trial, _ in good),
-            tuple(trial.seed for trial, _ in good),
-            tuple(-math.inf if r["rule"] is None else float(r["rule"]) for _, r in good),
-            tuple(valid_predictions(trials, trial.id) for trial, _ in good),
-            frozenset(name for _, r in good for name in r["undertrained"]),
-        )
 
     # -- choosing and judging -------------------------------------------------------------------------------------
 
@@ -601,18 +468,6 @@ def code_hash() -> str:
         digest.update(str(path.relative_to(root)).encode())
         digest.update(path.read_bytes())
     return digest.hexdigest()
-
-
-def scores_on_test(study: Study, test: dict[str, list[Predictions]]) -> dict[str, list[dict[str, dict[str, float]]]]:
-    """Candidate → seed → task → metric → value on the test part."""
-    data = study.data
-    return {
-        name: [
-            {t.name: {m.name: score(t, m.name, p[t.name], data, "test") for m in t.metrics} for t in data.tasks if t.name in p}
-            for p in seeds
-        ]
-        for name, seeds in test.items()
-    }
 
 
 def _label(finalists: Sequence[Finalist], name: str) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import json
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -13,33 +13,42 @@ import numpy as np
 
 from pluribus.data import leakage
 from pluribus.data.leakage import Finding
+from pluribus.data.prepared import Prepared
 from pluribus.data.table import HOLES
 from pluribus.evaluation.verdict import Verdict
 from pluribus.files import atomic_file, read_json
 from pluribus.modeling import Fitted
-from pluribus.study.plan import EQUAL, Plan, is_balanced
+from pluribus.study.plan import EQUAL, EQUAL_TIME, Plan, is_balanced
 from pluribus.study.selection import CHAMPION, Choice, Finalist
-from pluribus.study.trial import Predictions, plain
+from pluribus.study.trial import Predictions, plain, score
 
 if TYPE_CHECKING:
     from pluribus.study.study import Study
 
 SCHEMA_VERSION = 1
 SELECTION = "best mean skill on validation"
+Scores = dict[str, list[dict[str, dict[str, float]]]]
+"""Candidate → for each seed: task → metric → value."""
 HOLE_ROWS = 160
 """Rows of the table that the report's picture of the holes shows."""
 
 
-def write_results(
-    folder: Path, study: Study, finalists: Sequence[Finalist], test: dict[str, list[Predictions]]
-) -> None:
+def scores_on_test(data: Prepared, test: Mapping[str, Sequence[Predictions]]) -> Scores:
+    """Every metric of every task that is predicted, on the test part."""
+    return {
+        name: [
+            {t.name: {m.name: score(t, m.name, p[t.name], data, "test") for m in t.metrics} for t in data.tasks if t.name in p}
+            for p in seeds
+        ]
+        for name, seeds in test.items()
+    }
+
+
+def write_results(folder: Path, study: Study, finalists: Sequence[Finalist], scores: Scores) -> None:
     """`results.parquet`: test figures of every method, with the ledger's columns."""
     import pandas as pd
 
-    from pluribus.study.study import scores_on_test
-
     rows = []
-    scores = scores_on_test(study, test)
     for name, seeds in scores.items():
         f = next((f for f in finalists if f.candidate == name), None)
         for i, each in enumerate(seeds):
@@ -65,7 +74,7 @@ def write_summary(
     failed: dict[str, str],
     choice: Choice,
     verdict: Verdict | None,
-    test: dict[str, list[Predictions]],
+    scores: Scores,
     model: Fitted,
     findings: Sequence[Finding],
     openings: int,
@@ -74,8 +83,6 @@ def write_summary(
     seconds: float,
 ) -> None:
     """`report.json`: everything the report says, as plain JSON."""
-    from pluribus.study.study import scores_on_test
-
     table, split = study.table, study.split
     results = {f.candidate: [read_json(folder / "work" / "trials" / t / "result.json") for t in f.trials] for f in finalists}
     summary = {
@@ -127,7 +134,7 @@ def write_summary(
                           if (found := [r.get("expert_health") for r in results[f.candidate]]) and any(found)},
         "balancers": balancers(finalists, results),
         "grouping": grouping(results.get(choice.winner or "", [])),
-        "test": scores_on_test(study, test),
+        "test": scores,
         "champion": study.spec.champion,
         "costs": {"model": model.costs().to_dict(), "specialists": specialists_costs(choice, results, table.names)},
         "reliability": model.record["reliability"],
@@ -147,8 +154,6 @@ def write_summary(
 def balancers(finalists: Sequence[Finalist], results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
     """The compared balancers beside equal weights: core-seconds a training, validation skill of the best epoch, and the gain on
     equal weights, seed by seed, as they stopped and within the same seconds (None where they were not trained so long)."""
-    from pluribus.study.study import EQUAL_TIME
-
     names = [f.candidate for f in finalists if is_balanced(f.candidate)]
     plain = {r["seed"]: r for r in results.get(EQUAL, []) if r.get("rules")}
     on = {r["seed"]: r for r in results.get(EQUAL_TIME, []) if r.get("rules")}

@@ -1,0 +1,193 @@
+"""The trainings of a study: screening, the finals, and the second rows that what is left of the budget pays for.
+
+A trial is a folder that is there or not; those of an earlier run are taken as they are.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from pluribus.files import read_json
+from pluribus.study import selection
+from pluribus.study.plan import EQUAL, EQUAL_TIME, RESERVE, Plan, Road, Trial, is_balanced, make
+from pluribus.study.pool import Workers
+from pluribus.study.progress import Reporter
+from pluribus.study.selection import Finalist
+from pluribus.study.teams import run_together
+from pluribus.study.trial import finished, run_trial, valid_predictions
+
+UNENDING = 1_000_000  # epochs
+
+
+@dataclass
+class Trained:
+    """What the trainings left.
+
+    finalists: the roads with a final that finished. failed: road → why a final of it did not. seconds: core-seconds spent on
+    screening and finals. longer: second rows, never claimed. notes: why a second row is there or not.
+    """
+
+    finalists: list[Finalist]
+    failed: dict[str, str]
+    seconds: float
+    longer: list[Finalist] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class Training:
+    """A plan's trainings below `work` (`prepared/` is there, `trials/` is filled); `seed` is the study's.
+
+    Trials go to `workers`; joint networks, where `processes` > 1, to `teams` teams of so many processes.
+    """
+
+    work: Path
+    planned: Plan
+    report: Reporter
+    workers: Workers
+    teams: int
+    processes: int
+    seed: int
+
+    def run(self, n_tasks: int, *, balancers: bool) -> Trained:
+        """All trainings: the roads' own, then the second rows: of the specialists of `n_tasks` tasks, and, where balancers are
+        compared, of equal weights."""
+        self.trials.mkdir(parents=True, exist_ok=True)
+        trained = self._roads()
+        second = [self._longer(trained, n_tasks), *([self._equal_time(trained)] if balancers else [])]
+        trained.longer = [row for rows, _ in second for row in rows]
+        trained.notes = [note for _, notes in second for note in notes]
+        return trained
+
+    @property
+    def trials(self) -> Path:
+        return self.work / "trials"
+
+    def _left(self, trained: Trained) -> float:
+        """Core-seconds that screening and finals left over."""
+        return (1 - RESERVE) * self.planned.budget - trained.seconds
+
+    def _roads(self) -> Trained:
+        """Screening, then the finals of every road's best configuration; a road whose finals all failed is left out."""
+        screened: dict[str, list[dict[str, Any]]] = {}
+        for trial, result in self._results([trial for road in self.planned.roads for trial in road.screens(self.seed)]):
+            screened.setdefault(trial.candidate, []).append(result)
+        finals: list[Trial] = []
+        for road in self.planned.roads:
+            results = sorted(screened.get(road.candidate, []), key=lambda r: r["index"])
+            finals += road.finals(selection.best_configuration(results), self.planned.seeds)
+        finals.sort(key=lambda trial: -trial.seconds)
+        results_of: dict[str, list[tuple[Trial, dict[str, Any]]]] = {}
+        for trial, result in self._results(finals):
+            results_of.setdefault(trial.candidate, []).append((trial, result))
+        found, failed = [], {}
+        spent = sum(r["seconds"] for results in screened.values() for r in results)
+        spent += sum(r["seconds"] for pairs in results_of.values() for _, r in pairs)
+        for road in self.planned.roads:
+            each = sorted(results_of.get(road.candidate, []), key=lambda pair: pair[0].seed)
+            good = [(trial, result) for trial, result in each if result["status"] == "done"]
+            if good:
+                found.append(self._finalist(road, good))
+            if len(good) < len(each):
+                failed[road.candidate] = next(r["error"] for _, r in each if r["status"] != "done")
+        return Trained(found, failed, spent)
+
+    def _longer(self, trained: Trained, n_tasks: int) -> tuple[list[Finalist], list[str]]:
+        """The second row of the specialists: up to T times their share, where one share cut them short and seconds are left."""
+        short = [f for f in trained.finalists if f.per_task and f.undertrained]
+        notes = [
+            f"{f.label}: every early stop was reached within one share, so that {n_tasks} times the share is the same models"
+            for f in trained.finalists
+            if f.per_task and not f.undertrained
+        ]
+        found = []
+        left = self._left(trained)
+        for f in short:
+            road = self._road(f.candidate)
+            seconds = min(n_tasks * road.final_seconds, left / (len(short) * len(f.seeds)))
+            if seconds < 1.5 * road.final_seconds:
+                notes.append(f"{f.label}: cut short by the budget, and too little of it is left for a longer second row")
+                continue
+            chosen = road.configurations.index(f.settings)
+            good = self._good(road.longer(chosen, self.planned.seeds, seconds))
+            if good:
+                times = seconds / road.final_seconds
+                again = self._finalist(road, good)
+                found.append(replace(again, candidate=f"{f.candidate}_longer", label=f"{f.label}, {times:.1f} times the share"))
+        return found, notes
+
+    def _equal_time(self, trained: Trained) -> tuple[list[Finalist], list[str]]:
+        """Equal weights trained on, past their early stop, for the core-seconds of the slowest balancer: what a balancer costs
+        could have bought as much training without it."""
+        seconds = {f.candidate: self._seconds(f) for f in trained.finalists if is_balanced(f.candidate)}
+        equal = next((f for f in trained.finalists if f.candidate == EQUAL), None)
+        if equal is None or len(seconds) < 2:
+            return [], []
+        slowest = max(seconds, key=lambda name: seconds[name])
+        named = next(f.label for f in trained.finalists if f.candidate == slowest)
+        if seconds[slowest] <= 1.05 * seconds[EQUAL]:
+            return [], [f"No balancer took longer than equal weights ({named}: {seconds[slowest]:.0f} core-seconds a training)"]
+        given = min(seconds[slowest], self._left(trained) / len(equal.seeds))
+        if given < 1.05 * seconds[EQUAL]:
+            return [], ["Too little of the budget is left to train equal weights for the time of the slowest balancer"]
+        settings = {**equal.settings, "epochs": UNENDING, "patience": UNENDING}
+        good = self._good([Trial("equaltime", EQUAL, settings, seed, given) for seed in equal.seeds])
+        if not good:
+            return [], []
+        found = self._finalist(self._road(EQUAL), good)
+        label = f"{equal.label}, trained on for {given:.0f} core-seconds"
+        short = "" if given == seconds[slowest] else f" (the budget left no more; {named} took {seconds[slowest]:.0f})"
+        note = f"Equal weights were trained on for {given:.0f} core-seconds, as long as the slowest balancer, {named}{short}"
+        return [replace(found, candidate=EQUAL_TIME, label=label, undertrained=frozenset())], [note]
+
+    def _road(self, candidate: str) -> Road:
+        return next(road for road in self.planned.roads if road.candidate == candidate)
+
+    def _seconds(self, f: Finalist) -> float:
+        """Mean core-seconds of a finalist's trainings."""
+        return float(np.mean([read_json(self.trials / t / "result.json")["seconds"] for t in f.trials]))
+
+    def _good(self, todo: Sequence[Trial]) -> list[tuple[Trial, dict[str, Any]]]:
+        """The trials that finished with their results, in the order of their seeds."""
+        return sorted(((t, r) for t, r in self._results(todo) if r["status"] == "done"), key=lambda pair: pair[0].seed)
+
+    def _results(self, todo: Sequence[Trial]) -> Iterator[tuple[Trial, dict[str, Any]]]:
+        """Results of trials in the order in which they finish; those of an earlier run come first."""
+        missing = []
+        for trial in todo:
+            result = finished(self.trials, trial)
+            if result is None:
+                missing.append(trial)
+            else:
+                self.report.trial(trial, result, again=True)
+                yield trial, result
+        shared = [self.processes > 1 and make(trial.candidate, {}).processes for trial in missing]
+        for together in (False, True):
+            mine = [trial for trial, flag in zip(missing, shared) if flag == together]
+            calls = [(str(self.work / "prepared"), str(self.trials), trial, self.seed) for trial in mine]
+            teams = run_together(run_trial, calls, self.teams, self.processes) if together else None
+            for i, outcome in teams or self.workers.run(run_trial, calls):
+                result = {"status": "failed", "error": outcome} if isinstance(outcome, str) else outcome
+                self.report.trial(mine[i], result)
+                yield mine[i], {**vars(mine[i]), **result}
+
+    def _finalist(self, road: Road, good: Sequence[tuple[Trial, dict[str, Any]]]) -> Finalist:
+        _, per_task, encoder = selection.describe(road.candidate)
+        return Finalist(
+            road.candidate,
+            road.label,
+            per_task,
+            encoder,
+            good[0][0].settings,
+            tuple(trial.id for trial, _ in good),
+            tuple(trial.seed for trial, _ in good),
+            tuple(-math.inf if r["rule"] is None else float(r["rule"]) for _, r in good),
+            tuple(valid_predictions(self.trials, trial.id) for trial, _ in good),
+            frozenset(name for _, r in good for name in r["undertrained"]),
+        )
