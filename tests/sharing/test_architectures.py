@@ -156,6 +156,13 @@ def test_dselect_k_per_example_skips() -> None:
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in sharing.parameters())
 
 
+def test_dselect_k_per_example_of_no_row_has_no_penalty() -> None:
+    """A mean over no rows would be NaN and end the training that one empty batch of one process is in."""
+    penalties = DSelectK(TASKS, 5, experts=5, per_example=True).train()(Features(torch.zeros(0, 5)), {"a": None}).penalties
+    assert {name: float(value.detach()) for name, value in penalties.items()} == dict.fromkeys(penalties, 0.0)
+    assert len(penalties) == 2
+
+
 @given(names=REQUESTS, experts=st.sampled_from([1, 3, 4]))
 def test_dselect_k_by_hand(names: str, experts: int) -> None:
     torch.manual_seed(0)

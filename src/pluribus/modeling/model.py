@@ -144,9 +144,15 @@ class MultiTaskModel(nn.Module):
         """Outputs of the requested cells. `rows`: task → row indices (None: all rows); tasks not named do not run."""
         rows = self.requested(rows)
         features = self.encoder(inputs, context or {})
-        shared = self.sharing(features, rows)
+        shared = self.share(features, rows)
         outputs = self.heads(shared.tasks, rows)
         return Outputs(outputs, shared=(features.main,), penalties=shared.penalties, extra=shared.extra)
+
+    def share(self, features: Features, rows: Rows) -> Shared:
+        """What the sharing makes of the features for the requested cells. Where no task is asked for (a process's share of a
+        batch may have no label) nothing runs."""
+        shared: Shared = self.sharing(features, rows) if rows else Shared({})
+        return shared
 
     def predict(
         self, inputs: Any, rows: Rows | None = None, context: Mapping[str, Tensor] | None = None

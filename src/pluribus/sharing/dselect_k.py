@@ -96,7 +96,7 @@ class DSelectK(Stacked):
             hidden = torch.einsum("an,nbd->abd", q[:, running], outputs)
             gates = {name: weight.expand(len(x), -1) for name, weight in zip(order, q)}
         penalties = {}
-        share = len(x) if self.per_example else 1
+        share = max(len(x), 1) if self.per_example else 1
         if self.training and self.entropy:
             penalties["dselect_k_entropy"] = self.entropy * torch.special.entr(r.clamp_min(1e-10)).sum() / share
         if self.training and self.padding:

@@ -287,7 +287,7 @@ class Stacked(Packed, Sharing):
         order = [name for name in self.index if name in rows]
         if len(order) == len(self.index):
             return order, None
-        return order, torch.tensor([self.index[name] for name in order], device=device)
+        return order, torch.tensor([self.index[name] for name in order], dtype=torch.long, device=device)
 
     def each(
         self, run: Callable[[Features, Tensor | None], Tensor], features: Features, rows: Rows, *, exact: bool = False

@@ -80,5 +80,5 @@ class CrossStitchNetworks(MultiTaskModel):
         rows = self.requested(rows)
         x = self.encoder.run(inputs)  # type: ignore[operator]
         x = x.expand(len(self.tasks), -1, -1)
-        shared = self.sharing(Features(x[0], context={"own": x.transpose(0, 1)}), rows)
+        shared = self.share(Features(x[0], context={"own": x.transpose(0, 1)}), rows)
         return Outputs(self.heads(shared.tasks, rows), shared=(x,))

@@ -288,7 +288,8 @@ class DTRN(MultiTaskModel):
         high: dict[str, Features] = {}
         penalties: dict[str, Tensor] = {}
         extra: dict[str, Any] = {}
-        for name, x in zip(order, self.bottoms(features, order).flatten(2).unbind()):  # each reads its own bottom
+        bottoms = self.bottoms(features, order).flatten(2).unbind() if order else ()
+        for name, x in zip(order, bottoms):  # each reads its own bottom
             shared = self.sharing(Features(x, context=features.context), {name: rows[name]})
             high |= shared.tasks
             penalties |= {f"{key} of {name}": value for key, value in shared.penalties.items()}

@@ -108,5 +108,5 @@ class PEPNet(MultiTaskModel):
         e = self.encoder(inputs, context or {}).main
         if self.epnet is not None:
             e = e * self.epnet(torch.cat((cast(Flat, self.domain).run(inputs)[0], e.detach()), -1))[0]
-        shared = self.sharing(Features(e, context={"prior": self.prior.run(inputs)[0]}), rows)
+        shared = self.share(Features(e, context={"prior": self.prior.run(inputs)[0]}), rows)
         return Outputs(self.heads(shared.tasks, rows), shared=(e,))

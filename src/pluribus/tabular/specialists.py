@@ -49,6 +49,8 @@ class Specialists(MultiTaskModel):
     def forward(self, inputs: Any, rows: Rows | None = None, context: Mapping[str, Tensor] | None = None) -> Outputs:
         rows = self.requested(rows)
         order = [name for name in self.index if name in rows]
+        if not order:
+            return Outputs({})
         active: Tensor | None = None
         if len(order) < len(self.index):
             active = torch.tensor([self.index[name] for name in order], device=self.heads.bias.device)

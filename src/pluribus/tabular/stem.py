@@ -74,7 +74,7 @@ class STEM(MultiTaskModel):
         rows = self.requested(rows)
         common = self.encoder(inputs, context or {})
         own = self.own.run(inputs)
-        shared = self.sharing(Features(common.main, context={"own": own.transpose(0, 1)}), rows)
+        shared = self.share(Features(common.main, context={"own": own.transpose(0, 1)}), rows)
         outputs = self.heads(shared.tasks, rows)
         return Outputs(outputs, shared=(common.main,), penalties=shared.penalties, extra=shared.extra)
 

@@ -85,10 +85,10 @@ class AdaptedText(TextModel):
         names, n_rows = list(rows), len(inputs["numeric"])
         every = torch.arange(n_rows, device=inputs["numeric"].device)
         places = [every if (where := rows[name]) is None else where for name in names]
-        whole = torch.cat(places)
-        ids = torch.repeat_interleave(torch.arange(len(names)), torch.tensor([len(p) for p in places]))
+        whole = torch.cat(places or [every[:0]])
         if not len(whole):
             return self.answer(self.encoder(inputs, context), rows)
+        ids = torch.repeat_interleave(torch.arange(len(names)), torch.tensor([len(p) for p in places]))
         same = len(whole) == n_rows and bool((whole == every).all())
         expanded = inputs if same else at(inputs, whole)
         with route(ids.to(whole.device), names) as taken:
