@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from pluribus.data import Table
-from pluribus.data.table import parse_target
+from pluribus.data.targets import parse_target
 from pluribus.errors import BadInput
 from pluribus.tasks import Task
 
@@ -213,3 +213,11 @@ def test_the_callers_frame_is_left_alone() -> None:
     before = data.copy()
     Table(data, ["bought"])
     pd.testing.assert_frame_equal(data, before)
+
+
+def test_targets_whose_predictions_would_stand_in_one_column_are_refused() -> None:
+    """Otherwise the label of `bought__p` silently takes the place of the chance of `bought`."""
+    data = frame(bought__p=[0, 1] * 60)
+    with pytest.raises(BadInput, match="tasks 'bought' and 'bought__p' would both be predicted in a column 'bought__p'; rename"):
+        Table(data, ["bought", "bought__p"])
+    assert Table(frame(bought_p=[0, 1] * 60), ["bought", "bought_p"]).names == ("bought", "bought_p")

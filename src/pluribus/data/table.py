@@ -3,16 +3,7 @@
 Two layouts. *Wide*: one column per task. *Long*: `task_column` says to which task a row belongs and one target column holds
 its value; every distinct word of that column is a task, and a row is a cell of its own task only.
 
-Kinds, where none is given (`Table.notes` says what was taken and why), looking at the values that are there:
-
-| values                                                              | kind       |
-|---------------------------------------------------------------------|------------|
-| lists of words, one for each word of the text column                | tagging    |
-| booleans, or two distinct values of any type                        | binary     |
-| ordered categories                                                  | ordinal    |
-| at most 50 distinct words or categories                             | multiclass |
-| whole numbers from 0 or 1 up to at most 1000, more than two of them | count      |
-| other numbers                                                       | regression |
+Kinds are inferred where none is given (`pluribus.data.targets` has the rules); `Table.notes` says what was taken and why.
 
 Input columns of lists (Python lists, Arrow lists, JSON lists in text) are sequences. A column of words is text where it is
 declared so, or where it has more than 50 different values, more than half of them distinct, of more than 30 letters or at
@@ -20,9 +11,6 @@ least four words on average. Sequences and texts are inputs of the candidates th
 
 Tags stand for the words of the one text column, which is cut at white space or given as lists of words; a list of words that
 fits the tags is text without being declared. An empty list is a hole.
-
-Classes are sorted (numbers by value, words by letter); of two classes the second is the positive one. A `Task` object that
-names its classes overrides both.
 """
 
 from __future__ import annotations
@@ -35,13 +23,24 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pluribus.data.dates import is_text, looks_like_dates, parse_dates
 from pluribus.data.delayed import weighed
 from pluribus.data.ingest import read_table
 from pluribus.data.prepared import Cells
 from pluribus.data.ragged import Lists, looks_like_lists, read_lists
 from pluribus.data.tags import check_metrics, find_tags, is_bio, joined, ordered, read_tags, word_counts
+from pluribus.data.targets import (
+    MAX_CLASSES,
+    TABLE_KINDS,
+    encode_target,
+    find_classes,
+    infer_kind,
+    parse_target,
+    task_positions,
+    word_of,
+)
 from pluribus.errors import BadInput, unknown
-from pluribus.tasks import KINDS, Task
+from pluribus.tasks import Task
 from pluribus.tasks.task import check_graph
 
 if TYPE_CHECKING:
@@ -49,10 +48,6 @@ if TYPE_CHECKING:
 
     from pluribus.data.items import Attributes, ItemTable
 
-TABLE_KINDS = ("binary", "multiclass", "ordinal", "regression", "count", "next_item", "tagging")
-MAX_CLASSES = 50
-"""More distinct words than this are not taken for classes unless the kind says so."""
-MAX_COUNT = 1000
 MIN_TRAIN_LABELS = 20
 
 LABELLED, MISSING, NOT_APPLICABLE, DELAYED = range(4)
@@ -61,12 +56,6 @@ HOLES = ("labelled", "missing", "not_applicable", "delayed")
 
 _FREE_TEXT_LETTERS = 30
 _FREE_TEXT_WORDS = 4
-
-
-def parse_target(text: str) -> tuple[str, str | None]:
-    """`NAME[:KIND]` → (name, kind or None); only a known kind after the last colon is one, so names may hold colons."""
-    name, colon, kind = text.rpartition(":")
-    return (name, kind) if colon and name and (kind in KINDS or kind in TABLE_KINDS) else (text, None)
 
 
 class Table:
@@ -160,6 +149,7 @@ class Table:
         self.split = f"{kind_of_split}:{self.time if kind_of_split == 'time' else self.split_column}".removesuffix(":None")
         self._check_values()
         self.tasks = self._resolve()
+        self._check_columns()
         self._check_parents()
         for field, columns in (("not_applicable", self.not_applicable), ("delayed", self.delayed)):
             for name in columns:
@@ -250,7 +240,7 @@ class Table:
         (name,) = (name for name, columns in self.joined.items() if column in columns)
         position = {key: row for row, key in enumerate(self.attributes[name].keys)}
         codes, distinct = pd.factorize(self._column_of(task))
-        rows = np.array([*(position.get(_plain(value), np.nan) for value in distinct), np.nan], np.float64)
+        rows = np.array([*(position.get(word_of(value), np.nan) for value in distinct), np.nan], np.float64)
         return rows[codes]  # an empty cell's code is −1: the last place
 
     @property
@@ -397,7 +387,7 @@ class Table:
     def words(self) -> list[str | None]:
         """The text whose words have tags, cell by cell."""
         series = self.frame[self.text[0]]
-        return [None if absent else _plain(cell) for cell, absent in zip(series.to_numpy(object), series.isna().tolist())]
+        return [None if absent else word_of(cell) for cell, absent in zip(series.to_numpy(object), series.isna().tolist())]
 
     def _read_lists(self) -> dict[str, Lists]:
         if not (isinstance(self.max_length, int) and self.max_length >= 1):
@@ -429,7 +419,7 @@ class Table:
                 if column in self.lists:
                     found = self.lists[column].words
                 else:
-                    found = [_plain(value) for value in self.frame[column].dropna().unique()]
+                    found = [word_of(value) for value in self.frame[column].dropna().unique()]
                 lacking = [word for word in found if word not in known]
                 if lacking and len(lacking) == len(found):
                     what = f"holds no key of the items {name!r} ({lacking[0]!r} is none)"
@@ -443,9 +433,9 @@ class Table:
         """Text columns that hold ISO dates, and the time column, become datetimes."""
         for column in dict.fromkeys((*self.inputs, *((self.time,) if self.time else ()))):
             series = self.frame[column]
-            if column in self.text or column in self.lists or not _is_text(series):
+            if column in self.text or column in self.lists or not is_text(series):
                 continue
-            if column == self.time or _looks_like_dates(series):
+            if column == self.time or looks_like_dates(series):
                 self.frame[column] = parse_dates(series, self._at(column))
 
     def _default_split(self) -> str:
@@ -507,7 +497,7 @@ class Table:
             if kind not in ("string", "boolean", "empty", "integer", "floating", "mixed-integer-float", "decimal"):
                 what = f"holds values of several or unknown types ({kind})"
                 raise BadInput(what, where=self._at(column), remedy="give it one type, or --ignore it")
-        if not _is_text(series):
+        if not is_text(series):
             return
         values = series.dropna()
         distinct = values.nunique()
@@ -563,6 +553,16 @@ class Table:
             what = f"names {len(names)} tasks in {len(self.frame)} rows"
             raise BadInput(what, where=self._at(self.task_column), remedy="check the name of the task column")
         return tuple(tasks[0].with_(name=str(name)) for name in names)
+
+    def _check_columns(self) -> None:
+        """No two tasks may answer in one column of a prediction file: a label or value is called TASK, a chance TASK__p."""
+        taken: dict[str, str] = {}
+        for task in self.tasks:
+            for column in {task.name, *task.columns}:
+                if column in taken:
+                    what = f"tasks {taken[column]!r} and {task.name!r} would both be predicted in a column {column!r}"
+                    raise BadInput(what, where=self.source, remedy="rename one of the targets")
+                taken[column] = task.name
 
     def _fits_words(self, column: str) -> bool:
         """Whether half of a column's lists at least are as long as the one text."""
@@ -632,147 +632,3 @@ class Table:
                 else:
                     what = f"is constant ({values[0]:g} in all {len(values)} labels)"
                 raise BadInput(what, where=where, remedy="leave it out: there is nothing to predict")
-
-
-def task_positions(words: pd.Series, names: Sequence[str], where: str) -> NDArray[np.int64]:
-    """The position of each word among `names` [n]."""
-    import pandas as pd
-
-    codes, distinct = pd.factorize(words)
-    if (codes < 0).any():
-        raise BadInput(f"the task is empty in row {int((codes < 0).argmax()) + 1}", where=where, remedy="fill it")
-    position = {name: i for i, name in enumerate(names)}
-    for word in distinct:
-        if str(word) not in position:
-            raise unknown("task", str(word), names, where=where)
-    return np.array([position[str(word)] for word in distinct], np.int64)[codes]
-
-
-def _is_text(series: pd.Series) -> bool:
-    import pandas as pd
-
-    if isinstance(series.dtype, pd.CategoricalDtype):
-        return False
-    if series.dtype == np.dtype(object):
-        return pd.api.types.infer_dtype(series, skipna=True) == "string"
-    return pd.api.types.is_string_dtype(series.dtype)
-
-
-def _looks_like_dates(series: pd.Series) -> bool:
-    """Nine in ten of the first thousand values start like an ISO date."""
-    head = series.dropna().iloc[:1000].astype(str)
-    return bool(len(head)) and float(head.str.match(r"\d{4}-\d{2}-\d{2}($|[T ])").mean()) >= 0.9
-
-
-def parse_dates(series: pd.Series, where: str) -> pd.Series:
-    """Text to datetimes (ISO first, then what pandas can read); the first value that is no date is named.
-
-    Values with a zone become UTC.
-    """
-    import pandas as pd
-
-    text = series.astype("string")
-    zoned = text.str.contains(r"T?\d{2}:\d{2}.*(?:Z|[+-]\d{2}:?\d{2})$", na=False).any()
-    parsed = pd.to_datetime(text, errors="coerce", format="ISO8601", utc=bool(zoned))
-    wrong = (parsed.isna() & text.notna()).to_numpy()
-    if wrong.all():
-        parsed = pd.to_datetime(text, errors="coerce", format="mixed", utc=bool(zoned))
-        wrong = (parsed.isna() & text.notna()).to_numpy()
-    if wrong.any():
-        row = int(wrong.argmax())
-        what = f"{text.iloc[row]!r} in row {row + 1} is not a date ({int(wrong.sum())} such values)"
-        raise BadInput(what, where=where, remedy="write dates as 2013-12-31, or --ignore the column")
-    return parsed
-
-
-def _plain(value: Any) -> str:
-    """A class label as text: 1.0 and 1 are the same class."""
-    if isinstance(value, float | np.floating) and float(value).is_integer():
-        return str(int(value))
-    return str(value)
-
-
-def infer_kind(series: pd.Series, where: str) -> tuple[str, str]:
-    """(kind, reason) by the rules at the top of this file."""
-    import pandas as pd
-
-    values = series.dropna()
-    if pd.api.types.is_datetime64_any_dtype(values.dtype):
-        remedy = "predict a duration, or --ignore it"
-        raise BadInput("a date cannot be a target", where=where, remedy=remedy)
-    distinct = values.nunique()
-    if pd.api.types.is_bool_dtype(values.dtype) or distinct <= 2:
-        return "binary", "booleans" if pd.api.types.is_bool_dtype(values.dtype) else "two distinct values"
-    if isinstance(values.dtype, pd.CategoricalDtype) and values.dtype.ordered:
-        return "ordinal", "ordered categories"
-    if not pd.api.types.is_numeric_dtype(values.dtype):
-        if distinct > MAX_CLASSES:
-            what = f"holds {distinct} different words; no kind fits"
-            raise BadInput(what, where=where, remedy="name another target, or say :multiclass")
-        return "multiclass", f"{distinct} distinct words"
-    numbers = values.to_numpy(np.float64)
-    low, high = numbers.min(), numbers.max()
-    if 0 <= low <= 1 and high <= MAX_COUNT and (numbers == np.floor(numbers)).all():
-        return "count", f"whole numbers from {low:g} to {high:g}"
-    return "regression", f"numbers from {low:g} to {high:g}"
-
-
-def find_classes(series: pd.Series, kind: str, where: str) -> tuple[str, ...]:
-    """The distinct values as class labels, in order."""
-    import pandas as pd
-
-    if isinstance(series.dtype, pd.CategoricalDtype):
-        used = set(series.dropna().unique())
-        if series.dtype.ordered:
-            return _check_classes(tuple(_plain(c) for c in series.cat.categories if c in used), kind, where)
-        distinct = sorted(used, key=str)
-    else:
-        distinct = series.dropna().unique().tolist()
-    words = any(isinstance(value, str) for value in distinct)
-    if kind == "ordinal" and words:
-        remedy = "give the classes in order in the task, or use multiclass"
-        raise BadInput("the order of the classes is not known", where=where, remedy=remedy)
-    ordered = sorted(distinct, key=str) if words else sorted(distinct)
-    return _check_classes(tuple(_plain(value) for value in ordered), kind, where)
-
-
-def _check_classes(classes: tuple[str, ...], kind: str, where: str) -> tuple[str, ...]:
-    if len(classes) == 1:
-        what = f"has one class only ({classes[0]!r})"
-        raise BadInput(what, where=where, remedy="leave it out: there is nothing to predict")
-    if kind == "binary" and len(classes) > 2:
-        shown = ", ".join(classes[:4]) + (", …" if len(classes) > 4 else "")
-        what = f"kind binary does not fit: {len(classes)} distinct values ({shown})"
-        raise BadInput(what, where=where, remedy="use multiclass, ordinal, count or regression")
-    if len(classes) > 1000:
-        what = f"kind {kind} does not fit: {len(classes)} distinct values"
-        raise BadInput(what, where=where, remedy="use regression, or group the classes")
-    return classes
-
-
-def encode_target(series: pd.Series, task: Task, where: str) -> NDArray[np.float64]:
-    """A task's values [n]: numbers, or class indices; NaN where empty."""
-    import pandas as pd
-
-    if task.record.classes:
-        codes, distinct = pd.factorize(series)
-        position = {label: i for i, label in enumerate(task.classes)}
-        table = np.full(len(distinct) + 1, np.nan)
-        for i, value in enumerate(distinct):
-            if _plain(value) not in position:
-                what = f"holds {_plain(value)!r}, which is none of the task's classes ({', '.join(task.classes[:12])})"
-                raise BadInput(what, where=where, remedy="add the class or mend the value")
-            table[i] = position[_plain(value)]
-        return np.asarray(table[codes])
-    if _is_text(series) or isinstance(series.dtype, pd.CategoricalDtype) or pd.api.types.is_datetime64_any_dtype(series):
-        example = series.dropna().iloc[0] if series.notna().any() else None
-        what = f"kind {task.kind} does not fit: it holds {example!r}, which is not a number"
-        raise BadInput(what, where=where, remedy="use multiclass, or mend the column")
-    values = series.to_numpy(np.float64, na_value=np.nan)
-    if task.kind == "count":
-        present = values[~np.isnan(values)]
-        wrong = present[(present < 0) | (present != np.floor(present))]
-        if len(wrong):
-            what = f"kind count does not fit: it holds {wrong[0]:g}"
-            raise BadInput(what, where=where, remedy="use regression")
-    return np.asarray(values)
