@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from sklearn.preprocessing import StandardScaler
 
 from pluribus.data import FittedColumns, Table
-from pluribus.data.columns import FIRST, MAX_BINS, MIN_COUNT, QUANTILES, _sorted
+from pluribus.data.statistics import FIRST, MAX_BINS, MIN_COUNT, QUANTILES, _sorted
 from pluribus.errors import BadInput
 from pluribus.tasks import Task
 

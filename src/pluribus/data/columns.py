@@ -5,7 +5,7 @@
 | number              | one numeric feature, centred and scaled by the training mean and standard deviation              |
 | word, category      | one categorical feature, the training categories from the most frequent down                      |
 | boolean             | one categorical feature with the categories False, True                                          |
-| datetime            | numeric `COL.days` (days since the first training day), `COL.yearday`, and `COL.hour` where the    |
+| datetime            | numeric `COL.days` (since 1970-01-01), `COL.yearday` (from 0), and `COL.hour` where the            |
 |                     | time of day varies; categorical `COL.weekday` and `COL.month`                                     |
 | the split's time    | only what recurs within the training range: `COL.weekday` and `COL.hour`                          |
 | long layout's task  | one categorical feature, last; also `context["task"]`, the index of the row's task                |
@@ -28,15 +28,30 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from pluribus.data.features import ColumnFeatures, as_texts, as_words, features, type_of
 from pluribus.data.prepared import RESERVED, Cells, Prepared
-from pluribus.data.ragged import ElementKind, Lists, Ragged, Texts, read_lists
-from pluribus.data.table import Table, _is_text, _plain, parse_dates, task_positions
-from pluribus.data.tags import joined
+from pluribus.data.ragged import Lists, Ragged, Texts, read_lists
+from pluribus.data.statistics import (
+    FIRST,
+    MAX_CATEGORIES,
+    MIN_COUNT,
+    MISSING,
+    QUANTILES,
+    UNSEEN,
+    Category,
+    Elements,
+    Number,
+    fit_category,
+    fit_elements,
+    fit_number,
+)
+from pluribus.data.table import Table
+from pluribus.data.targets import task_positions
 from pluribus.errors import BadInput, unknown
 from pluribus.tasks import Task
 
@@ -45,17 +60,7 @@ if TYPE_CHECKING:
 
     from pluribus.data.items import FittedItems
 
-MAX_CATEGORIES = 1000
-MAX_ELEMENTS = 100_000
-MIN_COUNT = 5
-MAX_BINS = 48
-QUANTILES = np.linspace(0, 1, 21)
-
-MISSING, UNSEEN, FIRST = 0, 1, 2
 FILE = "columns.safetensors"
-
-_EPOCH = np.datetime64("1970-01-01T00:00:00", "us")
-_DAY = 86_400_000_000  # microseconds
 
 
 @dataclass(frozen=True)
@@ -67,52 +72,6 @@ class Input:
     type: str
     numeric: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True)
-class Number:
-    """One numeric feature.
-
-    centre, scale: training mean and standard deviation (1 where it is constant), in the column's units.
-    edges: quantile bin edges of the encoded training values, ascending and distinct, at most `MAX_BINS` + 1.
-    quantiles: the `QUANTILES` of the training values in the column's units (NaN where there is none).
-    missing: share of training rows without a value.
-    """
-
-    centre: float
-    scale: float
-    edges: NDArray[np.float32]
-    quantiles: NDArray[np.float64]
-    missing: float
-
-
-@dataclass(frozen=True)
-class Category:
-    """One categorical feature: its categories, and the share of training rows of each code [2 + number of categories]."""
-
-    categories: tuple[str, ...]
-    frequency: NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Elements:
-    """One ragged input.
-
-    type: "category", "number" or "item". limit: its latest so many elements are kept. typical: mean length in the training rows,
-    rounded, at least 1. category, number: how its elements are encoded. items: name of the item table that it is joined to.
-    """
-
-    type: Literal["category", "number", "item"]
-    limit: int
-    typical: int
-    category: Category | None = None
-    number: Number | None = None
-    items: str | None = None
-
-    @property
-    def kind(self) -> ElementKind:
-        """What a list's elements must be."""
-        return "number" if self.type == "number" else "category"
 
 
 @dataclass(frozen=True)
@@ -203,13 +162,13 @@ class FittedColumns:
                 if name in RESERVED:
                     raise BadInput(f"is called {name!r}", where=table._at(name), remedy="rename it: plain columns have that name")
                 lists = table.lists.get(name)
-                sequences[name] = _fit_elements(lists, picked, table.max_length, catalogue.get(name), min_count)
+                sequences[name] = fit_elements(lists, picked, table.max_length, catalogue.get(name), min_count)
             column = _of_table(table, name, kind, name == time)
             for feature, values in column.numeric.items():
-                numbers[feature] = _fit_number(values[picked])
+                numbers[feature] = fit_number(values[picked])
             for feature, (codes, words) in column.categorical.items():
                 fixed = kind not in ("category", "item")
-                categories[feature] = _fit_category(codes[picked], words, fixed, min_count, MAX_CATEGORIES)
+                categories[feature] = fit_category(codes[picked], words, fixed, min_count, MAX_CATEGORIES)
             if kind == "item":
                 whose = items[catalogue[name]]
                 column = _with_attributes(column, name, whose)
@@ -222,11 +181,11 @@ class FittedColumns:
                     shares = np.bincount(codes, minlength=len(category.categories) + FIRST) / max(len(codes), 1)
                     categories[f"{name}.{attribute}"] = Category(category.categories, shares)
                 for attribute in whose.data.columns.numbers:
-                    numbers[f"{name}.{attribute}"] = _fit_number(column.numeric[f"{name}.{attribute}"][picked])
+                    numbers[f"{name}.{attribute}"] = fit_number(column.numeric[f"{name}.{attribute}"][picked])
             inputs.append(Input(name, kind, tuple(column.numeric), tuple(column.categorical)))
         if table.task_column is not None:
             named = list(table.names)
-            categories[table.task_column] = _fit_category(table.task_index[picked], named, True, min_count, MAX_CATEGORIES)
+            categories[table.task_column] = fit_category(table.task_index[picked], named, True, min_count, MAX_CATEGORIES)
         doubled = [name for name in categories if name in numbers]
         if doubled:
             raise BadInput(f"two features are called {doubled[0]!r}", where=table.source, remedy="rename the column")
@@ -251,7 +210,7 @@ class FittedColumns:
             what = f"lacks {len(lacking)} input column{'s' * (len(lacking) > 1)}: {shown}"
             raise BadInput(what, where="table", remedy="add what the model was fitted on")
         found = (
-            self._attributed(i, _features(frame[i.name], i.type, i.name, i.name == self.time, "table", i.numeric))
+            self._attributed(i, features(frame[i.name], i.type, i.name, i.name == self.time, "table", i.numeric))
             for i in self.inputs
         )  # fmt: skip
         return self._encode(len(frame), found, None if self.task_column is None else self._task_index(frame))
@@ -261,7 +220,7 @@ class FittedColumns:
         found = (self._attributed(i, _of_table(table, i.name, i.type, i.name == self.time)) for i in self.inputs)
         return self._encode(table.n_rows, found, table.task_index if table.long else None)
 
-    def _attributed(self, source: Input, found: _Features) -> _Features:
+    def _attributed(self, source: Input, found: ColumnFeatures) -> ColumnFeatures:
         """The features of a column, with those of its items' attributes where it holds one item a row."""
         name = self.sequences[source.name].items if source.type == "item" else None
         return found if name is None else _with_attributes(found, source.name, self.items[name])
@@ -272,12 +231,12 @@ class FittedColumns:
         """The frame's ragged inputs and texts by name. read: columns of lists that have been read already."""
         return {
             name: self._ragged(name, elements, frame, (read or {}).get(name)) for name, elements in self.sequences.items()
-        }, {name: Texts.of(_as_texts(frame[name], f"table, column {name!r}")) for name in self.texts}
+        }, {name: Texts.of(as_texts(frame[name], f"table, column {name!r}")) for name in self.texts}
 
     def _ragged(self, name: str, elements: Elements, frame: pd.DataFrame, read: Lists | None) -> Ragged:
         where = f"table, column {name!r}"
         if any(i.name == name and i.type == "item" for i in self.inputs):  # one item a row: a list of one, or of none
-            codes, words = _as_words(frame[name], False, where)
+            codes, words = as_words(frame[name], False, where)
             read = Lists("category", np.concatenate(([0], np.cumsum(codes >= 0))), np.empty(0), codes[codes >= 0], words)
         elif read is None or read.kind != elements.kind:
             read = read_lists(frame[name], where, elements.kind)
@@ -310,7 +269,7 @@ class FittedColumns:
         return replace(self, items={n: i.grown(items[n]) if n in items else i for n, i in self.items.items()})
 
     def _encode(
-        self, n_rows: int, columns: Iterable[_Features], task_index: NDArray[np.int64] | None
+        self, n_rows: int, columns: Iterable[ColumnFeatures], task_index: NDArray[np.int64] | None
     ) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
         numeric = np.empty((n_rows, len(self.numbers)), np.float32)
         categorical = np.empty((n_rows, len(self.categories)), np.int32)
@@ -488,22 +447,10 @@ class FittedColumns:
         return found
 
 
-# Columns to features
-
-
-@dataclass
-class _Features:
-    """Of one column: numeric features [n] float64, and categorical ones as (codes [n] with −1 missing, words)."""
-
-    numeric: dict[str, NDArray[np.float64]] = field(default_factory=dict)
-    categorical: dict[str, tuple[NDArray[np.int64], list[str]]] = field(default_factory=dict)
-    attributes: tuple[str, ...] = ()
-
-
 _NO_WORD = "\0"  # no attribute's word: an item that the catalogue lacks, or a word that its items in training did not have
 
 
-def _with_attributes(found: _Features, name: str, items: FittedItems) -> _Features:
+def _with_attributes(found: ColumnFeatures, name: str, items: FittedItems) -> ColumnFeatures:
     """Beside a column of one item a row the attributes of its items: `NAME.ATTRIBUTE`. Of a missing item they are missing, of one
     that the catalogue lacks its numbers are, and its words are unseen."""
     codes, words = found.categorical[name]
@@ -520,22 +467,22 @@ def _with_attributes(found: _Features, name: str, items: FittedItems) -> _Featur
         own = np.where(own == MISSING, -1, np.where(own == UNSEEN, last, own - FIRST))
         categorical[f"{name}.{attribute}"] = (own, [*category.categories, _NO_WORD])
     added = (*(n for n in numeric if n not in found.numeric), *(c for c in categorical if c not in found.categorical))
-    return _Features(numeric, categorical, added)
+    return ColumnFeatures(numeric, categorical, added)
 
 
-def _attribute_codes(found: _Features, feature: str, category: Category) -> NDArray[np.int64]:
+def _attribute_codes(found: ColumnFeatures, feature: str, category: Category) -> NDArray[np.int64]:
     """The encoded codes [n] of an attribute."""
     codes = found.categorical[feature][0]
     return np.where(codes < 0, MISSING, np.where(codes == len(category.categories), UNSEEN, codes + FIRST))
 
 
-def _of_table(table: Table, name: str, kind: str, recurring: bool) -> _Features:
+def _of_table(table: Table, name: str, kind: str, recurring: bool) -> ColumnFeatures:
     """The features of a table's column; words and dates, which cost something, are kept with the table."""
     if kind == "number":
-        return _features(table.frame[name], kind, name, recurring, table.source)
+        return features(table.frame[name], kind, name, recurring, table.source)
     if name not in table.encoded:
-        table.encoded[name] = _features(table.frame[name], kind, name, recurring, table.source)
-    found: _Features = table.encoded[name]
+        table.encoded[name] = features(table.frame[name], kind, name, recurring, table.source)
+    found: ColumnFeatures = table.encoded[name]
     return found
 
 
@@ -547,216 +494,7 @@ def _kind_of(table: Table, name: str) -> str:
         return "sequence"
     if any(name in columns for columns in table.joined.values()):
         return "item"
-    return _type_of(table.frame[name])
-
-
-def _type_of(series: pd.Series) -> str:
-    import pandas as pd
-
-    dtype = series.dtype
-    if isinstance(dtype, pd.CategoricalDtype):
-        return "category"
-    if pd.api.types.is_bool_dtype(dtype):
-        return "boolean"
-    if pd.api.types.is_numeric_dtype(dtype):
-        return "number"
-    if pd.api.types.is_datetime64_any_dtype(dtype):
-        return "datetime"
-    if dtype == np.dtype(object):
-        inferred = pd.api.types.infer_dtype(series, skipna=True)
-        if inferred == "boolean":
-            return "boolean"
-        if inferred in ("integer", "floating", "mixed-integer-float", "decimal", "empty"):
-            return "number"
-        if inferred in ("datetime", "datetime64", "date"):
-            return "datetime"
-    return "category"
-
-
-def _features(
-    series: pd.Series, kind: str, name: str, recurring: bool, source: str, wanted: Sequence[str] | None = None
-) -> _Features:
-    """The features of one column as it was fitted. recurring: only what comes back within the training range (the split's time).
-    wanted: the numeric features of the fitted column (None while fitting)."""
-    found = _Features()
-    where = f"{source}, column {name!r}"
-    if kind in ("sequence", "text"):
-        return found
-    if kind == "number":
-        found.numeric[name] = _as_numbers(series, where)
-    elif kind == "datetime":
-        return _datetime_features(series, name, recurring, where, wanted)
-    else:
-        found.categorical[name] = _as_words(series, kind == "boolean", where)
-    return found
-
-
-def _as_numbers(series: pd.Series, where: str) -> NDArray[np.float64]:
-    import pandas as pd
-
-    if pd.api.types.is_numeric_dtype(series.dtype) or pd.api.types.is_bool_dtype(series.dtype):
-        values = series.to_numpy(np.float64, na_value=np.nan)
-    else:
-        bad = isinstance(series.dtype, pd.CategoricalDtype) or pd.api.types.is_datetime64_any_dtype(series.dtype)
-        numbers = None if bad else pd.to_numeric(series, errors="coerce")
-        wrong = series.notna() if numbers is None else (numbers.isna() & series.notna())
-        if wrong.any():
-            row = int(wrong.to_numpy().argmax())
-            what = f"was fitted on numbers but holds {series.iloc[row]!r} in row {row + 1}"
-            raise BadInput(what, where=where, remedy="give it numbers")
-        assert numbers is not None or not len(series) or series.isna().all()
-        values = np.full(len(series), np.nan) if numbers is None else numbers.to_numpy(np.float64, na_value=np.nan)
-    infinite = np.isinf(values)
-    if infinite.any():
-        what = f"holds an infinite number in row {int(infinite.argmax()) + 1}"
-        raise BadInput(what, where=where, remedy="leave the cell empty")
-    return np.asarray(values)
-
-
-def _as_words(series: pd.Series, boolean: bool, where: str) -> tuple[NDArray[np.int64], list[str]]:
-    import pandas as pd
-
-    if pd.api.types.is_datetime64_any_dtype(series.dtype):
-        raise BadInput("was fitted on words but holds dates", where=where, remedy="give it words")
-    if isinstance(series.dtype, pd.CategoricalDtype):
-        return np.asarray(series.cat.codes, np.int64), [_plain(word) for word in series.cat.categories]
-    if series.dtype == np.dtype(bool):
-        return series.to_numpy(np.int64), ["False", "True"]
-    codes, distinct = pd.factorize(series)
-    words = [_plain(word) for word in np.asarray(distinct, object)]
-    if boolean:
-        same = {"0": "False", "1": "True", "false": "False", "true": "True"}
-        words = [same.get(word.lower(), word) for word in words]
-        wrong = [word for word in words if word not in ("False", "True")]
-        if wrong:
-            raise BadInput(f"was fitted on booleans but holds {wrong[0]!r}", where=where, remedy="give it true and false")
-        back = np.array([*(("False", "True").index(word) for word in words), -1], np.int64)
-        codes, words = back[codes], ["False", "True"]
-    return np.asarray(codes, np.int64), words
-
-
-def _as_texts(series: pd.Series, where: str) -> list[str | None]:
-    """Cells as strings, None where missing; a list of words is a text of these words."""
-    series = joined(series)
-    missing = series.isna().to_numpy()
-    cells = series.to_numpy(object)
-    for row, cell in enumerate(cells):
-        if isinstance(cell, dict | list | tuple | np.ndarray):
-            what = f"was fitted on text but holds {type(cell).__name__} in row {row + 1}"
-            raise BadInput(what, where=where, remedy="give it text")
-    return [None if absent else _plain(cell) for cell, absent in zip(cells, missing.tolist())]
-
-
-def _datetime_features(
-    series: pd.Series, name: str, recurring: bool, where: str, wanted: Sequence[str] | None
-) -> _Features:
-    import pandas as pd
-
-    if _is_text(series):
-        series = parse_dates(series, where)
-    elif not pd.api.types.is_datetime64_any_dtype(series.dtype):
-        if pd.api.types.is_numeric_dtype(series.dtype) and series.notna().any():
-            raise BadInput("was fitted on dates but holds numbers", where=where, remedy="give it dates")
-        series = pd.to_datetime(series, errors="coerce")
-    return calendar(_wall_clock(series), name, recurring, wanted)
-
-
-_WEEKDAYS = ["Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"]
-_MONTHS = [str(month) for month in range(1, 13)]
-
-
-def calendar(stamps: NDArray[np.datetime64], name: str, recurring: bool, wanted: Sequence[str] | None) -> _Features:
-    """The features of a column of dates (microseconds [n], NaT where missing). recurring, wanted: see `_features`."""
-    found = _Features()
-    missing = np.isnat(stamps)
-    micros = (np.where(missing, _EPOCH, stamps) - _EPOCH).astype(np.int64)
-    days, rest = np.divmod(micros, _DAY)
-    # Calendar features are functions of the day: where rows outnumber days, computed once for each day, then spread.
-    first, last = (int(days.min()), int(days.max())) if len(days) else (0, 0)
-    few = last - first < len(days)
-    distinct, codes = (np.arange(first, last + 1), days - first) if few else (days, np.arange(len(days)))
-
-    def absent(values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.where(missing, np.nan, values)
-
-    def coded(codes: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.where(missing, -1, codes)
-
-    if not recurring:
-        dates = distinct.astype("datetime64[D]")
-        yearday = (dates - dates.astype("datetime64[Y]")).astype(np.float64)
-        found.numeric[f"{name}.days"] = absent(days.astype(np.float64))
-        found.numeric[f"{name}.yearday"] = absent(yearday[codes])
-    hour = f"{name}.hour"
-    if hour in wanted if wanted is not None else bool(rest.any()):
-        found.numeric[hour] = absent(rest / (_DAY / 24))
-    weekday = (distinct + 3) % 7  # 1970-01-01 was a Thursday
-    found.categorical[f"{name}.weekday"] = (coded(weekday[codes]), _WEEKDAYS)
-    if not recurring:
-        month = dates.astype("datetime64[M]").astype(np.int64) % 12
-        found.categorical[f"{name}.month"] = (coded(month[codes]), _MONTHS)
-    return found
-
-
-def _wall_clock(series: pd.Series) -> NDArray[np.datetime64]:
-    """Datetimes as their own clock shows them, without a zone [n], in microseconds."""
-    if getattr(series.dtype, "tz", None) is not None:
-        series = series.dt.tz_localize(None)
-    return np.asarray(series.to_numpy(), "datetime64[us]")
-
-
-def _fit_number(values: NDArray[np.float64]) -> Number:
-    present = _sorted(values[~np.isnan(values)])
-    missing = 1 - len(present) / max(len(values), 1)
-    if not len(present):
-        nothing = np.full(len(QUANTILES), np.nan)
-        return Number(0.0, 1.0, np.array([0, 1], np.float32), nothing, float(missing))
-    # Scaled by the largest magnitude first: the square of 1e200 is not a number.
-    largest = float(np.abs(present[[0, -1]]).max()) or 1.0
-    centre = float((present / largest).mean()) * largest
-    scale = float((present / largest).std()) * largest
-    if scale <= 1e-14 * largest:  # constant up to rounding
-        scale = max(1.0, 1e-14 * largest)
-    quantiles = _quantiles_of_sorted(present, QUANTILES)
-    raw = _quantiles_of_sorted(present, np.linspace(0, 1, MAX_BINS + 1))
-    edges = np.unique(((raw - centre) / scale).astype(np.float32))
-    if len(edges) == 1:
-        edges = np.array([edges[0], edges[0] + 1], np.float32)
-    return Number(centre, scale, edges, quantiles, float(missing))
-
-
-def _sorted(values: NDArray[np.float64]) -> NDArray[np.float64]:
-    """The values in ascending order; whole numbers of a small range are counted instead of compared."""
-    if len(values):
-        low, high = values.min(), values.max()
-        if high - low < len(values) and abs(low) < 2**52 and (values == np.floor(values)).all():
-            counts = np.bincount((values - low).astype(np.int64))
-            return np.repeat(np.arange(len(counts)) + low, counts)
-    return np.sort(values)
-
-
-def _quantiles_of_sorted(values: NDArray[np.float64], at: NDArray[np.float64]) -> NDArray[np.float64]:
-    """Linear interpolation between order statistics, as numpy's default, without sorting again."""
-    place = at * (len(values) - 1)
-    low = np.floor(place).astype(np.int64)
-    high = np.minimum(low + 1, len(values) - 1)
-    share = place - low
-    return np.asarray(values[low] * (1 - share) + values[high] * share)
-
-
-def _fit_elements(lists: Lists | None, picked: Any, limit: int, items: str | None, least: int) -> Elements:
-    """lists: None for a column of one item a row."""
-    if lists is None:
-        return Elements("item", 1, 1, items=items)
-    lengths = np.minimum(np.diff(lists.starts)[picked], limit)
-    typical = max(1, round(float(lengths.mean()))) if len(lengths) else 1
-    if items is not None:
-        return Elements("item", limit, typical, items=items)
-    numbers, codes = lists.rows(picked)
-    if lists.kind == "number":
-        return Elements("number", limit, typical, number=_fit_number(numbers))
-    category = _fit_category(codes, lists.words, False, least, MAX_ELEMENTS)
-    return Elements("category", limit, typical, category=category)
+    return type_of(table.frame[name])
 
 
 def _fit_items(table: Table, name: str, picked: Any) -> FittedItems:
@@ -769,28 +507,9 @@ def _fit_items(table: Table, name: str, picked: Any) -> FittedItems:
             lists = table.lists[column]
             codes, words = lists.rows(picked)[1], lists.words
         elif column not in table.inputs:  # what is predicted
-            codes, words = _as_words(table.frame[column].iloc[picked], False, table._at(column))
+            codes, words = as_words(table.frame[column].iloc[picked], False, table._at(column))
         else:
             each, words = _of_table(table, column, "item", False).categorical[column]
             codes = each[picked]
         mentioned |= {words[code] for code in np.unique(codes[codes >= 0])}
     return FittedItems.fit(name, table.items[name].key, table.joined[name], table.attributes[name], mentioned)
-
-
-def _fit_category(
-    codes: NDArray[np.int64], words: Sequence[str], fixed: bool, least: int, most: int
-) -> Category:
-    """`fixed`: the categories are known beforehand (weekdays, booleans, tasks) and keep their order."""
-    counts = np.bincount(codes + 1, minlength=len(words) + 1)
-    by_word: dict[str, int] = {}
-    for word, count in zip(words, counts[1:].tolist()):  # 1 and 1.0 are one category
-        by_word[word] = by_word.get(word, 0) + count
-    if fixed:
-        kept = list(dict.fromkeys(words))
-    else:
-        frequent = [word for word, count in by_word.items() if count >= least]
-        kept = sorted(frequent, key=lambda word: (-by_word[word], word))[:most]
-    seen = [by_word[word] for word in kept]
-    total = max(len(codes), 1)
-    shares = [int(counts[0]), int(counts[1:].sum()) - sum(seen), *seen]
-    return Category(tuple(kept), np.array(shares, np.float64) / total)

@@ -19,7 +19,8 @@ from numpy.typing import NDArray
 from pluribus.data.ingest import read_table
 from pluribus.data.prepared import Prepared
 from pluribus.data.ragged import Texts
-from pluribus.data.table import Table, _plain
+from pluribus.data.table import Table
+from pluribus.data.targets import word_of
 from pluribus.errors import BadInput, unknown
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ def keys_of(frame: pd.DataFrame, key: str, source: str) -> list[str]:
     empty = series.isna().to_numpy()
     if empty.any():
         raise BadInput(f"the key is empty in row {int(empty.argmax()) + 1}", where=where, remedy="fill it, or drop the row")
-    words = [_plain(value) for value in series.tolist()]
+    words = [word_of(value) for value in series.tolist()]
     seen: dict[str, int] = {}
     for row, word in enumerate(words):
         if word in seen:

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 from pluribus.data.prepared import Prepared
 from pluribus.data.ragged import looks_like_lists
 from pluribus.data.splitting import PARTS, Split
-from pluribus.data.table import LABELLED, NOT_APPLICABLE, Table, _plain
+from pluribus.data.table import LABELLED, NOT_APPLICABLE, Table
+from pluribus.data.targets import word_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -133,7 +134,7 @@ def _is_number(series: pd.Series) -> bool:
 
 
 def _texts(series: pd.Series) -> NDArray[np.object_]:
-    return np.array([_plain(value) for value in series.to_numpy(object)], object)
+    return np.array([word_of(value) for value in series.to_numpy(object)], object)
 
 
 def determining(data: Prepared) -> list[Finding]:

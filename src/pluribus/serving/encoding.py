@@ -15,8 +15,10 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pluribus.data.columns import FIRST, MISSING, UNSEEN, FittedColumns, Input, calendar
+from pluribus.data.columns import FittedColumns, Input
+from pluribus.data.features import calendar
 from pluribus.data.prepared import Cells, Prepared
+from pluribus.data.statistics import FIRST, MISSING, UNSEEN
 from pluribus.errors import BadInput
 from pluribus.tasks import Task
 

@@ -26,8 +26,9 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pluribus.data.columns import Elements, FittedColumns, Input, Number
+from pluribus.data.columns import FittedColumns, Input
 from pluribus.data.prepared import Prepared
+from pluribus.data.statistics import Elements, Number
 from pluribus.errors import BadInput, require
 from pluribus.merging.bundle import open_bundle
 from pluribus.merging.container import MergeContainer
