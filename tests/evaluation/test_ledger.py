@@ -381,3 +381,45 @@ def test_a_change_of_nothing_has_no_sign(tmp_path: Path) -> None:
         for seed, value in enumerate((0.5, 0.6)):
             ledger.log(method=method, seed=seed, task="t", metric="auc", value=value, selection=RULE)
     assert "-0 ±" not in table([tmp_path], reference="single", delta="all-metrics").render("md")
+
+
+def test_a_run_tells_its_seconds_in_any_of_its_rows(tmp_path: Path) -> None:
+    """A loop that logs the time of a run once lost it to the row logged last."""
+    ledger = Ledger(tmp_path)
+    for seed, seconds in ((0, 10.0), (1, 20.0)):
+        ledger.log(method="single", seed=seed, task="a", metric="auc", value=0.7, selection=RULE, seconds=seconds, memory=5.0)
+        ledger.log(method="single", seed=seed, task="b", metric="auc", value=0.6, selection=RULE)
+    line = table([tmp_path], reference="single").lines[0]
+    assert (line.seconds, line.memory) == (15.0, 5.0)
+
+
+@pytest.mark.parametrize("name", list(CONVENTIONS))
+def test_latex_is_set_as_mathematics(tmp_path: Path, name: str) -> None:
+    """What goes into a paper: no hyphen for a minus, the formula in math mode, braces and dollars in pairs, nothing raw."""
+    ledger = Ledger(tmp_path)
+    for seed in range(2):
+        for method, value in (("single", 0.9), ("a|b <c> 50%_x", 0.7)):
+            ledger.log(method=method, seed=seed, task="t", metric="auc", value=value, selection="best & last")
+    told = table([tmp_path], reference="single", delta=name).render("latex", paper=True)
+    body, _, protocol = told.partition("\n\nProtocol.")
+    row = next(line for line in body.splitlines() if line.startswith("a"))
+    assert row.startswith(r"a\textbar{}b \textless{}c\textgreater{} 50\%\_x & 2 & 0.7")
+    assert ("& $-$" in row) == CONVENTIONS[name].higher
+    assert not re.search(r"& -\d", row)
+    assert CONVENTIONS[name].tex in protocol
+    assert r"$\Delta_m$" in protocol
+    assert protocol.isascii()
+    for text in (row, protocol):
+        assert text.count("$") % 2 == 0
+        assert text.count("{") - text.count(r"\{") == text.count("}") - text.count(r"\}")
+
+
+def test_names_of_several_lines_and_endless_numbers_are_refused(tmp_path: Path) -> None:
+    """The first would tear the table, the second ended reading with a traceback."""
+    row = {"method": "nash", "seed": 0, "task": "t", "metric": "auc", "value": 0.7, "selection": RULE}
+    for name in ("method", "task", "metric", "selection"):
+        with pytest.raises(BadInput, match=f"{name} .* runs over several lines"):
+            Ledger(tmp_path).log(**{**row, name: "two\nlines"})
+    with pytest.raises(BadInput, match="value is not finite"):
+        Ledger(tmp_path).log(**{**row, "value": 10**400})
+    assert not (tmp_path / "ledger.jsonl").exists()

@@ -30,11 +30,12 @@ Scores = Mapping[str, Mapping[str, float]]  # task -> metric -> value; the task'
 
 @dataclass(frozen=True)
 class Convention:
-    """One way to average: `higher` says whether a larger figure is better."""
+    """One way to average: `higher` says whether a larger figure is better; `tex` is the formula for LaTeX."""
 
     name: str
     formula: str
     higher: bool
+    tex: str
 
     @property
     def sign(self) -> str:
@@ -44,11 +45,17 @@ class Convention:
 CONVENTIONS: dict[str, Convention] = {
     c.name: c
     for c in (
-        Convention("mean-relative", "100/T Σ_t s_t (M_t − B_t)/B_t over tasks, main metric of each", True),
-        Convention("per-task-mean", "100/T Σ_t 1/n_t Σ_m s_tm (M_tm − B_tm)/B_tm: metrics within a task, then tasks", True),
-        Convention("all-metrics", "−100/N Σ_tm s_tm (M_tm − B_tm)/B_tm over all N metrics alike", False),
-        Convention("relaimpr", "100/T Σ_t ((M_t − 0.5)/(B_t − 0.5) − 1) over tasks, main AUC of each", True),
-        Convention("error-reduction", "100/T Σ_t s_t (M_t − B_t)/|best_t − B_t| over tasks, main metric of each", True),
+        Convention("mean-relative", "100/T Σ_t s_t (M_t − B_t)/B_t over tasks, main metric of each", True,
+                   r"$\frac{100}{T} \sum_t s_t (M_t - B_t) / B_t$ over tasks, main metric of each"),
+        Convention("per-task-mean", "100/T Σ_t 1/n_t Σ_m s_tm (M_tm − B_tm)/B_tm: metrics within a task, then tasks", True,
+                   r"$\frac{100}{T} \sum_t \frac{1}{n_t} \sum_m s_{tm} (M_{tm} - B_{tm}) / B_{tm}$: metrics within a task, then "
+                   "tasks"),
+        Convention("all-metrics", "−100/N Σ_tm s_tm (M_tm − B_tm)/B_tm over all N metrics alike", False,
+                   r"$-\frac{100}{N} \sum_{tm} s_{tm} (M_{tm} - B_{tm}) / B_{tm}$ over all $N$ metrics alike"),
+        Convention("relaimpr", "100/T Σ_t ((M_t − 0.5)/(B_t − 0.5) − 1) over tasks, main AUC of each", True,
+                   r"$\frac{100}{T} \sum_t ((M_t - 0.5) / (B_t - 0.5) - 1)$ over tasks, main AUC of each"),
+        Convention("error-reduction", "100/T Σ_t s_t (M_t − B_t)/|best_t − B_t| over tasks, main metric of each", True,
+                   r"$\frac{100}{T} \sum_t s_t (M_t - B_t) / |\mathrm{best}_t - B_t|$ over tasks, main metric of each"),
     )
 }
 

@@ -67,6 +67,8 @@ def _row(fields: Mapping[str, Any], where: str) -> Row:
     for name in ("method", "task", "metric", "selection"):
         if not isinstance(fields.get(name), str) or not fields[name]:
             raise BadInput(f"{name} must be a word", where=where, remedy=f"give {name}=")
+        if fields[name].splitlines() != [fields[name]]:
+            raise BadInput(f"{name} {fields[name]!r} runs over several lines", where=where, remedy="name it in one")
     seed = fields.get("seed")
     if isinstance(seed, bool) or not isinstance(seed, (int, np.integer)):
         raise BadInput(f"seed must be a whole number, not {seed!r}", where=where)
@@ -80,6 +82,8 @@ def _row(fields: Mapping[str, Any], where: str) -> Row:
             if isinstance(value, (str, bool)):
                 raise TypeError
             numbers[name] = float(value)  # type: ignore[arg-type]
+        except OverflowError:
+            numbers[name] = math.inf
         except (TypeError, ValueError) as error:
             raise BadInput(f"{name} must be a number, not {value!r}", where=where) from error
         if name != "value" and (numbers[name] or 0.0) < 0:
@@ -353,7 +357,9 @@ class LedgerTable:
         lines.append(" & ".join(_tex(h) for h in headings) + r" \\")
         lines.append(r"\midrule")
         for row in rows:
-            lines.append(" & ".join(rf"\textbf{{{_tex(t)}}}" if best else _tex(t) for t, best in row) + r" \\")
+            (method, _), *figures = row
+            shown = [_tex(method), *(rf"\textbf{{{_figure(t)}}}" if best else _figure(t) for t, best in figures)]
+            lines.append(" & ".join(shown) + r" \\")
         lines += [r"\bottomrule", r"\end{tabular}"]
         return "\n".join([*lines, *(f"% {sentence}" for sentence in self.sentences)])
 
@@ -375,15 +381,15 @@ class LedgerTable:
         several_seeds = f"{counts[0]} seeds" if len(counts) == 1 else f"{counts[0]} to {counts[-1]} seeds"
         figure = "of one seed" if counts == [1] else f"a mean over {several_seeds} (± standard deviation over seeds)"
         tests = (
-            "Differences to the reference were tested by exact two-sided sign flips of the per-seed Delta_m paired by seed, with "
+            "Differences to the reference were tested by exact two-sided sign flips of the per-seed Δm paired by seed, with "
             "Holm's correction over methods. "
         ) * any(math.isfinite(line.p) for line in self.lines)  # fmt: skip
         chosen = "; ".join(f"“{rule}”" for rule in self.selections)
         several = "rules, not the same for all rows" if len(self.selections) > 1 else "rule"
         protocol = (
             f"Protocol. Every figure is {figure}. Models were selected by the "
-            f"{several}: {chosen}. The reference is {self.reference!r}. Delta_m ({self.convention.name}) is "
-            f"{self.convention.formula}, in per cent, {self.convention.sign}. {tests}{' '.join(self.sentences[1:])}"
+            f"{several}: {chosen}. The reference is “{self.reference}”. Δm ({self.convention.name}) is "
+            f"{_FORMULA}, in per cent, {self.convention.sign}. {tests}{' '.join(self.sentences[1:])}"
         )
         found = [_entry(line.method) for line in self.lines]
         bibtex = list(dict.fromkeys(e.paper.bibtex.strip() for e in found if e and e.paper and e.paper.bibtex))
@@ -392,8 +398,9 @@ class LedgerTable:
             protocol += f" No citation is known for: {', '.join(missing)} (names of the catalog are cited)."
         references = "\n\n".join(bibtex)
         if format == "latex":
-            return _tex(protocol) + (f"\n\n% references.bib\n{references}" if references else "")
-        return protocol + (f"\n\n```bibtex\n{references}\n```" if references else "")
+            told = _tex(protocol).replace(_tex("Δm"), r"$\Delta_m$").replace(_FORMULA, self.convention.tex)
+            return told + (f"\n\n% references.bib\n{references}" if references else "")
+        return protocol.replace(_FORMULA, self.convention.formula) + (f"\n\n```bibtex\n{references}\n```" if references else "")
 
 
 def _entry(method: str) -> catalog.Entry | None:
@@ -476,7 +483,8 @@ def table(
                 math.nan if lacking[method] else _delta(chosen, means[method], means[reference], by_metric, directions),
                 float(np.std(against, ddof=1)) if len(against) > 1 else math.nan,
                 tests[method][1], tests[method][0], adjusted.get(method, math.nan),
-                _mean_of({row.seed: row.seconds for row in mine}), _mean_of({row.seed: row.memory for row in mine}),
+                _mean_of({row.seed: row.seconds for row in mine if row.seconds is not None}),  # any row of a run may tell
+                _mean_of({row.seed: row.memory for row in mine if row.memory is not None}),
             )
         )  # fmt: skip
     lines.sort(key=lambda line: (line.method != reference, methods.index(line.method)))
@@ -549,9 +557,8 @@ def _honest(lines: Sequence[Line], reference: str) -> list[str]:
     return said
 
 
-def _mean_of(by_seed: Mapping[int, float | None]) -> float:
-    known = [value for value in by_seed.values() if value is not None]
-    return float(np.mean(known)) if known else math.nan
+def _mean_of(by_seed: Mapping[int, float]) -> float:
+    return float(np.mean(list(by_seed.values()))) if by_seed else math.nan
 
 
 def _short(value: float, sign: str = "") -> str:
@@ -564,8 +571,16 @@ def _spread(mean: float, sd: float, sign: str = "") -> str:
 
 _TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
         "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$",
-        "Δ": r"$\Delta$", "Σ": r"$\Sigma$", "−": "$-$", "–": "--", "“": "``", "”": "''"}  # fmt: skip
+        "Δ": r"$\Delta$", "Σ": r"$\Sigma$", "−": "$-$", "–": "--", "“": "``", "”": "''", "|": r"\textbar{}",
+        "<": r"\textless{}", ">": r"\textgreater{}"}  # fmt: skip
+_FORMULA = "\0"  # where the protocol has the formula, which each format writes its own way
 
 
 def _tex(text: str) -> str:
     return "".join(_TEX.get(letter, letter) for letter in text)
+
+
+def _figure(text: str) -> str:
+    """A number's minus is no hyphen."""
+    sign, text = ("$-$", text[1:]) if text.startswith("-") else ("", text)
+    return sign + _tex(text)
