@@ -120,6 +120,8 @@ def test_the_doctor_sees_heads_and_layers(models: Path) -> None:
         ("--base base --expert ft-*/ -o ft-cars", "exists already"),
         ("--expert ft-*/ --method ties -o x", "needs the base"),
         ("--base base --expert ft-*/ --method adamerging -o x", "needs data"),
+        ("--base base --expert ft-*/ --method fisher -o x", "needs data"),
+        ("--base base --expert ft-*/ --keep vit.nowhere -o x", "keep: unknown tensor or pattern"),
         ("--base base --expert ft-*/ --method slerp -o x", "slerp takes 2 experts, 3 are given"),
         ("--base base --expert ft-*/ --weight ft-car=2 -o x", "unknown task 'ft-car'"),
         ("absent.yaml -o x", "no such merge recipe"),

@@ -15,6 +15,7 @@ from pluribus.errors import BadInput, NonFinite
 from pluribus.files import safetensors
 from pluribus.merging import merge
 from pluribus.merging.folder import export_task
+from pluribus.merging.source import open_source
 
 
 def trunk(seed: int = 0, **changes: Tensor | None) -> dict[str, Tensor]:
@@ -138,6 +139,9 @@ def test_prefixes_are_looked_through(tmp_path: Path) -> None:
     done = merge(base, {"t": expert}, "average", out=tmp_path / "out")
     assert done.heads == {"t": ("score.weight",)}
     assert any("'model.'" in note for note in done.notes)
+    spelling = json.loads((tmp_path / "out" / "pluribus.json").read_text())["tasks"]["t"]["rename"]
+    names = [n for n in open_source(base).names() if n in spelling]
+    assert list(spelling) == names, "two merges of the same files must write the same bytes"
     export_task(tmp_path / "out", "t", tmp_path / "hf")
     again = safetensors.load(tmp_path / "hf")
     assert set(again) == set(named)
@@ -330,6 +334,8 @@ def test_output_shards_load_and_hold_the_same(tmp_path: Path) -> None:
         ({"base": None, "method": "ties"}, "needs the base"),
         ({"experts": [3]}, "cannot read tensors from int"),
         ({"heads": ["*"]}, "nothing is left to merge"),
+        ({"heads": ["zz*"]}, "heads: unknown tensor or pattern of tensors 'zz"),
+        ({"keep": ["embeddings.wieght"]}, "keep: unknown tensor or pattern"),
     ],
 )
 def test_bad_arguments_are_one_line(arguments: dict[str, Any], message: str) -> None:

@@ -72,3 +72,31 @@ def test_an_adapters_task_and_another_dtype_export_to_what_loads(tmp_path: Path)
         assert not info["missing_keys"], task
         assert found.config.num_labels == classes
         assert found.dtype == torch.float32
+
+
+def test_feed_forward_maps_called_fc_are_no_heads(tmp_path: Path) -> None:
+    """GPT-2 calls a map of its blocks `c_fc`, as classifiers are called elsewhere: experts with other labels still merge it."""
+    sizes = {"vocab_size": 20, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 12, "pad_token_id": 0}
+    torch.manual_seed(0)
+    transformers.GPT2Model(transformers.GPT2Config(**sizes)).save_pretrained(tmp_path / "base")
+    models = {}
+    for task, classes in (("cars", 3), ("birds", 5)):
+        config = transformers.GPT2Config(**sizes, num_labels=classes)
+        models[task] = transformers.GPT2ForSequenceClassification(config).eval()
+        models[task].save_pretrained(tmp_path / task)
+    done = merge(tmp_path / "base", {task: tmp_path / task for task in models}, "average", out=tmp_path / "out")
+    assert done.heads == dict.fromkeys(models, ("score.weight",))
+    trunk, info = transformers.AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
+    assert not info["missing_keys"]
+    wanted = sum(m.transformer.h[0].mlp.c_fc.weight for m in models.values()) / 2
+    assert torch.allclose(trunk.h[0].mlp.c_fc.weight, wanted, atol=1e-6)
+    # an adapter brings no configuration: its classes are counted at the head, not at what is called like one
+    peft = pytest.importorskip("peft")
+    model = transformers.GPT2ForSequenceClassification.from_pretrained(tmp_path / "base", num_labels=4)
+    lora = peft.LoraConfig(task_type="SEQ_CLS", r=2, target_modules=["c_attn"], fan_in_fan_out=True)
+    peft.get_peft_model(model, lora).save_pretrained(tmp_path / "lora")
+    merge(tmp_path / "base", {"moths": tmp_path / "lora"}, "average", out=tmp_path / "from_lora")
+    export_task(tmp_path / "from_lora", "moths", tmp_path / "moths")
+    moths = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "moths")
+    assert moths.config.num_labels == 4
+    assert torch.equal(moths.score.weight, model.score.modules_to_save["default"].weight)

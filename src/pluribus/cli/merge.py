@@ -243,8 +243,8 @@ def command(
         )
         click.echo(json.dumps({"schema": 1, "path": str(made), "method": name}) if as_json else f"{made}: one adapter by {name}")
         return
-    if not running.is_static(name):
-        raise BadInput(f"{name} needs data, which a command line cannot give", where="--method",
+    if not running.is_static(name) or running.needs(name) - given["settings"].keys():
+        raise BadInput(f"{name} needs data or a model, which a command line cannot give", where="--method",
                        remedy="use pluribus.merging from Python, or a method that needs none")  # fmt: skip
     begin = time.perf_counter()
     plan, made, each = running.prepare(given["base"], given["experts"], name, weights=given["weights"], heads=given["heads"],
@@ -278,14 +278,15 @@ def _tell(about: dict[str, Any], as_json: bool) -> None:
         click.echo(json.dumps({"schema": 1, **about}, indent=1, ensure_ascii=False))
         return
     why = " (the default; choose another with --method)" if about["default"] else ""
-    size = about["bytes_written"] / 1e6
+    size, count = about["bytes_written"] / 1e6, len(about["weights"])
+    experts = f"{count} expert{'s' * (count != 1)}"
     if about["written"]:
         speed = (about["bytes_read"] + about["bytes_written"]) / max(about["seconds"], 1e-9) / 1e9
-        click.echo(f"{about['path']}: {len(about['weights'])} experts merged by {about['method']}{why}, {size:.1f} MB "
+        click.echo(f"{about['path']}: {experts} merged by {about['method']}{why}, {size:.1f} MB "
                    f"in {about['seconds']:.1f} s, {speed:.2f} GB/s")  # fmt: skip
     else:
         read = about["bytes_read"] / 1e6
-        click.echo(f"would merge {len(about['weights'])} experts by {about['method']}{why}: read {read:.1f} MB, "
+        click.echo(f"would merge {experts} by {about['method']}{why}: read {read:.1f} MB, "
                    f"write {size:.1f} MB; nothing written")  # fmt: skip
     click.echo(f"  merged tensors: {about['merged']}; copied from the base: {len(about['copied'])}")
     for task, names in about["heads"].items():
@@ -320,7 +321,7 @@ def doctor(
     def show(value: float | None) -> str:
         return "    –" if value is None else f"{value:5.2f}"
 
-    click.echo(f"{len(found.tasks)} experts: {', '.join(found.tasks)}")
+    click.echo(f"{len(found.tasks)} expert{'s' * (len(found.tasks) != 1)}: {', '.join(found.tasks)}")
     click.echo(f"{'layer':40} {'entries':>10} {'distance':>9} {'cosine':>7} {'conflict':>9} {'overlap':>8}")
     for row in (*found.layers, found.whole):
         far = max(row.distance.values())

@@ -27,7 +27,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pluribus.errors import BadInput
+from pluribus.errors import BadInput, unknown
 from pluribus.files import read_json
 from pluribus.merging.source import Renamed, Source, where
 
@@ -67,16 +67,35 @@ def _pattern(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
+class Heads:
+    """Which of a model's names look like a classifier's. What lies in a numbered block that holds other tensors too is of the
+    trunk, whatever it is called: `h.0.mlp.c_fc` is no head."""
+
+    NUMBERED = re.compile(r".*?(?:^|\.)\d+\.")
+
+    def __init__(self, names: Iterable[str]) -> None:
+        plain = (self.NUMBERED.match(n) for n in names if not CLASSIFIER.search(n))
+        self.trunk = {found[0] for found in plain if found}
+
+    def __call__(self, name: str, pattern: re.Pattern[str] = CLASSIFIER) -> bool:
+        found = pattern.search(name)
+        if not found:
+            return False
+        block = self.NUMBERED.match(name[: found.start() + 1])
+        return block is None or block[0] not in self.trunk
+
+
 def align(base: Source, expert: Source) -> tuple[Source, str | None]:
     """The expert under the base's names, where they differ by one prefix; and the prefix in words."""
-    mine, theirs = set(base.names()), set(expert.names())
+    ours = base.names()
+    mine, theirs = set(ours), set(expert.names())
     best, found = len(mine & theirs), {}
     word: str | None = None
-    every = ((n.split("."), depth) for n in theirs | mine for depth in (1, 2, 3))
+    every = ((n.split("."), depth) for n in sorted(theirs | mine) for depth in (1, 2, 3))
     prefixes = Counter(".".join(parts[:depth]) + "." for parts, depth in every if len(parts) > depth)
     for prefix, _ in prefixes.most_common(60):
-        longer = {n: prefix + n for n in mine if prefix + n in theirs}
-        shorter = {n: n[len(prefix) :] for n in mine if n.startswith(prefix) and n[len(prefix) :] in theirs}
+        longer = {n: prefix + n for n in ours if prefix + n in theirs}
+        shorter = {n: n[len(prefix) :] for n in ours if n.startswith(prefix) and n[len(prefix) :] in theirs}
         for names, how in ((longer, f"without {prefix!r}"), (shorter, f"with {prefix!r}")):
             if len(names) > best:
                 best, found, word = len(names), names, how
@@ -97,7 +116,8 @@ def compare(
 ) -> Plan:
     """What merges, what is copied and what are heads. Raises `BadInput` that names tensor, model and both shapes.
 
-    heads: name patterns of heads. keep: name patterns that stay the base's. labels: by task, its id2label, where known.
+    heads: name patterns of heads. keep: name patterns that stay the base's; a pattern that matches no tensor is an error.
+    labels: by task, its id2label, where known.
     """
     if not experts:
         raise BadInput("there is no expert", where="experts", remedy="name at least one fine-tuned model")
@@ -108,17 +128,21 @@ def compare(
         if word:
             notes.append(f"expert {task!r} is read {word}")
     names, known = base.names(), {task: set(e.names()) for task, e in seen.items()}
-    mine, shapes_of = set(names), {_pattern(n) for n in names if _pattern(n) != n}
+    mine, shapes_of, is_head = set(names), {_pattern(n) for n in names if _pattern(n) != n}, Heads(names)
     for task, expert in seen.items():
         common = len(mine & known[task])
         if common * 2 < min(len(mine), len(known[task])) or not common:
             what = f"shares {common} of {len(known[task])} tensor names with the base's {len(mine)}: another architecture"
             raise BadInput(what, where=f"expert {task!r} ({where(expert)})", remedy="give an expert of this base")
 
+    for option, patterns, reach in (("heads", heads, mine.union(*known.values())), ("keep", keep, mine)):
+        for pattern in patterns:
+            if not any(fnmatch(n, pattern) for n in reach):
+                raise unknown("tensor or pattern of tensors", pattern, sorted(reach), where=option)
     own: dict[str, list[str]] = {task: [] for task in seen}
     shared_heads = {n for n in names if any(fnmatch(n, p) for p in heads)}
     if labels and len({str(v) for v in labels.values() if v}) > 1:
-        same = {n for n in names if LABELS.search(n) and base.dtype(n).is_floating_point} - shared_heads
+        same = {n for n in names if is_head(n, LABELS) and base.dtype(n).is_floating_point} - shared_heads
         if same:
             notes.append(f"the experts' labels differ: {_listed(same)} not merged")
             shared_heads |= same
@@ -128,7 +152,7 @@ def compare(
         for task, expert in seen.items():
             if name in known[task] and base.dtype(name).is_floating_point:
                 here, there = tuple(base.shape(name)), tuple(expert.shape(name))
-                if here != there and here[1:] == there[1:] and CLASSIFIER.search(name):
+                if here != there and here[1:] == there[1:] and is_head(name):
                     shared_heads.add(name)
 
     copied, merged = [], []
@@ -138,7 +162,7 @@ def compare(
             continue
         if any(fnmatch(name, p) for p in keep) or not base.dtype(name).is_floating_point:
             copied.append(name)
-        elif lacking and len(lacking) == len(seen) and CLASSIFIER.search(name):
+        elif lacking and len(lacking) == len(seen) and is_head(name):
             copied.append(name)
             notes.append(f"{name} is only in the base and copied")
         elif lacking:

@@ -32,7 +32,7 @@ from torch import Tensor
 from pluribus.errors import BadInput, unknown
 from pluribus.files import atomic_folder, read_json, safetensors, sha256
 from pluribus.merging.algebra import Method
-from pluribus.merging.checkpoints import LABELS, Plan, config
+from pluribus.merging.checkpoints import LABELS, Heads, Plan, config
 from pluribus.merging.source import Renamed, Source
 from pluribus.merging.stream import CHUNK, Engine
 
@@ -289,10 +289,11 @@ def copy_texts(home: Path, aside: Path, dtypes: Mapping[str, torch.dtype]) -> No
 def card(about: Mapping[str, Any]) -> str:
     """The model card: what was merged, how, from what."""
     settings = ", ".join(f"{k} = {v}" for k, v in about["settings"].items()) or "its defaults"
+    count = len(about["tasks"])
     lines = [
         "---", "library_name: transformers", "tags: [merge, pluribus]", "---", "",
         f"# Merged by {about['method']}", "",
-        f"{len(about['tasks'])} fine-tuned models of one base, merged by Pluribus with `{about['method']}` ({settings}), "
+        f"{count} fine-tuned model{'s' * (count != 1)} of one base, merged by Pluribus with `{about['method']}` ({settings}), "
         f"seed {about['seed']}.", "",
         "| model | weight | own tensors | SHA-256 |", "|---|---|---|---|",
     ]  # fmt: skip
@@ -323,7 +324,8 @@ def read_about(folder: str | Path) -> dict[str, Any]:
 
 def _with_classes(about: dict[str, Any], layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> dict[str, Any]:
     """The base's configuration for an expert without its own (an adapter), with as many classes as its head has rows."""
-    rows = {shape[0] for name, (shape, _) in layout.items() if len(shape) == 2 and LABELS.search(name) and ".dense" not in name}
+    is_head = Heads(layout)
+    rows = {shape[0] for name, (shape, _) in layout.items() if len(shape) == 2 and is_head(name, LABELS) and ".dense" not in name}
     if not about or len(rows) != 1:
         return about
     classes = [f"LABEL_{i}" for i in range(rows.pop())]

@@ -81,6 +81,11 @@ def is_static(name: str) -> bool:
     return hints.get("return") in (Method, "Method")
 
 
+def needs(name: str) -> set[str]:
+    """The settings without which a merger cannot be made: what was collected from data."""
+    return {p.name for p in inspect.signature(builder(name)).parameters.values() if p.default is p.empty}
+
+
 def names_of(experts: Any) -> dict[str, Any]:
     """Experts by task: a mapping as it is, a sequence by the names of its folders (or expert1, expert2, …)."""
     if isinstance(experts, Mapping):
