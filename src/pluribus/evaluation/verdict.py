@@ -49,6 +49,7 @@ from pluribus.evaluation.intervals import (
     units_component,
 )
 from pluribus.evaluation.metrics import Array, Ints, Weightings
+from pluribus.files.plain import plain
 from pluribus.tasks import Task
 
 Word = Literal["better", "as good", "worse", "undecided"]
@@ -187,7 +188,7 @@ class Verdict:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values (NaN and infinity become None); `Verdict.from_dict` undoes it."""
-        return {**cast(dict[str, Any], _plain(asdict(self))), "schema": 1, "headline": self.headline}
+        return {**cast(dict[str, Any], plain(asdict(self))), "schema": 1, "headline": self.headline}
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Verdict:
@@ -579,16 +580,6 @@ def number(value: float, sign: str = "") -> str:
 def span(interval: Interval) -> str:
     """The bounds of an interval for people."""
     return f"[{number(interval.low, '+')}, {number(interval.high, '+')}]" if math.isfinite(interval.low) else "[n/a]"
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, dict):
-        return {key: _plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _float(value: float | None) -> float:

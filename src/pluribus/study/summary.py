@@ -17,10 +17,11 @@ from pluribus.data.prepared import Prepared
 from pluribus.data.table import HOLES
 from pluribus.evaluation.verdict import Verdict
 from pluribus.files import atomic_file, read_json
+from pluribus.files.plain import plain
 from pluribus.modeling import Fitted
 from pluribus.study.plan import EQUAL, EQUAL_TIME, Plan, is_balanced
 from pluribus.study.selection import CHAMPION, Choice, Finalist
-from pluribus.study.trial import Predictions, plain, score
+from pluribus.study.trial import Predictions, score
 
 if TYPE_CHECKING:
     from pluribus.study.study import Study

@@ -21,6 +21,7 @@ from pluribus.evaluation import calibration, metrics
 from pluribus.evaluation.skill import skill
 from pluribus.files import atomic_folder, read_json
 from pluribus.files.linked import link_equal
+from pluribus.files.plain import plain
 from pluribus.modeling import Budget, Fitted
 from pluribus.study.plan import Trial, make, screening_part
 from pluribus.tasks import Task
@@ -201,16 +202,3 @@ def rule(data: Prepared, predictions: Predictions) -> float:
     each = skills(data, predictions)
     known = [each[task.name] for task in data.tasks if task.role == "main" and math.isfinite(each[task.name])]
     return sum(known) / len(known) if known else -math.inf
-
-
-def plain(value: Any) -> Any:
-    """Plain JSON values: NumPy numbers become Python's, NaN and infinity None."""
-    if isinstance(value, dict):
-        return {key: plain(item) for key, item in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [plain(item) for item in value]
-    if isinstance(value, np.generic):
-        value = value.item()
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
