@@ -24,22 +24,22 @@ from typing import Annotated, Any, Literal
 
 import numpy as np
 import torch
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field
 
 import pluribus
 from pluribus import catalog
-from pluribus.errors import BadInput, nearest, unknown
+from pluribus.errors import BadInput, unknown
 from pluribus.evaluation.verdict import TOLERANCE, Verdict
 from pluribus.files import atomic_file, file_lock, read_json, read_yaml, sha256
+from pluribus.files.plain import plain
 from pluribus.merging.bundle import ROADS, bundle, homes_of
 from pluribus.merging.checkpoints import config
 from pluribus.merging.container import MergeContainer
 from pluribus.merging.modules import example, filled, names_in, skeleton
 from pluribus.merging.run import is_static, prepare
 from pluribus.study.paired import Scored, compare_scores
-from pluribus.study.spec import SCHEMA_VERSION, seconds
+from pluribus.study.spec import SCHEMA_VERSION, checked, seconds
 from pluribus.study.study import OPENINGS, StudyResult, open_run
-from pluribus.study.trial import plain
 
 EXPERTS = "experts"
 METHODS = ("average", "task_arithmetic", "ties", "tsv_m", "emr", "lora")
@@ -102,24 +102,7 @@ def parse(row: Any, *, where: str, beside: Path | None = None) -> CheckpointStud
     if any(key in ("evaluate", "evaluator", "code") for key in row):
         remedy = "leave it out and write --evaluate FILE.py:FUNCTION on the command line"
         raise BadInput("names code, which no file may", where=where, remedy=remedy)
-    version = row.get("schema_version", 1)
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        what = f"schema_version {version} is newer than this program's ({SCHEMA_VERSION})"
-        raise BadInput(what, where=where, remedy="update pluribus")
-    try:
-        spec = CheckpointStudy.model_validate(dict(row))
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"] if part not in ("str", "Road"))
-        if first["type"] == "extra_forbidden":
-            fields = {*CheckpointStudy.model_fields, *Expert.model_fields, *Road.model_fields}
-            guess = nearest(str(first["loc"][-1]), fields)
-            remedy = f"did you mean {guess!r}?" if guess else "see `pluribus schema --kind checkpoints`"
-            raise BadInput(f"unknown key {path!r}", where=where, remedy=remedy) from None
-        if first["type"] == "missing":
-            raise BadInput(f"lacks the key {path!r}", where=where, remedy="see `pluribus schema --kind checkpoints`") from None
-        what = f"{first['msg'].lower()}, not {first.get('input')!r:.60}"
-        raise BadInput(what, where=f"{where}, {path}", remedy="see `pluribus schema --kind checkpoints`") from None
+    spec = checked(CheckpointStudy, row, where=where, nested=(Expert, Road), schema="pluribus schema --kind checkpoints")
     seconds(spec.budget, where=f"{where}, budget")
     seen: set[str] = set()
     for road in spec.roads():

@@ -6,9 +6,9 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
@@ -19,6 +19,7 @@ from pluribus.tasks import Task
 from pluribus.tasks.metrics import METRICS
 
 SCHEMA_VERSION = 1
+Model = TypeVar("Model", bound=BaseModel)
 _UNITS = {"s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
 
 
@@ -35,6 +36,34 @@ def seconds(text: str | float, *, where: str = "budget") -> float:
     if not 1 <= value < 1e9:
         raise BadInput(f"{text!r} is not between one second and thirty years", where=where, remedy=remedy)
     return value
+
+
+def checked(
+    model: type[Model], row: Mapping[str, Any], *, where: str, nested: Sequence[type[BaseModel]], schema: str
+) -> Model:
+    """The settings as `model`; the first thing that is wrong becomes one line with the field's name and a remedy.
+
+    nested: the models of fields within. schema: the command that prints what may stand there.
+    """
+    version = row.get("schema_version", 1)
+    if isinstance(version, int) and version > SCHEMA_VERSION:
+        what = f"schema_version {version} is newer than this program's ({SCHEMA_VERSION})"
+        raise BadInput(what, where=where, remedy="update pluribus")
+    try:
+        return model.model_validate(dict(row))
+    except ValidationError as error:
+        first = error.errors()[0]
+        branches = {"str", *(each.__name__ for each in nested)}  # of a field that may be one or the other
+        path = ".".join(str(part) for part in first["loc"] if part not in branches)
+        if first["type"] == "extra_forbidden":
+            models: tuple[type[BaseModel], ...] = (model, *nested)
+            guess = nearest(str(first["loc"][-1]), [name for each in models for name in each.model_fields])
+            remedy = f"did you mean {guess!r}?" if guess else f"see `{schema}`"
+            raise BadInput(f"unknown key {path!r}", where=where, remedy=remedy) from None
+        if first["type"] == "missing":
+            raise BadInput(f"lacks the key {path!r}", where=where, remedy=f"add it; see `{schema}`") from None
+        what = f"{first['msg'].removeprefix('Value error, ').lower()}, not {first.get('input')!r:.60}"
+        raise BadInput(what, where=f"{where}, {path}", remedy=f"see `{schema}`") from None
 
 
 class TaskSpec(BaseModel):
@@ -149,26 +178,10 @@ def parse(row: Any, *, where: str) -> TableStudy:
         raise BadInput("is a study of checkpoints", where=where, remedy="add --evaluate FILE.py:FUNCTION")
     if kind != "table":
         raise unknown("kind of study", str(kind), ("table", "checkpoints"), where=where)
-    version = row.get("schema_version", 1)
-    if isinstance(version, int) and version > SCHEMA_VERSION:
-        raise BadInput(f"schema_version {version} is newer than this program's ({SCHEMA_VERSION})", where=where,
-                       remedy="update pluribus")  # fmt: skip
     if isinstance(row.get("table"), Mapping):
         generated.check(row["table"], where=f"{where}, table")
         row = {"targets": generated.targets(row["table"]), **row}
-    try:
-        spec = TableStudy.model_validate(dict(row))
-    except ValidationError as error:
-        first = error.errors()[0]
-        path = ".".join(str(part) for part in first["loc"] if part not in ("TaskSpec", "str"))
-        if first["type"] == "extra_forbidden":
-            guess = nearest(str(first["loc"][-1]), TableStudy.model_fields)
-            remedy = f"did you mean {guess!r}?" if guess else "see `pluribus schema`"
-            raise BadInput(f"unknown key {first['loc'][-1]!r}", where=where, remedy=remedy) from None
-        if first["type"] == "missing":
-            raise BadInput(f"lacks the key {path!r}", where=where, remedy="add it; see `pluribus schema`") from None
-        what = f"{first['msg'].removeprefix('Value error, ').lower()}, not {first.get('input')!r:.60}"
-        raise BadInput(what, where=f"{where}, {path}", remedy="see `pluribus schema`") from None
+    spec = checked(TableStudy, row, where=where, nested=(TaskSpec, ItemSpec, GeneratedTable), schema="pluribus schema")
     seconds(spec.budget, where=f"{where}, budget")
     return spec
 
