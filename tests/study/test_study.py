@@ -41,6 +41,14 @@ def test_everything_is_written(finished: Any) -> None:
     assert set(rows.loc[rows["task"] == "default", "metric"]) >= {"gini", "auc", "logloss"}
 
 
+def test_weights_are_stored_once(finished: Any) -> None:
+    """The model's weights are other names of the trial's files, which goes on when either folder is removed."""
+    _, result = finished
+    weights = [f for f in (result.folder / "model").rglob("*") if f.suffix in (".safetensors", ".txt")]
+    assert weights
+    assert all(f.stat().st_nlink > 1 for f in weights)
+
+
 def test_choice_stands_before_the_test_is_opened(finished: Any) -> None:
     """If this fails, what is claimed on test may have been chosen on it."""
     _, result = finished

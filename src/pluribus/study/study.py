@@ -31,6 +31,7 @@ from pluribus.errors import BadInput
 from pluribus.evaluation import calibration
 from pluribus.evaluation.verdict import TaskTruth, Verdict, judge
 from pluribus.files import atomic_file, file_lock, read_json, read_yaml
+from pluribus.files.linked import link_equal
 from pluribus.modeling import Fitted, load
 from pluribus.study import generated, selection
 from pluribus.study import spec as specs
@@ -396,6 +397,9 @@ class Study:
             "metrics": None if verdict is None else verdict.to_dict()["comparisons"][0]["tasks"],
         }
         model.save(self.folder / "model")
+        kept = [trials / choice.trials[name] / "model" for name in members]
+        for file in sorted(path for path in (self.folder / "model").rglob("*") if path.is_file()):  # weights are stored once
+            link_equal(file, [twin for folder in kept for twin in sorted(folder.rglob(file.name))])
         return model
 
     def _reliability(self, finalists: Sequence[Finalist], choice: Choice) -> dict[str, Any]:
