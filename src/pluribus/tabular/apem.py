@@ -38,6 +38,7 @@ from pluribus.sharing.stacked import Stacked, Towers, at_least
 from pluribus.tabular.attention import Attention, FeedForward, each_token
 from pluribus.tabular.funnel_candidates import no_funnel
 from pluribus.tabular.joint_networks import JointNetwork, balancer_of
+from pluribus.tabular.network import size_of
 from pluribus.tabular.settings import DEFAULTS
 from pluribus.tabular.tokens import Tokens
 from pluribus.tasks import Task
@@ -230,6 +231,7 @@ class APEMNetwork(JointNetwork):
     name = "apem"
     label = "APEM"
     encoder = "group_transformer"
+    speed = 5e9  # small products
     defaults: ClassVar[Mapping[str, Any]] = {
         "width": 16, "depth": 1, "groups": 3, "inducing": 4, "heads": 2, "dropout": 0.1, "embedding": "piecewise_linear",
         "bins": 8, "sigma": 0.1, "tower": 32, "top_k": None, "adaptive": True, "selector": True, "calibrator": None,
@@ -261,9 +263,5 @@ class APEMNetwork(JointNetwork):
         alpha = self.settings["calibrator"]
         return ESMM(data.tasks) if alpha is None else Calibrated(data.tasks, alpha=alpha)
 
-    def estimate(self, data: Prepared) -> float:
-        """15 epochs of 6 FLOPs per weight used and row, at 5 GFLOP/s: small products."""
-        width, fields = self.settings["width"], len(data.columns.bin_edges) + len(data.columns.cardinalities)
-        layer = fields * 12 * width * width * self.settings["depth"]
-        towers = len(data.tasks) * fields * width * max(1, self.settings["tower"])
-        return float(15 * 6 * (layer + towers) * len(data.parts["train"]) / 5e9 + 0.5)
+    def size(self, data: Prepared) -> tuple[float, int]:
+        return size_of(data.tasks, data.columns, self.config(data))

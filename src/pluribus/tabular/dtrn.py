@@ -37,6 +37,7 @@ from pluribus.modeling.model import Slices
 from pluribus.sharing.stacked import at_least
 from pluribus.tabular.attention import Attention, FeedForward
 from pluribus.tabular.joint_networks import JointNetwork, balancer_of, tower_of
+from pluribus.tabular.network import size_of
 from pluribus.tabular.settings import DEFAULTS
 from pluribus.tabular.tokens import Tokens
 from pluribus.tasks import Task
@@ -324,6 +325,7 @@ class DTRNNetwork(JointNetwork):
     name = "dtrn"
     label = "DTRN"
     encoder = "behaviours"
+    speed = 5e9  # small products
     defaults: ClassVar[Mapping[str, Any]] = {
         "width": 16, "depth": 1, "heads": 2, "dropout": 0.1, "embedding": "piecewise_linear", "bins": 8, "sigma": 0.1,
         "target": None, "behaviours": None, "hyper": True, "refine": True, "sharing": "ple", "tower": 32, "balancer": "equal",
@@ -354,11 +356,5 @@ class DTRNNetwork(JointNetwork):
         settings = {name: self.settings[name] for name in kept} | {"behaviours": behaviours, "target": target}
         return {"architecture": {"name": "dtrn", "settings": settings}}
 
-    def estimate(self, data: Prepared) -> float:
-        """15 epochs of 6 FLOPs per weight used and row, at 5 GFLOP/s: small products."""
-        width, columns = self.settings["width"], data.columns
-        found = self.settings["behaviours"] or sequences_of_items(columns)
-        elements = sum(columns.sequences[name].typical for name in found) * len(data.tasks)
-        block = elements * (14 * width * width) * self.settings["depth"]
-        fields = len(columns.bin_edges) + len(columns.cardinalities) + len(found)
-        return float(15 * 6 * (block + len(data.tasks) * fields * width * 256) * len(data.parts["train"]) / 5e9 + 0.5)
+    def size(self, data: Prepared) -> tuple[float, int]:
+        return size_of(data.tasks, data.columns, self.config(data))

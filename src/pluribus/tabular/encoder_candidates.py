@@ -17,7 +17,7 @@ from pluribus.modeling import Choice, IntRange, LogUniform, MultiTaskModel, Sear
 from pluribus.tabular.embeddings import EMBEDDINGS
 from pluribus.tabular.joint_networks import JointNetwork
 from pluribus.tabular.multitab_net import MASKS, TOKENS, MultiTabEncoder
-from pluribus.tabular.network import flops_of
+from pluribus.tabular.network import size_of
 from pluribus.tabular.settings import encoder_settings
 from pluribus.tabular.single_networks import SingleNetworks
 
@@ -62,13 +62,13 @@ MULTITAB_NET_SPACE: dict[str, Range] = {
 class _Joint(JointNetwork):
     """A joint network on another encoder; its cost is counted on the model."""
 
+    speed = SPEED
+
     def balancer(self, data: Prepared) -> Balancer:
         return EqualWeighting()
 
-    def estimate(self, data: Prepared) -> float:
-        """15 epochs of three forward passes a row."""
-        flops = flops_of(data.tasks, data.columns, self.config(data))
-        return 15 * 3 * flops * len(data.parts["train"]) / SPEED + 0.5
+    def size(self, data: Prepared) -> tuple[float, int]:
+        return size_of(data.tasks, data.columns, self.config(data))
 
 
 class _Woven(_Joint):
@@ -87,7 +87,11 @@ class _Single(SingleNetworks):
     """One network per task on another encoder."""
 
     def _flops(self, data: Prepared) -> float:
-        return 2.5 * flops_of(data.tasks[:1], data.columns, self.config(data))  # 2.5: their products are smaller, and slower
+        flops, _ = size_of(data.tasks[:1], data.columns, self.config(data))
+        return 2.5 * flops  # their products are smaller, and slower
+
+    def _tensors(self, data: Prepared) -> int:
+        return size_of(data.tasks[:1], data.columns, self.config(data))[1]
 
 
 class FTTransformerNetwork(_Joint):

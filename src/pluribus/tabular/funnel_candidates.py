@@ -16,19 +16,17 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
-import torch
-
 from pluribus import catalog
 from pluribus.balancing import Balancer
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
-from pluribus.modeling import Budget, Choice, LogUniform, Objective, SearchSpace, Sharing
+from pluribus.modeling import Budget, Choice, LogUniform, Objective, SearchSpace
 from pluribus.modeling.funnels import ESCM2, ESMM, Calibrated, WholeWay, chains
 from pluribus.sharing import AITM
 from pluribus.tabular.joint_networks import JointNetwork, balancer_of, tower_of
 from pluribus.tabular.mlp import TabularMLP
 from pluribus.tabular.network import Network
-from pluribus.tabular.settings import DEFAULTS, SPACE, encoder_settings, weights_of
+from pluribus.tabular.settings import DEFAULTS, SPACE, encoder_settings
 from pluribus.tabular.sharing_candidates import examined
 from pluribus.tasks import Task
 
@@ -89,15 +87,6 @@ class _Funnel(JointNetwork):
         name, settings = self.part()
         encoder = {"name": "tabular_mlp", "settings": encoder_settings(self.settings, data)}
         return {"encoder": encoder, "sharing": {"name": name, "settings": settings}}
-
-    def estimate(self, data: Prepared) -> float:
-        """15 epochs of 6 FLOPs per weight and row, at 15 GFLOP/s."""
-        name, settings = self.part()
-        with torch.device("meta"):
-            width = encoder_settings(self.settings, data)["width"]
-            sharing: Sharing = catalog.get("sharing", name).resolve()(data.tasks, width, **settings)
-        weights = weights_of(self.settings, data) + sum(p.numel() for p in sharing.parameters())
-        return float(15 * 6 * weights * len(data.parts["train"]) / 1.5e10 + 0.5)
 
 
 class ESMMNetwork(_Funnel):

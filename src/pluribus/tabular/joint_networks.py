@@ -12,12 +12,15 @@ from abc import abstractmethod
 from collections.abc import Mapping
 from typing import Any, ClassVar
 
+import torch
+
 from pluribus import catalog
 from pluribus.balancing import AutoLambda, Balancer, EqualWeighting, UncertaintyWeighting
 from pluribus.data.prepared import Prepared
 from pluribus.modeling import Budget, Candidate, Choice, MultiTaskModel, Objective, SearchSpace, Supervised
+from pluribus.tabular.cost import SPEED, training_seconds
 from pluribus.tabular.network import Network, build
-from pluribus.tabular.settings import DEFAULTS, SPACE, batch_of, check, encoder_settings, weights_of
+from pluribus.tabular.settings import DEFAULTS, SPACE, batch_of, check, encoder_settings
 from pluribus.training import Stage, Trainer
 from pluribus.training.fitting import plain_curves, reproducible
 
@@ -41,11 +44,13 @@ class JointNetwork(Candidate):
     """One network for all tasks.
 
     sharing: name of the architecture. sharing_settings: those of the candidate's settings that go to it.
+    speed: FLOPs a second of its training steps, see `pluribus.tabular.cost`.
     """
 
     road = "train"
     encoder: ClassVar[str] = "tabular_mlp"
     processes = True
+    speed: ClassVar[float] = SPEED
     sharing: ClassVar[str]
     sharing_settings: ClassVar[tuple[str, ...]] = ()
 
@@ -74,9 +79,16 @@ class JointNetwork(Candidate):
     def unfit(self, data: Prepared) -> str | None:
         return "one task alone has nothing to share" if len(data.tasks) < 2 else None
 
+    def size(self, data: Prepared) -> tuple[float, int]:
+        """FLOPs of one row's forward pass, two a weight (a table of embeddings does not count), and trained tensors."""
+        with torch.device("meta"):
+            named = dict(build(data.tasks, data.columns, self.config(data)).named_parameters())
+        return 2.0 * sum(p.numel() for name, p in named.items() if not name.endswith("table")), len(named)
+
     def estimate(self, data: Prepared) -> float:
-        """15 epochs of 6 FLOPs per weight and row, at 15 GFLOP/s."""
-        return 15 * 6 * weights_of(self.settings, data) * len(data.parts["train"]) / 1.5e10 + 0.5
+        rows, (flops, tensors) = len(data.parts["train"]), self.size(data)
+        batch = batch_of(self.settings, rows)
+        return training_seconds(rows, batch, flops, tensors, epochs=self.settings["epochs"], speed=self.speed)
 
     def fit(self, data: Prepared, budget: Budget, seed: int) -> Network:
         began = time.process_time()

@@ -48,11 +48,11 @@ def build(tasks: Sequence[Task], columns: FittedColumns, config: Mapping[str, An
     return MultiTaskModel(tasks, encoder, sharing(tasks, encoder.width, **config["sharing"]["settings"]))
 
 
-def flops_of(tasks: Sequence[Task], columns: FittedColumns, config: Mapping[str, Any]) -> float:
-    """FLOPs of one row's forward pass for all tasks, counted on a fresh model."""
+def size_of(tasks: Sequence[Task], columns: FittedColumns, config: Mapping[str, Any]) -> tuple[float, int]:
+    """FLOPs of one row's forward pass for all tasks, counted on a fresh model, and how many tensors train."""
     with torch.random.fork_rng(devices=[]):
         model = build(tasks, columns, config)
-    return _counted(model, blank(columns, 8)) / 8
+    return _counted(model, blank(columns, 8)) / 8, len(list(model.parameters()))
 
 
 def _counted(model: MultiTaskModel, inputs: Mapping[str, Tensor]) -> float:

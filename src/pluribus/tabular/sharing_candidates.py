@@ -21,7 +21,7 @@ from pluribus.modeling.experts import pack
 from pluribus.sharing import health
 from pluribus.sharing.stacked import Stacked
 from pluribus.tabular.joint_networks import JointNetwork
-from pluribus.tabular.network import Network, build
+from pluribus.tabular.network import Network
 from pluribus.tabular.settings import DEFAULTS, SPACE, encoder_settings, width_of
 
 TOWER = Choice((0, 32, 64))
@@ -49,17 +49,10 @@ def examined(fitted: Network, data: Prepared) -> Network:
 
 
 class _Shared(JointNetwork):
-    """A joint network whose cost estimate counts the architecture's weights too, and whose experts are looked at."""
+    """A joint network whose experts are looked at."""
 
     def balancer(self, data: Prepared) -> Balancer:
         return EqualWeighting()
-
-    def estimate(self, data: Prepared) -> float:
-        """15 epochs of 6 FLOPs per weight and row, at 15 GFLOP/s; a table of embeddings does not count."""
-        with torch.device("meta"):
-            model = build(data.tasks, data.columns, self.config(data))
-        weights = sum(p.numel() for name, p in model.named_parameters() if not name.endswith("table"))
-        return float(15 * 6 * weights * len(data.parts["train"]) / 1.5e10 + 0.5)
 
     def fit(self, data: Prepared, budget: Budget, seed: int) -> Network:
         return examined(super().fit(data, budget, seed), data)

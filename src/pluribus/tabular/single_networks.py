@@ -30,6 +30,7 @@ from pluribus.modeling import Budget, Candidate
 from pluribus.modeling.candidate import in_turn
 from pluribus.modeling.experts import StackedLinear
 from pluribus.tabular.bank import BankEncoder
+from pluribus.tabular.cost import EPOCHS, TENSOR
 from pluribus.tabular.members import heads_for, mean_link, mean_loss
 from pluribus.tabular.network import Network, build
 from pluribus.tabular.settings import DEFAULTS, SPACE, batch_of, check, encoder_settings, weights_of
@@ -59,8 +60,17 @@ class SingleNetworks(Candidate):
         check(self.settings, f"candidate {self.name!r}")
 
     def estimate(self, data: Prepared) -> float:
+        """The tasks' FLOPs, and the steps that tasks of one kind and size take together (see `pluribus.tabular.cost`)."""
         flops = self._flops(data)
-        return sum(self._cost(data, task, flops) for task in data.tasks)
+        banks = {(task.kind, len(task.classes), _size(len(data.labelled(task.name, "train")))) for task in data.tasks}
+        steps = sum(_steps(size, batch_of(self.settings, size)) for _, _, size in banks)
+        overhead = min(EPOCHS, int(self.settings["epochs"])) * steps * TENSOR * self._tensors(data)
+        return overhead + sum(self._cost(data, task, flops) for task in data.tasks)
+
+    def _tensors(self, data: Prepared) -> int:
+        """That train, of one network."""
+        with torch.device("meta"):
+            return len(list(build(data.tasks[:1], data.columns, self.config(data)).parameters()))
 
     def _flops(self, data: Prepared) -> float:
         """Of one row's forward pass through one network."""
@@ -110,6 +120,11 @@ class SingleNetworks(Candidate):
 def _size(cells: int) -> int:
     """The power of two at or below a task's label count: what its batch and its round are made of."""
     return 1 << max(0, cells.bit_length() - 1)
+
+
+def _steps(size: int, batch: int) -> int:
+    """Steps of a round."""
+    return max(MIN_STEPS, math.ceil(1.5 * size / batch))
 
 
 def _group(data: Prepared, model: Specialists) -> list[list[Task]]:
@@ -210,7 +225,7 @@ class _Bank:
         """Train every task to its early stop or last round (True), or to the deadline; leave the best weights in the model."""
         size = _size(max(stream.count for stream in self.streams))
         batch = batch_of(self.settings, size)
-        steps = max(MIN_STEPS, math.ceil(1.5 * size / batch))
+        steps = _steps(size, batch)
         in_time = True
         while in_time and self.live and self.rounds < self.settings["epochs"]:
             in_time = self._round(steps, batch, deadline)
