@@ -24,6 +24,7 @@ from pluribus.data.tags import check_metrics, find_tags, is_bio, ordered, read_t
 from pluribus.errors import BadInput, unknown
 from pluribus.evaluation import metrics
 from pluribus.evaluation.metrics import Array
+from pluribus.evaluation.skill import best_constant
 from pluribus.evaluation.verdict import TaskTruth, Verdict, judge
 from pluribus.tasks import Metric, Task
 from pluribus.tasks import metric as metric_named
@@ -107,15 +108,7 @@ def compare(
         if extra > 0:
             notes.append(f"{side[0].name} holds {extra} rows that the truth does not; they are left out")
     notes.append("the constant predictor is fitted on the truth itself, since training labels are not given")
-    constants = {
-        task.name: metrics.constant(
-            task.main_metric.name,
-            cells[task.name].target,
-            classes=len(task.classes) if task.kind != "binary" else 0,
-            weight=cells[task.name].weight,
-        )
-        for task in judged
-    }
+    constants = {task.name: best_constant(task, cells[task.name].target, cells[task.name].weight) for task in judged}
     return judge(
         judged, cells, units, predictions[1], {names[1]: predictions[0]}, constants=constants, challenger_name=names[0],
         unit=unit, level=level, repeats=repeats, seed=seed, notes=notes,

@@ -3,8 +3,18 @@
 from __future__ import annotations
 
 import math
+from typing import Any
 
-from pluribus.tasks import Metric
+from numpy.typing import NDArray
+
+from pluribus.evaluation import metrics
+from pluribus.tasks import Metric, Task
+
+
+def best_constant(task: Task, target: NDArray[Any], weight: NDArray[Any] | None = None) -> metrics.Array | float:
+    """The constant prediction that is best for the task's main metric on these labels: a number, or P(class) [C]."""
+    classes = len(task.classes) if task.kind != "binary" else 0
+    return metrics.constant(task.main_metric.name, target, classes=classes, weight=weight)
 
 
 def skill(metric: Metric, score: float, constant: float) -> float:

@@ -18,13 +18,14 @@ from numpy.typing import NDArray
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
 from pluribus.evaluation import calibration, metrics
-from pluribus.evaluation.skill import skill
+from pluribus.evaluation.skill import best_constant
 from pluribus.files import atomic_folder, read_json
 from pluribus.files.linked import link_equal
 from pluribus.files.plain import plain
 from pluribus.modeling import Budget, Fitted
 from pluribus.study.plan import Trial, make, screening_part
 from pluribus.tasks import Task
+from pluribus.training.judging import Judge
 
 Predictions = dict[str, NDArray[np.float64]]
 KEPT = ("rules", "times", "diagnostics", "expert_health")  # of a fit's record, where it is there
@@ -160,19 +161,14 @@ def constants(data: Prepared) -> dict[str, float | NDArray[np.float64]]:
     found = {}
     for task in data.tasks:
         train = data.labelled(task.name, "train")
-        found[task.name] = metrics.constant(task.main_metric.name, train.values, classes=columns(task), weight=train.weight)
+        found[task.name] = best_constant(task, train.values, train.weight)
     return found
-
-
-def columns(task: Task) -> int:
-    """Columns of a task's prediction: C for P(class), 0 for one number."""
-    return len(task.classes) if task.classes and task.kind != "binary" else 0
 
 
 def score(task: Task, name: str, p: NDArray[np.float64], data: Prepared, part: str = "valid") -> float:
     """One metric of one task on one part."""
     cells = data.labelled(task.name, part)
-    groups = data.units[cells.rows] if name in ("gauc", "uauc") else None
+    groups = data.units[cells.rows] if name in metrics.GROUPED else None
     return float(metrics.compute(name, p, cells.values, cells.weight, groups=groups))
 
 
@@ -185,16 +181,8 @@ def valid_scores(data: Prepared, predictions: Predictions) -> dict[str, dict[str
 
 def skills(data: Prepared, predictions: Predictions) -> dict[str, float]:
     """Task → skill of its main metric over the constant predictor on the valid part."""
-    best = constants(data)
-    found = {}
-    for task in data.tasks:
-        if task.name not in predictions:
-            continue
-        cells, name = data.labelled(task.name, "valid"), task.main_metric.name
-        groups = data.units[cells.rows] if name in ("gauc", "uauc") else None
-        reference = metrics.of_constant(name, best[task.name], cells.values, cells.weight, groups)
-        found[task.name] = skill(task.main_metric, score(task, name, predictions[task.name], data), reference)
-    return found
+    judges = [Judge(task, data) for task in data.tasks if task.name in predictions]
+    return {each.task.name: each.skill(each.score(predictions[each.task.name])) for each in judges}
 
 
 def rule(data: Prepared, predictions: Predictions) -> float:

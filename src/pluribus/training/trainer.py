@@ -18,26 +18,23 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor, nn
 
 from pluribus import balancing
 from pluribus.balancing import Diagnostics
 from pluribus.data import Batch
-from pluribus.data.prepared import Cells, Prepared
-from pluribus.errors import BadInput, NonFinite
-from pluribus.evaluation import metrics
-from pluribus.evaluation.skill import skill
+from pluribus.data.prepared import Prepared
+from pluribus.errors import BadInput
 from pluribus.modeling import Losses, MultiTaskModel
-from pluribus.tasks import Task
 from pluribus.training import processes
 from pluribus.training.balanced import balanced_backward, batches_of, hears_the_step
 from pluribus.training.callbacks import Callback
+from pluribus.training.judging import Judge, predict, rule
 from pluribus.training.optimizer import SliceAdamW
+from pluribus.training.running import Running
 from pluribus.training.snapshot import read_snapshot, write_snapshot
 from pluribus.training.stage import Stage
 
-EVALUATION_ROWS = 8192
 CHECK_EVERY = 20
 WINDOW = 8  # comparisons of the tasks' gradients in each map over time
 
@@ -159,7 +156,7 @@ class Trainer:
         best = _copy(self.model.state_dict())
         if resume is not None:
             best = self._restore(resume, stage, optimizer, generator, progress)
-        judges = [_Judge(self.model.tasks[name], data) for name in tasks]
+        judges = [Judge(self.model.tasks[name], data) for name in tasks]
         steps = max(1, math.ceil(len(data.parts["train"]) / (stage.batch_size * stage.accumulate)))
         plan = {
             "stage": index, "epochs": stage.epochs, "tasks": list(tasks), "parameters": sum(p.numel() for p in trained),
@@ -174,7 +171,7 @@ class Trainer:
             scores, skills = self._evaluate(data, judges)
             self._note(history, sums, scores, weights)
             history.times.append(history.seconds + self.clock() - began)
-            value = _rule(stage.rule, skills, self.model.tasks)
+            value = rule(stage.rule, skills, self.model.tasks)
             history.rule.append(value)
             if value > progress.best or progress.epoch == 0:
                 progress.best, progress.since = value, 0
@@ -225,7 +222,7 @@ class Trainer:
     ) -> tuple[dict[str, float], dict[str, float], bool]:
         """One epoch: mean training loss per task, mean balancer weight per task, and whether it ran to its end."""
         self.model.train()
-        running = _Running()
+        running = Running()
         batches = self._batches(stage, data, generator, live)
         per_step = stage.accumulate * batches_of(stage.balancer)
         complete, done = True, 0
@@ -255,7 +252,7 @@ class Trainer:
         group: list[Batch],
         optimizer: SliceAdamW,
         trained: list[nn.Parameter],
-        running: _Running,
+        running: Running,
         listening: bool,
     ) -> None:
         counts = _add([stage.objective.counts(batch) for batch in group])
@@ -286,7 +283,7 @@ class Trainer:
                 stage.balancer.after_step(self._means(stage.objective.losses(self.model, group[0]), counts))
 
     def _total(
-        self, stage: Stage, losses: Losses, counts: Mapping[str, Tensor], parts: int, running: _Running
+        self, stage: Stage, losses: Losses, counts: Mapping[str, Tensor], parts: int, running: Running
     ) -> Tensor | None:
         """Σ weight·mean loss + penalties, of one micro-batch's share; None where this process has no label."""
         total: Tensor | None = None
@@ -315,7 +312,7 @@ class Trainer:
             ))  # fmt: skip
 
     def _balanced(
-        self, stage: Stage, group: list[Batch], counts: Mapping[str, Tensor], running: _Running, listening: bool
+        self, stage: Stage, group: list[Batch], counts: Mapping[str, Tensor], running: Running, listening: bool
     ) -> None:
         """Micro-batches share the union's counts; batches that a balancer wants independent have each its own."""
         independent = batches_of(stage.balancer) > 1
@@ -415,7 +412,7 @@ class Trainer:
     def _autocast(self, stage: Stage) -> bool:
         return stage.precision == "bfloat16" or (stage.precision == "auto" and self.device.type == "cuda")
 
-    def _evaluate(self, data: Prepared, judges: list[_Judge]) -> tuple[dict[str, float], dict[str, float]]:
+    def _evaluate(self, data: Prepared, judges: list[Judge]) -> tuple[dict[str, float], dict[str, float]]:
         """Main metric and skill of every judged task on validation; rows are shared out over processes and gathered."""
         predictions = predict(self.model, data, {j.task.name: processes.share(torch.from_numpy(j.cells.rows)) for j in judges})
         scores, skills = {}, {}
@@ -512,105 +509,6 @@ class Trainer:
             stage.balancer.load_state_dict(state["balancer"])
         best: dict[str, Tensor] = state["best"]
         return best
-
-
-@torch.no_grad()
-def predict(model: MultiTaskModel, data: Prepared, rows: Mapping[str, Tensor]) -> dict[str, NDArray[np.float64]]:
-    """Predictions of an encoded table: task → rows asked for → [m] or [m, C] float64, in batches, each row encoded once."""
-    device = next(model.parameters()).device
-    union = torch.unique(torch.cat(list(rows.values()))) if rows else torch.zeros(0, dtype=torch.int64)
-    pieces: dict[str, list[Tensor]] = {name: [] for name in rows}
-    for start in range(0, len(union), EVALUATION_ROWS):
-        chunk = union[start : start + EVALUATION_ROWS]
-        batch = data.batch(chunk, ()).to(device)
-        for name, value in model.predict(batch.inputs, dict.fromkeys(rows), batch.context).items():
-            pieces[name].append(value.double().cpu())
-    found = {}
-    for name, wanted in rows.items():
-        whole = torch.cat(pieces[name]) if pieces[name] else torch.zeros(0, dtype=torch.float64)
-        found[name] = whole[torch.searchsorted(union, wanted.contiguous())].numpy()
-    return found
-
-
-class _Judge:
-    """One task on the validation part: its cells, its main metric, and what the constant predictor scores."""
-
-    def __init__(self, task: Task, data: Prepared) -> None:
-        self.task = task
-        self.cells: Cells = data.labelled(task.name, "valid")
-        self.groups = data.units[self.cells.rows] if task.main_metric.name in ("gauc", "uauc") else None
-        name, train = task.main_metric.name, data.labelled(task.name, "train")
-        self.constant = math.nan
-        if len(train) and len(self.cells):
-            best = metrics.constant(name, train.values, classes=probabilities(task), weight=train.weight)
-            self.constant = metrics.of_constant(name, best, self.cells.values, self.cells.weight, self.groups)
-
-    def score(self, prediction: NDArray[np.float64]) -> float:
-        if not len(self.cells):
-            return math.nan
-        value = metrics.compute(
-            self.task.main_metric.name, prediction, self.cells.values, self.cells.weight, groups=self.groups
-        )
-        return float(np.asarray(value))
-
-    def skill(self, score: float) -> float:
-        """See `pluribus.evaluation.skill`."""
-        return skill(self.task.main_metric, score, self.constant)
-
-
-def probabilities(task: Task) -> int:
-    """Columns of the task's prediction: C where it is P(class), 0 where it is one number."""
-    return len(task.classes) if task.classes and task.kind != "binary" else 0
-
-
-class _Running:
-    """Sums over an epoch, kept on the device; NaN spreads through them, so that looking now and then is enough."""
-
-    def __init__(self) -> None:
-        self.sums: dict[str, Tensor] = {}
-        self.steps: dict[str, int] = {}
-        self.weights: dict[str, Tensor] = {}
-        self.norms: Tensor | None = None
-
-    def loss(self, name: str, value: Tensor | None, count: Tensor) -> None:
-        if value is not None:
-            mean = value.detach() / count
-            self.sums[name] = self.sums[name] + mean if name in self.sums else mean
-            self.steps[name] = self.steps.get(name, 0) + 1
-
-    def weight(self, weights: Mapping[str, Tensor]) -> None:
-        for name, value in weights.items():
-            self.weights[name] = self.weights[name] + value if name in self.weights else value
-
-    def norm(self, value: Tensor) -> None:
-        self.norms = value.detach() if self.norms is None else self.norms + value.detach()
-
-    def check(self) -> None:
-        """Raise `NonFinite` with the task's name if anything has overflowed since the epoch began."""
-        watched = [*self.sums.values(), *([] if self.norms is None else [self.norms])]
-        if not watched or bool(torch.stack(watched).isfinite().all()):
-            return
-        for name, value in self.sums.items():
-            if not math.isfinite(value.item()):
-                raise NonFinite("its loss became NaN or infinite", where=f"task {name!r}", remedy="lower the learning rate")
-        raise NonFinite("the gradient became NaN or infinite", remedy="lower the learning rate or clip harder")
-
-    def means(self) -> tuple[dict[str, float], dict[str, float]]:
-        losses = {name: value.item() / self.steps[name] for name, value in self.sums.items()}
-        weights = {name: float(value) / self.steps.get(name, 1) for name, value in self.weights.items()}
-        return losses, weights
-
-
-def _rule(rule: str, skills: Mapping[str, float], tasks: Mapping[str, Task]) -> float:
-    """Mean or worst skill over the main tasks (all of them where none is main), or one task's."""
-    if rule in skills:
-        value = skills[rule]
-        return value if math.isfinite(value) else -math.inf
-    main = [name for name in skills if tasks[name].role == "main"] or list(skills)
-    known = [skills[name] for name in main if math.isfinite(skills[name])]
-    if not known:
-        return -math.inf
-    return min(known) if rule == "worst" else sum(known) / len(known)
 
 
 def _extra(stage: Stage, losses: Losses) -> Tensor | None:
