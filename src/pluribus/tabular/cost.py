@@ -12,6 +12,7 @@ import math
 
 EPOCHS = 16
 STEP, TENSOR = 2.5e-3, 2e-4  # seconds of a step, and of each of its trained tensors
+BANK_TENSOR = 1.5e-4  # seconds of a tensor in a step of specialists side by side, which have little else to do
 SPEED = 3e10  # FLOPs a second of wide products; a step's passes forward and back are three forward passes
 
 

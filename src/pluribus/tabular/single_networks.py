@@ -30,7 +30,7 @@ from pluribus.modeling import Budget, Candidate
 from pluribus.modeling.candidate import in_turn
 from pluribus.modeling.experts import StackedLinear
 from pluribus.tabular.bank import BankEncoder
-from pluribus.tabular.cost import EPOCHS, TENSOR
+from pluribus.tabular.cost import BANK_TENSOR, EPOCHS
 from pluribus.tabular.members import heads_for, mean_link, mean_loss
 from pluribus.tabular.network import Network, build
 from pluribus.tabular.settings import DEFAULTS, SPACE, batch_of, check, encoder_settings, weights_of
@@ -64,7 +64,7 @@ class SingleNetworks(Candidate):
         flops = self._flops(data)
         banks = {(task.kind, len(task.classes), _size(len(data.labelled(task.name, "train")))) for task in data.tasks}
         steps = sum(_steps(size, batch_of(self.settings, size)) for _, _, size in banks)
-        overhead = min(EPOCHS, int(self.settings["epochs"])) * steps * TENSOR * self._tensors(data)
+        overhead = min(EPOCHS, int(self.settings["epochs"])) * steps * BANK_TENSOR * self._tensors(data)
         return overhead + sum(self._cost(data, task, flops) for task in data.tasks)
 
     def _tensors(self, data: Prepared) -> int:
