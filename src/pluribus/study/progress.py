@@ -67,7 +67,8 @@ class Reporter:
         fields |= {key: round(heard[key], 4) for key in SCALARS if key in heard}
         self.event("trial", trial=trial.id, status=status, again=again, **fields)
         if status == "done":
-            text = f"{trial.candidate} (seed {trial.seed}, {trial.phase}) {result['seconds']:.0f} s"
+            phase = f"screen, configuration {trial.index + 1}" if trial.phase == "screen" else trial.phase
+            text = f"{trial.candidate} (seed {trial.seed}, {phase}) {result['seconds']:.{int(result['seconds'] < 10)}f} s"
         else:
             text = f"{trial.candidate} (seed {trial.seed}) failed: {result.get('error')}"
         if self.bar is not None:
