@@ -149,6 +149,28 @@ def test_wilson_interval_of_one_bin() -> None:
     assert (row.low, row.high) == pytest.approx((0.490, 0.943), abs=1e-3)
 
 
+def test_weights_make_no_rows() -> None:
+    """Rows that all weigh a hundred are as many as before: an interval of a thousand rows would claim too much."""
+    p, y = np.full(10, 0.5), np.arange(10) < 8
+    (row,), (heavy,) = (reliability(p, y, np.full(10, weight), bins=1) for weight in (1.0, 100.0))
+    assert (heavy.low, heavy.high) == pytest.approx((row.low, row.high))
+    some = np.array([1.0] * 5 + [1e-9] * 5)
+    y = np.arange(10) == 3
+    (uneven,), (alone,) = reliability(p, y, some, bins=1), reliability(p[:5], y[:5], bins=1)  # five rows that count
+    assert (uneven.low, uneven.high) == pytest.approx((alone.low, alone.high), abs=1e-6)
+
+
+@pytest.mark.parametrize("rarer", [9, 10])
+def test_ten_rows_of_each_class_are_the_least(rarer: int) -> None:
+    p, _ = _data(100)
+    y = (np.arange(100) < rarer).astype(float)
+    if rarer == 10:
+        assert cross_fit("platt", p, y).method == "platt"
+    else:
+        with pytest.raises(BadInput, match="a class has 9 rows, fewer than 10"):
+            cross_fit("platt", p, y)
+
+
 @pytest.mark.parametrize(
     ("state", "message"),
     [

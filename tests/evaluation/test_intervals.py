@@ -64,6 +64,14 @@ def test_bootstrap_of_rows_gives_the_standard_error_of_a_mean() -> None:
     assert np.sqrt(component.variance) == pytest.approx(error.std(ddof=1) / 20, rel=0.05)
 
 
+@pytest.mark.parametrize(("units", "factor"), [(2, 2.0), (4, 4 / 3), (10 * intervals.MOST_UNITS, 500 / 499)])
+def test_few_units_widen_the_bootstrap(units: int, factor: float) -> None:
+    """A resample of G units varies by (G − 1)/G too little; with a handful of days that is a third of the variance."""
+    component = units_component(np.array([1.0, 2.0, 3.0, np.nan]), units)
+    assert component.variance == pytest.approx(factor)
+    assert np.isnan(units_component(np.array([1.0, 2.0, 3.0]), 1).variance)
+
+
 @pytest.mark.parametrize("units", [40, 400])
 def test_bootstrap_of_units_sees_what_units_share(units: int) -> None:
     """Rows of one unit that are alike: the variance of the mean is that of the units' means, not of the rows."""

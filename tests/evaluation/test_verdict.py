@@ -150,6 +150,9 @@ def test_one_seed_speaks_of_this_file_only() -> None:
     assert comparison.scope == "this file only"
     assert comparison.tasks[0].gain.method is None
     assert verdict.headline.startswith("For these predictions only: the one model ")
+    doubted = {"loss": "the road was undertrained"}
+    assert _judge(k=(1, 1), doubts=doubted).headline.startswith("For these predictions only: whether the one model can ")
+    assert _judge(doubts=doubted).headline.startswith("Whether the one model can ")
     mixed = _judge(k=(3, 1)).comparisons[0]
     assert mixed.scope == "the method, against this file of the reference only"
     assert mixed.tasks[0].gain.method is not None

@@ -237,6 +237,18 @@ def test_adatt_by_hand(names: str, levels: int, own: int, shared: int) -> None:
         torch.testing.assert_close(value, paths["abc".index(name)])
 
 
+@pytest.mark.parametrize("own", [1, 2, 3])
+def test_adatt_begins_with_the_mean_of_its_own_experts(own: int) -> None:
+    """v starts at 1/m: a task's residual is as large with three experts as with one."""
+    sharing, x = AdaTT(TASKS, 5, levels=1, own=own, shared=0, tower=0), torch.randn(6, 5)
+    level = sharing.levels[0]
+    outputs, weights = level.experts(x), level.gates(x)  # type: ignore[operator, union-attr]
+    mixture = torch.einsum("tbe,ebd->tbd", weights, outputs)
+    found = sharing(Features(x), dict.fromkeys("abc")).tasks
+    for t, name in enumerate("abc"):
+        torch.testing.assert_close(found[name].main - mixture[t], outputs[t * own : (t + 1) * own].mean(0))
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [

@@ -87,6 +87,16 @@ def test_a_mixture_stays_in_the_hull(top_k: int | None, dropout: float, seed: in
         assert (value >= outputs.min(0)[0] - 1e-5).all()
 
 
+@pytest.mark.parametrize("dropout", [0.0, 0.2, 0.7])
+def test_gates_do_without_as_many_experts_as_asked(dropout: float) -> None:
+    """`gate_dropout` is the share that is dropped, not the share that is kept; and nothing is dropped when predicting."""
+    torch.manual_seed(0)
+    gates = MMoE(TASKS, 5, experts=8, tower=0, gate_dropout=dropout).gates
+    x = torch.randn(400, 5)
+    assert float((gates(x) == 0).double().mean()) == pytest.approx(dropout, abs=0.06)  # a gate that loses all keeps all
+    assert (gates.eval()(x) > 0).all()
+
+
 @pytest.mark.parametrize("rows", [1, 7, 64])
 @pytest.mark.parametrize("names", ["abc", "b"])
 def test_top_k_skips_experts_and_answers_the_same(rows: int, names: str) -> None:

@@ -554,11 +554,11 @@ def headline(
     by_word: dict[str, list[str]] = {word: [r.task for r in rows if r.role == "main" and r.word == word] for word in WORDS}
     said = "; ".join(f"{word} on {_names(names)}" for word, names in by_word.items() if names)
     if not said:
-        answer = f"No main task was judged, so nothing is said of {challenger} against {reference}"
+        answer = f"no main task was judged, so nothing is said of {challenger} against {reference}"
     elif by_word["worse"]:
         answer = f"{challenger} cannot replace {reference} on every task: {said}"
     elif by_word["undecided"]:
-        answer = f"Whether {challenger} can replace {reference} is not decided on every task: {said}"
+        answer = f"whether {challenger} can replace {reference} is not decided on every task: {said}"
     else:
         answer = f"{challenger} can replace {reference}: {said}"
     delta = overall.delta.deciding
