@@ -41,10 +41,6 @@ class PerTask:
         assert self.values is not None
         self.values = self.values.index_copy(0, self._where(tasks), rows.to(self.values.dtype))
 
-    def knows(self, task: str) -> bool:
-        """Whether the task has a state."""
-        return task in self.names
-
     def state_dict(self) -> dict[str, Any]:
         """Names and values."""
         return {"names": list(self.names), "values": None if self.values is None else self.values.clone()}

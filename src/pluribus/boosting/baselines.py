@@ -110,7 +110,7 @@ class _LightGBM(Candidate):
             params["num_class"] = _outputs(task)
         return params
 
-    def _record(self, fitted: Trees, began: float, budget: Budget, seed: int, grown: Mapping[str, _Growing]) -> Trees:
+    def _record(self, fitted: Trees, began: float, seed: int, grown: Mapping[str, _Growing]) -> Trees:
         fitted.record = {
             "settings": dict(self.settings), "seed": seed,
             "curves": {name: values for each in grown.values() for name, values in each.judge.curves.items()},
@@ -140,7 +140,7 @@ class LightGBMPerTask(_LightGBM):
         names = list(grown)
         in_turn(list(size.values()), lambda i, deadline: grown[names[i]].until(deadline), began + budget.seconds)
         boosters = {name: each.best() for name, each in grown.items()}
-        return self._record(Trees(data.tasks, data.columns, boosters), began, budget, seed, grown)
+        return self._record(Trees(data.tasks, data.columns, boosters), began, seed, grown)
 
 
 class LightGBMPooled(_LightGBM):
@@ -174,7 +174,7 @@ class LightGBMPooled(_LightGBM):
         grown = _Growing(params, data, matrix, train, judge, self.settings, f"candidate {self.name!r}")
         grown.until(began + budget.seconds)
         fitted = Trees(data.tasks, data.columns, {"": grown.best()})
-        return self._record(fitted, began, budget, seed, dict.fromkeys(parts, grown))
+        return self._record(fitted, began, seed, dict.fromkeys(parts, grown))
 
 
 class _Growing:

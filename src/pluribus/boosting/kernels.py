@@ -279,8 +279,8 @@ def search(
 
 @jit
 def search_scalar(
-    hist: Array, total: Array, features: Array, offset: Array, categorical: Array, width: int, l2: float,
-    min_rows: int, min_child_weight: float, min_gain: float, best: Array, best_left: Array,
+    hist: Array, total: Array, features: Array, offset: Array, width: int, l2: float, min_rows: int, min_child_weight: float,
+    min_gain: float, best: Array, best_left: Array,
 ) -> float:  # fmt: skip
     """`search` for one output, numeric features and no constraint: the same numbers without the loops over outputs."""
     G, n = total[0], total[width + 1]
@@ -433,8 +433,7 @@ def grow(
             high[:] = np.inf
             if plain:
                 gain = search_scalar(
-                    pool[slot], total, features, offset, categorical, width, l2, min_rows, min_child_weight, min_gain,
-                    best, best_left,
+                    pool[slot], total, features, offset, width, l2, min_rows, min_child_weight, min_gain, best, best_left,
                 )  # fmt: skip
             else:
                 gain = search(
@@ -539,8 +538,8 @@ def grow(
                 if stop[child] - start[child] >= 2 * min_rows:
                     if plain:
                         gain = search_scalar(
-                            pool[child_slot], pair_total[side], features, offset, categorical, width, l2, min_rows,
-                            min_child_weight, min_gain, best, best_left,
+                            pool[child_slot], pair_total[side], features, offset, width, l2, min_rows, min_child_weight,
+                            min_gain, best, best_left,
                         )  # fmt: skip
                     else:
                         gain = search(
@@ -702,7 +701,7 @@ def add_raw(
 @jit
 def shapley(
     X: Array, rows: Array, roots: Array, feature: Array, threshold: Array, missing_left: Array, mask_of: Array, masks: Array,
-    left: Array, right: Array, parent: Array, cover: Array, value: Array, first: Array, rate: float, phi: Array,
+    left: Array, parent: Array, cover: Array, value: Array, first: Array, rate: float, phi: Array,
 ) -> None:  # fmt: skip
     """phi [rows, features, K] += rate * Shapley values of the trees, path dependent (Lundberg et al. 2020, algorithm 2).
 

@@ -101,7 +101,7 @@ class _RMBCLE(RMBCLESettings, _LightGBM):
         seed = int(rng.randint(2**31 - 1))
         kept, held = hold_out(cells, self.validation_fraction, rng)
 
-        def fit(model: Any, which: Ints, tasks: Ints | None = None) -> Any:
+        def fit(model: Any, which: Ints) -> Any:
             weight = None if cells.weight is None else cells.weight[which]
             return model.fit(table[cells.row[which]], cells.y[which], task=cells.task[which], sample_weight=weight)
 

@@ -38,7 +38,7 @@ def shap_values(model: Any, X: Any, task: Any) -> tuple[Floats, Floats]:
             base += factor * expectation(trees)
             kernels().shapley(
                 table, np.arange(len(table)), trees.first[:-1], trees.feature, trees.threshold, trees.missing_left, trees.mask_of,
-                trees.masks, trees.left, trees.right, parents(trees), trees.cover, trees.value, trees.first, float(factor), phi,
+                trees.masks, trees.left, parents(trees), trees.cover, trees.value, trees.first, float(factor), phi,
             )  # fmt: skip
     return phi, base
 

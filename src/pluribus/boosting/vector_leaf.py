@@ -124,7 +124,7 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
             if stopped.any():
                 g[:, stopped] = 0.0
                 h[:, stopped] = 0.0
-            H = self._narrow(h, Y, W)
+            H = self._narrow(h, W)
             search, search_weight = self._search(g, h, H, weight, norms, rng)
             rows = everyone
             if self.subsample < 1:
@@ -178,7 +178,7 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
                 found[t] = np.average(o.loss(valid.y[own], V[own, first[t] : first[t + 1]]), weights=weight)
         return found
 
-    def _narrow(self, h: Floats, Y: Floats, W: Floats | None) -> Floats:
+    def _narrow(self, h: Floats, W: Floats | None) -> Floats:
         """The Hessian in its narrowest form: none at all where it is 1 for every row and output."""
         if W is None and all(o.kind == "regression" for o in self.objectives_) and h.min(initial=1.0) == 1.0:
             return np.empty((len(h), 0))
