@@ -69,17 +69,17 @@ class Heads(nn.Module):
         outputs: dict[str, Tensor] = {}
         for names in groups.values():
             shared = features[names[0]]
-            if len(names) == len(self.tasks):
-                fused = F.linear(shared.main, self.weight, self.bias)
-                pieces = {name: fused[..., self.place[name]] for name in names}
-            else:
-                pieces = {
-                    name: F.linear(shared.main, self.weight[self.place[name]], self.bias[self.place[name]]) for name in names
-                }
-            for name, piece in pieces.items():
+            for name, piece in self.products(shared.main, names).items():
                 wanted = rows[name]
                 outputs[name] = piece if wanted is None or shared.selected else piece[wanted]
         return {name: outputs[name] for name in rows}
+
+    def products(self, main: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        """Outputs [B, width_t] of tasks that read the same features `main`, at all of their rows."""
+        if len(names) == len(self.tasks):
+            fused = F.linear(main, self.weight, self.bias)
+            return {name: fused[..., self.place[name]] for name in names}
+        return {name: F.linear(main, self.weight[self.place[name]], self.bias[self.place[name]]) for name in names}
 
     def loss(self, name: str, outputs: Tensor, labels: Labels) -> Tensor:
         """Loss per cell [m] of one task, on the standardised scale where its kind has one."""

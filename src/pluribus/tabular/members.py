@@ -15,8 +15,8 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
-from pluribus.data import Labels, Rows
-from pluribus.modeling import Encoder, Features, Heads
+from pluribus.data import Labels
+from pluribus.modeling import Encoder, Heads
 from pluribus.tasks import Task
 from pluribus.tasks.kinds import Kind
 
@@ -42,23 +42,14 @@ class MemberHeads(Heads):
         self.mean.copy_(one.mean)
         self.scale.copy_(one.scale)
 
-    def forward(self, features: Mapping[str, Features], rows: Rows) -> dict[str, Tensor]:
-        groups: dict[int, list[str]] = {}
-        for name in rows:
-            groups.setdefault(id(features[name].main), []).append(name)
-        outputs: dict[str, Tensor] = {}
-        for names in groups.values():
-            shared = features[names[0]]
-            places = [self.place[name] for name in names]
-            weight = torch.cat([self.weight[place] for place in places]) if len(names) < len(self.tasks) else self.weight
-            bias = torch.cat([self.bias[place] for place in places]) if len(names) < len(self.tasks) else self.bias
-            fused = torch.baddbmm(bias.T[:, None], shared.main.transpose(0, 1), weight.permute(1, 2, 0)).transpose(0, 1)
-            order = names if len(names) < len(self.tasks) else [task.name for task in self.tasks]
-            widths = [self.place[name].stop - self.place[name].start for name in order]
-            for name, piece in zip(order, torch.split(fused, widths, -1)):
-                wanted = rows[name]
-                outputs[name] = piece if wanted is None or shared.selected else piece[wanted]
-        return {name: outputs[name] for name in rows}
+    def products(self, main: Tensor, names: Sequence[str]) -> dict[str, Tensor]:
+        whole = len(names) == len(self.tasks)
+        order = [task.name for task in self.tasks] if whole else list(names)
+        places = [self.place[name] for name in order]
+        weight = self.weight if whole else torch.cat([self.weight[place] for place in places])
+        bias = self.bias if whole else torch.cat([self.bias[place] for place in places])
+        fused = torch.baddbmm(bias.T[:, None], main.transpose(0, 1), weight.permute(1, 2, 0)).transpose(0, 1)
+        return dict(zip(order, torch.split(fused, [place.stop - place.start for place in places], -1)))
 
     def loss_of(self, record: Kind, outputs: Tensor, values: Tensor) -> Tensor:
         return mean_loss(record, outputs, values)
