@@ -92,3 +92,11 @@ def test_runs_of_before_settings_keep_their_hash() -> None:
     assert configuration_hash(spec, "d") == hashlib.sha256(json.dumps([row, "d"], sort_keys=True).encode()).hexdigest()
     other = parse({"table": "t.csv", "targets": ["y"], "settings": {"mmoe": {"experts": 3}}}, where="x")
     assert configuration_hash(other, "d") != configuration_hash(spec, "d")
+
+
+def test_where_none_of_the_candidates_can_run_those_that_can_are_named(study_of: Any, loans: Any) -> None:
+    with pytest.raises(BadInput, match=r"no candidate can run .*lightgbm_pooled: pooling needs the long layout") as caught:
+        study_of(loans, candidates=["lightgbm_pooled"], name="p").plan()
+    named = str(caught.value).partition("; name others: ")[2].split(", ")
+    assert {"single_networks", "mmoe", "tabm"} <= set(named)
+    assert not {"lightgbm_pooled", "m2trec", "text_full", "rmtgb"} & set(named)

@@ -170,6 +170,11 @@ def screening_part(data: Prepared, seed: int) -> Prepared:
     return data.with_parts(train=rows, valid=data.parts["valid"])
 
 
+def _why_not(candidate: Candidate, data: Prepared) -> str | None:
+    """Why a candidate cannot run on a table."""
+    return candidate.unreadable(data) or candidate.unfit(data)
+
+
 def plan(spec: TableStudy, data: Prepared) -> Plan:
     """Share the budget out over the candidates that can run on this table."""
     left_out: dict[str, str] = {}
@@ -183,14 +188,17 @@ def plan(spec: TableStudy, data: Prepared) -> Plan:
             raise unknown("candidate", name, known, where="settings")
     for name in chosen:
         candidate = make(name, base_settings(spec, name))
-        why = candidate.unreadable(data) or candidate.unfit(data)
+        why = _why_not(candidate, data)
         if why is None:
             running.append((name, candidate))
         else:
             left_out[name] = why
     if not running:
         reasons = "; ".join(f"{name}: {why}" for name, why in left_out.items())
-        raise BadInput(f"no candidate can run ({reasons})", where="candidates", remedy="name others; see `pluribus catalog`")
+        names = [entry.name for entry in catalog.entries(family="candidate") if entry.name not in left_out]
+        able = [name for name in names if _why_not(make(name, {}), data) is None]
+        remedy = f"name others: {', '.join(able)}" if able else "see `pluribus catalog --family candidate` for what each reads"
+        raise BadInput(f"no candidate can run ({reasons})", where="candidates", remedy=remedy)
     seeds = tuple(range(spec.seed, spec.seed + spec.seeds))
     share = (1 - RESERVE) * spec.core_seconds / len(running)
     screening = screening_part(data, spec.seed)
