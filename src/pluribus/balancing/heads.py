@@ -138,7 +138,7 @@ def _at_once(losses: Sequence[Tensor], z: Sequence[Tensor], walks: Sequence[Walk
     if any(delta is None for delta in deltas):
         return None
     heads = {leaf: g for leaf, g in zip(own, plain) if g is not None}
-    weights = [node._saved_mat2 for node in nodes]
+    weights = [node._saved_mat2.detach() for node in nodes]  # what is measured on them is no part of a graph
     return LinearPasses([delta for delta in deltas if delta is not None], weights, owner, z[0], heads)
 
 
