@@ -174,6 +174,26 @@ def test_bfloat16_is_kept(bed: tuple[State, dict[str, State]], tmp_path: Path) -
     assert {t.dtype for t in state.values()} == {torch.bfloat16}
 
 
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("beside", [False, True], ids=["head in the model", "head after the model"])
+def test_heads_of_other_precisions_are_served(kind: str, beside: bool, bed: tuple[State, dict[str, State]]) -> None:
+    """A head is stored as its expert holds it, in half precision too; it is applied in the model's precision."""
+    base, experts = bed
+    kinds = {"a": torch.bfloat16, "b": torch.float32, "c": torch.float16}
+    rounded = {t: {n: v.to(kinds[t]) for n, v in e.items()} for t, e in experts.items()}
+    container = made(kind, base, {t: {n: v.float() for n, v in e.items()} for t, e in rounded.items()})
+    for task in kinds:
+        container.heads[task] = {n.removeprefix("4." if beside else ""): rounded[task][n] for n in ("4.weight", "4.bias")}
+    model = net()[:4] if beside else net()
+    x, tasks = torch.randn(9, 6), list("abcabcabc")
+    routed = container.serve(model, example=x)(x, tasks)
+    for i, task in enumerate("abc"):
+        own = net(i + 2)
+        state = container.state(task)
+        own.load_state_dict({n if n[0] in "024" else f"4.{n}": v for n, v in state.items()})
+        torch.testing.assert_close(routed.outputs[task], own(x[routed.rows[task]]).detach(), atol=1e-5, rtol=1e-5)
+
+
 def test_many_threads_keep_their_own_rows(bed: tuple[State, dict[str, State]]) -> None:
     """Two threads with different tasks do not see one another's route."""
     from concurrent.futures import ThreadPoolExecutor

@@ -288,6 +288,54 @@ def test_a_row_asked_for_several_tasks_runs_as_rarely_as_it_can(
         np.testing.assert_allclose(together[task], alone, atol=1e-6)
 
 
+FAMILIES = {
+    "RoBERTa": ("Roberta", {**SIZES, "max_position_embeddings": 22, "pad_token_id": 1}, "layer.0"),
+    "DistilBERT": ("DistilBert", {"vocab_size": 30, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24,
+                                  "max_position_embeddings": 20}, "layer.0"),
+    "GPT-2": ("GPT2", {"vocab_size": 30, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 20, "pad_token_id": 0}, "h.0"),
+    "LLaMA": ("Llama", {**SIZES, "pad_token_id": 0}, "layers.0"),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_heads_of_two_maps_and_decoders_share_the_trunk(family: str, tmp_path: Path) -> None:
+    """RoBERTa and DistilBERT have heads of two maps, decoders pick a token behind the head: a merge of them answers a row's tasks
+    in one pass of the trunk all the same, as the exported tasks answer; a text may fill all positions."""
+    kind, sizes, first = FAMILIES[family]
+    torch.manual_seed(0)
+    made = getattr(transformers, f"{kind}Config")
+    base = getattr(transformers, f"{kind}Model")(made(**sizes))
+    base.save_pretrained(tmp_path / "base")
+    experts = {}
+    for task, labels in LABELS.items():
+        named = dict(enumerate(labels))
+        config = made(**sizes, id2label=named, label2id={v: k for k, v in named.items()})
+        model = getattr(transformers, f"{kind}ForSequenceClassification")(config)
+        with torch.no_grad():
+            for p in model.parameters():
+                p.add_(0.02 * torch.randn_like(p))
+        model.save_pretrained(tmp_path / task)
+        experts[task] = tmp_path / task
+    merge(tmp_path / "base", experts, "average", out=tmp_path / "merged")
+    model: Any = load(tmp_path / "merged")
+    assert (model.served.plan, model.served.plain, model.longest) == ("batched", True, 20)
+    random = np.random.default_rng(0)
+    ids = [random.integers(2, 30, n).tolist() for n in (3, 20, 1, 7)]
+    data = model.columns.prepare(pd.DataFrame({"input_ids": ids}), model.tasks)
+    seen: list[int] = []
+    layer = next(m for n, m in model.served.model.named_modules() if n.endswith(first))
+    layer.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
+    found = model.mixed(data, {"price": np.arange(4), "cars": np.array([0, 3, 3]), "birds": np.array([2, 1, 0])})
+    assert sum(seen) == 4
+    for task, rows in (("price", [0, 1, 2, 3]), ("cars", [0, 3, 3]), ("birds", [2, 1, 0])):
+        export_task(tmp_path / "merged", task, tmp_path / f"hf-{task}")
+        own = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / f"hf-{task}").eval()
+        with torch.no_grad():
+            logits = torch.cat([own(torch.tensor([ids[row]])).logits for row in rows]).double()
+        wanted = logits[:, 0] if task == "price" else logits.softmax(-1)
+        np.testing.assert_allclose(found[task], wanted[:, 1] if task == "cars" else wanted, atol=1e-5)
+
+
 def test_two_text_columns_are_read_as_a_pair(tmp_path: Path) -> None:
     """A task whose configuration names two columns gets them as transformers' pair, token types included; a missing second text
     is none; a task with one column stands beside it."""

@@ -50,8 +50,8 @@ class Routed:
 class _Route:
     """Of one forward: whose it is, rows in all, the rows of each task by id, and mixture weights [B, T] (None: by id).
 
-    spread: of a plain merge, the row of the batch that each answer is about; `groups` count answers then. The first head that
-    the rows reach hands them on as answers, and notes it in `reached`.
+    spread: of a plain merge, the row of the batch that each answer is about; `groups` count answers then. A head of one map puts
+    the tasks' outputs side by side; of several maps, the first hands the rows on as answers, and notes it in `reached`.
     """
 
     owner: Served
@@ -97,11 +97,13 @@ class Served(nn.Module):
             if name not in own or own[name].shape != tensor.shape:
                 raise BadInput(f"the model has no tensor {name!r} of shape {tuple(tensor.shape)}", remedy="give its architecture")
             own[name].copy_(tensor)
+        self._kinds = {name: tensor.dtype for name, tensor in own.items()}
         self.plan, self.plain = "grouped", False  # plain: no task changes the trunk, and it runs once for each row
         self._example, self._tasks = example, container.tasks
         self._device = next((p.device for p in model.parameters()), torch.device("cpu"))
         self._hooked: list[Any] = []
         self._free: list[str] = []
+        self._beside = False  # the heads are one linear map, and a row's outputs of all tasks can stand side by side
         self._classes: dict[str, int] = {}
         self._swapping = threading.Lock()  # functional_call puts weights into the module while it runs
         self._choose()
@@ -204,7 +206,7 @@ class Served(nn.Module):
         head = self.container.heads[task]
         if not _is_detached(head):
             return out
-        head = {n: t.to(out.device) for n, t in head.items()}
+        head = {n: t.to(out) for n, t in head.items()}
         return F.linear(out, head["weight"], head.get("bias"))
 
     # Batched
@@ -221,32 +223,38 @@ class Served(nn.Module):
             _route.reset(token)
         if route.spread is not None and not route.reached:
             out = out[route.spread]
-        outputs = {}
+        outputs, first = {}, 0
         for task, rows in route.groups.items():
             head = self.container.heads[task]
             mine = out[rows]
             if head and not _is_detached(head):
-                mine = mine[..., : self._classes[task]]  # the rest is padding
+                mine = mine[..., first : first + self._classes[task]]  # the rest is padding, or another task's
+                first += self._classes[task] if self._beside and route.spread is not None else 0
             outputs[task] = self._headed(task, mine)
         return Routed(route.groups, outputs)
 
     def _of_rows(self, name: str, route: _Route) -> Tensor:
         """The rows' own values of a parameter with a leading 1, [B, …]."""
-        shared = self.container.shared[name]
+        shared = self.fit(name, self.container.shared[name])
         found = shared.repeat(route.size, *[1] * (shared.dim() - 1))
         for i, task in enumerate(self.container.tasks):
             whole = self.container.parts[task].whole.get(name)  # type: ignore[union-attr]
             if whole is None:
                 continue
+            whole = self.fit(name, whole)
             if route.weights is not None:
                 found += route.weights[:, i].to(found.dtype).view(-1, *[1] * (shared.dim() - 1)) * (whole - shared)
             elif task in route.groups:
                 found[route.groups[task]] = whole
         return found
 
+    def fit(self, name: str, tensor: Tensor) -> Tensor:
+        """A stored tensor where the model computes, in its precision: a task's head may be kept in another one."""
+        return tensor.to(self._device, self._kinds.get(name, tensor.dtype))
+
     def _with(self, state: dict[str, Tensor], inputs: Any) -> Tensor:
         """The model's output with other weights."""
-        state = {n: t.to(self._device) for n, t in state.items()}
+        state = {n: self.fit(n, t) for n, t in state.items()}
         with self._swapping:
             return _logits(functional_call(self.model, state, *_arguments(inputs)))
 
@@ -259,7 +267,7 @@ class Served(nn.Module):
         for tasks, weights in ((mixed, None), (None, soft)):
             try:
                 got = self(example, tasks, weights)
-            except (RuntimeError, BadInput):
+            except (RuntimeError, LookupError, BadInput):  # whatever a model says of rows it did not expect
                 return False
             wanted = self._grouped(example, got.rows, weights)
             for task, out in wanted.outputs.items():
@@ -271,7 +279,7 @@ class Served(nn.Module):
             try:
                 asked = self(example, tasks, rows=rows)
                 self.plain = all(_close(out, self(example, task).outputs[task]) for task, out in asked.outputs.items())
-            except (RuntimeError, BadInput):
+            except (RuntimeError, LookupError, BadInput):  # whatever a model says of rows it did not expect
                 self.plain = False
         return True
 
@@ -285,7 +293,7 @@ class Served(nn.Module):
         for part in container.parts.values():
             left |= {*part.factors, *part.whole}  # type: ignore[union-attr]
         inner = [set(h) for h in container.heads.values() if not _is_detached(h)]
-        heads = set().union(*inner)
+        heads, maps = set().union(*inner), 0
         if any(names != heads for names in inner):
             return False
         for prefix, module in self.model.named_modules():
@@ -296,6 +304,7 @@ class Served(nn.Module):
                     self._unhook()
                     return False
                 self._hooked.append(module.register_forward_hook(self._head_hook(mine)))
+                maps += 1
                 heads -= set(mine.values())
             elif left & set(mine.values()) and isinstance(module, (nn.Linear, nn.Embedding, nn.LayerNorm, nn.GroupNorm, *_Conv)):
                 site = _Site(module, mine, container, self)
@@ -312,6 +321,7 @@ class Served(nn.Module):
         if left or heads:
             self._unhook()
             return False
+        self._beside = maps == 1 and not any(_is_detached(h) for h in container.heads.values())
         return True
 
     def _unhook(self) -> None:
@@ -320,23 +330,25 @@ class Served(nn.Module):
         self._hooked, self._free = [], []
 
     def _head_hook(self, names: dict[str, str]) -> Callable[..., Tensor | None]:
-        heads = {t: {n: v.to(self._device) for n, v in h.items()} for t, h in self.container.heads.items()}
-        self._classes = {t: len(h[names["weight"]]) for t, h in heads.items() if not _is_detached(h)}
+        weight, bias = names["weight"], names.get("bias", "")
+        heads = {t: {n: self.fit(n, v) for n, v in h.items()} for t, h in self.container.heads.items() if not _is_detached(h)}
+        classes = {t: len(h[weight]) for t, h in heads.items()}
+        self._classes = classes  # of the last map of a head: an earlier one's are replaced
 
         def hook(module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
             route = _current(self)
             if route is None:
                 return None
             x = args[0]
+            if self._beside and route.spread is not None:  # the model may go on with a row's tokens: its rows stay what they are
+                return torch.cat([F.linear(x, heads[t][weight], heads[t].get(bias)) for t in route.groups], -1)
             if route.spread is not None and not route.reached:
                 x = x[route.spread]
                 route.reached.append(True)
-            wide = x.new_zeros(*x.shape[:-1], max(self._classes[t] for t in route.groups))
+            wide = x.new_zeros(*x.shape[:-1], max(classes[t] for t in route.groups))
             for task, rows in route.groups.items():
-                head = heads[task]
-                wide[rows, ..., : self._classes[task]] = F.linear(
-                    x[rows], head[names["weight"]], head.get(names.get("bias", ""))
-                )
+                mine = heads[task][weight]
+                wide[rows, ..., : classes[task]] = F.linear(x[rows][..., : mine.shape[1]], mine, heads[task].get(bias))
             return wide
 
         return hook
@@ -356,19 +368,21 @@ class _Site:
             if weight in part.factors:  # type: ignore[union-attr]
                 u, v = part.factors[weight]  # type: ignore[union-attr]
                 # A table looks its rows up in U, [n, r], and goes on through V: the other way round.
-                u, v = u.to(owner._device), v.to(owner._device)
+                u, v = owner.fit(weight, u), owner.fit(weight, v)
                 self.factors[task] = (v.T, u.T) if isinstance(module, nn.Embedding) else (u, v)
             if weight in part.whole:  # type: ignore[union-attr]
-                change = part.whole[weight] - container.shared[weight]  # type: ignore[union-attr]
-                self.weight[task] = change.to(owner._device)
+                self.weight[task] = self._change(weight, part)
             if bias in part.whole:  # type: ignore[union-attr]
-                change = part.whole[bias] - container.shared[bias]  # type: ignore[union-attr]
-                self.bias[task] = change.to(owner._device)
+                self.bias[task] = self._change(bias, part)
         if self.factors:
             self.u = torch.cat([u for u, _ in self.factors.values()], 1)
             self.v = torch.cat([v for _, v in self.factors.values()], 0)
             index = [self.order.index(t) for t, (u, _) in self.factors.items() for _ in range(u.shape[1])]
             self.owner = torch.tensor(index, dtype=torch.long)
+
+    def _change(self, name: str, part: Any) -> Tensor:
+        owner = self.served
+        return owner.fit(name, part.whole[name]) - owner.fit(name, owner.container.shared[name])
 
     def __call__(self, module: nn.Module, args: tuple[Tensor, ...], out: Tensor) -> Tensor | None:
         route = _current(self.served)

@@ -63,11 +63,8 @@ class Merged(Fitted):
         self.reads, self.size = _reads(first, home)
         self.vocabulary = int(first.get("vocab_size") or 0)
         self.tokenizer: Any = _tokenizer(home) if self.reads == "text" else None
-        limits = [first.get("max_position_embeddings"), getattr(self.tokenizer, "model_max_length", None)]
-        known = [int(n) for n in limits if isinstance(n, int) and 0 < n < 1 << 20]
-        # RoBERTa and its kin count positions from the padding token on
-        offset = int(first.get("pad_token_id") or 0) + 1 if "roberta" in str(first.get("model_type")) else 0
-        self.longest = max(1, min(known, default=512) - offset)
+        limits = [_positions(first), getattr(self.tokenizer, "model_max_length", None)]
+        self.longest = min((int(n) for n in limits if isinstance(n, int) and 0 < n < 1 << 20), default=512)
         tasks = tuple(_task(name, configs[name]) for name in container.tasks)
         self.texts = {t: _text_columns(t, configs[t]) if self.reads == "text" else (self.reads,) for t in container.tasks}
         read = tuple(dict.fromkeys(name for names in self.texts.values() for name in names))
@@ -206,6 +203,15 @@ def _task(name: str, about: Config) -> Task:
         return Task(name, "regression")
     words = [str(labels.get(str(i), labels.get(i, f"LABEL_{i}"))) for i in range(count)] if isinstance(labels, dict) else None
     return Task(name, "binary" if count == 2 else "multiclass", tuple(words or (f"LABEL_{i}" for i in range(count))))
+
+
+def _positions(about: Config) -> int | None:
+    """How many tokens the model has positions for, where its configuration says so."""
+    said = next((about[key] for key in ("max_position_embeddings", "n_positions") if isinstance(about.get(key), int)), None)
+    kind = str(about.get("model_type"))
+    # RoBERTa and its kin count positions from the padding token on
+    padded = "roberta" in kind or kind in ("camembert", "mpnet", "longformer", "data2vec-text")
+    return said if said is None or not padded else said - int(about.get("pad_token_id") or 0) - 1
 
 
 def _reads(about: Config, home: Path) -> tuple[str, int]:
