@@ -23,10 +23,10 @@ import torch
 from torch import Tensor
 
 from pluribus.balancing.balancer import Balancer, check_positive
-from pluribus.balancing.doors import Problem, accumulate
 from pluribus.balancing.flat_regions import moved
 from pluribus.balancing.graph import gradients, leaves
 from pluribus.balancing.hearing import Step, stack
+from pluribus.balancing.problem import Problem, accumulate
 from pluribus.balancing.state import Scalars
 from pluribus.errors import BadInput
 

@@ -31,11 +31,11 @@ from torch import Tensor, nn
 
 from pluribus.balancing import gram as engine
 from pluribus.balancing.balancer import Balancer, check_between
-from pluribus.balancing.doors import Problem
 from pluribus.balancing.graph import gradients, leaves
 from pluribus.balancing.heads import through_heads
 from pluribus.balancing.hearing import Heard, Step, stack
 from pluribus.balancing.layers import gram_of, real
+from pluribus.balancing.problem import Problem
 from pluribus.balancing.state import generator
 from pluribus.errors import BadInput, unknown
 
