@@ -346,3 +346,15 @@ def test_aa_on_a_pool_of_seeds() -> None:
     tally = aa(TASKS, truth, units, pool, constants_of(truth), seeds=3, repeats=40)
     assert tally.rate <= 0.15
     assert tally.repeats == 40
+
+
+@pytest.mark.parametrize(("telling", "word"), [(2, "undecided"), (8, "better")])
+def test_a_metric_that_is_undefined_in_many_resamples_is_no_evidence(telling: int, word: str) -> None:
+    """mape skips rows whose target is 0: with two telling customers of a hundred an eighth of the resamples has none of them."""
+    task = Task("loss", "regression", metrics=("mape",))
+    target = np.where(np.arange(100) < telling, 10.0, 0.0)
+    truth = {"loss": TaskTruth(np.arange(100), target)}
+    close, far = ({"loss": [target + off + 0.01 * np.arange(100)]} for off in (0.1, 5.0))
+    row = judge((task,), truth, 100, close, {"r": far}, constants={"loss": 0.0}).comparisons[0].tasks[0]
+    assert row.word == word, row.reason
+    assert ("mape is undefined in 1" in row.reason) == (telling == 2)

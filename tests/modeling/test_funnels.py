@@ -198,6 +198,19 @@ def test_ips_converges_at_the_root_of_n() -> None:
     assert spreads[0] / spreads[1] == pytest.approx(4, rel=0.3)
 
 
+def test_a_row_weighs_what_the_deciding_step_weighs() -> None:
+    """Row 0 ends at the click: the weight of its empty cart, a cell that decides nothing, must not count."""
+    rows = torch.arange(3)
+    labels = {
+        "click": Labels(torch.tensor([0.0, 1.0, 1.0]), rows, weight=torch.tensor([2.0, 3.0, 4.0])),
+        "cart": Labels(torch.tensor([0.0, 0.0, 1.0]), rows, weight=torch.tensor([7.0, 8.0, 9.0])),
+    }
+    found = entire_space(("click", "cart"), Batch({}, 3, labels))
+    assert found is not None
+    assert found.weight is not None
+    assert (found.values.tolist(), found.weight.tolist()) == ([0, 0, 1], [2, 8, 9])
+
+
 @given(st.floats(-100, -1e-6))
 def test_log1mexp(x: float) -> None:
     at = torch.tensor(x, dtype=torch.float64, requires_grad=True)

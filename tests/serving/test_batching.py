@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from pluribus.serving.batching import Batcher
+from pluribus.serving.batching import INLINE, Batcher
 
 
 def _echo(rows: Sequence[Sequence[Any]], tasks: Sequence[Sequence[str]]) -> list[dict[str, Any]]:
@@ -142,3 +142,42 @@ def test_a_client_that_goes_away_costs_nothing() -> None:
     sizes: list[int] = []
     assert _run(lambda: Batcher(_echo, max_delay=0.02, on_batch=sizes.append), use)[0]["row"] == 2
     assert sizes == [1]
+
+
+def test_quick_batches_run_in_the_loop_and_long_ones_in_a_thread() -> None:
+    """A long forward in the event loop would silence health checks; a quick one gains from no switch."""
+    seen: list[bool] = []
+
+    def answer(rows: Any, tasks: Any) -> Any:
+        seen.append(threading.current_thread() is threading.main_thread())
+        return _echo(rows, tasks)
+
+    async def use(batcher: Batcher) -> Any:
+        for known in ([], [(1, INLINE / 2)], [(1, INLINE * 2)]):  # how long the first takes nobody knows
+            batcher._last.clear()
+            batcher._last.extend(known)
+            await batcher.submit([[0]], ["a"])
+
+    _run(lambda: Batcher(answer, max_delay=0), use)
+    assert seen == [False, True, False]
+
+
+def test_what_a_batch_should_take_grows_with_its_rows() -> None:
+    batcher = Batcher(_echo)
+    assert batcher._expected(1) == INLINE
+    batcher._last.extend([(10, 0.001), (20, 0.004)])
+    assert [batcher._expected(rows) for rows in (1, 10, 100)] == [0.001, 0.001, pytest.approx(0.01)]
+
+
+def test_after_a_full_batch_the_next_waits_again() -> None:
+    """Fullness is of one batch: a lone request behind it must not lose its company."""
+    sizes: list[int] = []
+
+    async def use(batcher: Batcher) -> Any:
+        await asyncio.gather(*(batcher.submit([[i]], ["a"]) for i in range(4)))
+        first = asyncio.ensure_future(batcher.submit([[4]], ["a"]))
+        await asyncio.sleep(0.02)
+        return await asyncio.gather(first, batcher.submit([[5]], ["a"]))
+
+    _run(lambda: Batcher(_echo, max_delay=5, max_rows=2, on_batch=sizes.append), use)
+    assert sizes == [2, 2, 2]

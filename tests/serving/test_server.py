@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pluribus.serving import Limits
-from pluribus.serving.bodies import ARROW, PARQUET
+from pluribus.serving.bodies import ARROW, PARQUET, Reader
 
 
 def _table(slots: list[dict[str, Any]]) -> pd.DataFrame:
@@ -369,3 +369,65 @@ def test_a_task_that_is_added_is_described_and_answered(network: Any, rows: Any,
     assert len(more) > len(first)
     network.tasks = every[:1]
     assert seen(client) == (first, first)
+
+
+def test_as_many_requests_as_allowed_and_no_more(network: Any, rows: Any, client_of: Any) -> None:
+    """One place: requests one after another each get it back; while it is taken the next is told to come again."""
+    client = client_of(network, Limits(concurrency=1))
+    for _ in range(3):
+        assert client.post("/predict", json={"rows": rows}).status_code == 200
+    assert client.post("/predict", content=b"x").status_code == 422
+    service = client.app.state.service
+    assert service.in_hand == 0
+    service.in_hand = 1
+    answer = client.post("/predict", json={"rows": rows})
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert service.in_hand == 1
+
+
+@pytest.mark.parametrize("depth", [16, 17])
+def test_the_depth_that_is_read(depth: int, network: Any, client_of: Any) -> None:
+    body = b'{"rows": [{"x0": ' + b"[" * (depth - 3) + b"]" * (depth - 3) + b"}]}"
+    assert client_of(network).post("/predict", content=body).status_code == (200 if depth == 16 else 422)
+
+
+def test_a_body_without_a_stated_length_is_bounded_too(network: Any, client_of: Any) -> None:
+    """Chunks add up: a client that does not say how much it sends may not send more for it."""
+    client = client_of(network, Limits(body=1000))
+    answer = client.post("/predict", content=(b" " * 100 for _ in range(11)), headers={"content-type": "application/json"})
+    assert "content-length" not in answer.request.headers
+    assert answer.status_code == 413, answer.text
+
+
+def test_a_small_file_that_unpacks_large_is_refused(network: Any, client_of: Any) -> None:
+    columns = {**{f"x{i}": pa.array(np.zeros(10_000)) for i in range(4)}, "word": pa.nulls(10_000, pa.string())}
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out, use_dictionary=False, compression="zstd")
+    client = client_of(network, Limits(body=10_000))
+    answer = client.post("/predict", content=out.getvalue(), headers={"content-type": PARQUET})
+    assert (answer.status_code, "unpacks to more" in answer.text) == (413, True), answer.text
+
+
+def test_nan_in_a_table_is_a_missing_number(network: Any, client_of: Any) -> None:
+    """NaN is how tables write it; the same row with null must answer the same."""
+    found = []
+    for x1 in (pa.array([float("nan")], from_pandas=False), pa.nulls(1, pa.float64())):
+        table = pa.table({"x0": [1.0], "x1": x1, "x2": [0.5], "x3": [0.0], "word": ["a"]})
+        out = io.BytesIO()
+        pq.write_table(table, out)
+        headers = {"content-type": PARQUET, "accept": "application/json"}
+        found.append(client_of(network).post("/predict", content=out.getvalue(), headers=headers).json()["rows"])
+    assert found[0] == found[1]
+    assert "values" in found[0][0]
+
+
+def test_lists_are_bounded() -> None:
+    from types import SimpleNamespace
+
+    columns: Any = SimpleNamespace(
+        id=None, inputs=[SimpleNamespace(name="s", type="sequence")], sequences={"s": SimpleNamespace(kind="number")}, texts=(),
+        task_column=None,
+    )  # fmt: skip
+    rows = Reader(columns, Limits(elements=2)).json(b'[{"s": [1, 2]}, {"s": [1, 2, 3]}]')
+    assert rows.good == [0]
+    assert "is a list of 3, the limit is 2" in rows.errors[1]

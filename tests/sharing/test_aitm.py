@@ -60,3 +60,7 @@ def test_imputed_errors_follow_the_request() -> None:
     assert sharing.slices("d").keys() == {f"inside.{name}" for name in sharing.inside.slices("d")}
     assert {"error.weight", "error.bias"} <= set(sharing.slices("c"))
     assert "error" not in sharing.reads("a")
+    assert sharing.error is not None
+    with torch.no_grad():
+        sharing.error.bias.fill_(50.0)
+    assert (sharing(Features(x), dict.fromkeys("abcd")).extra["imputed"]["c"] > 10).all()  # a cross-entropy has no bound of 1

@@ -275,3 +275,21 @@ def test_a_batch_of_one_trains(kind: Any, tasks: list[Task]) -> None:
     found = hidden(sharing, torch.randn(1, 5), "".join(task.name for task in tasks))
     torch.stack([value.sum() for value in found.values()]).sum().backward()
     assert all(p.grad is None or torch.isfinite(p.grad).all() for p in sharing.parameters())
+
+
+def test_stitches_move_ten_times_as_far_as_weights() -> None:
+    """The paper's rate for α: one step of Adam at 0.01 moves every α by 0.1, and a weight by 0.01."""
+    torch.manual_seed(0)
+    sharing = CrossStitch(TASKS, 5, layers=1, own=0.9)
+    stitch, weight = sharing.stitches[0], sharing.layers[0].weight
+    assert isinstance(weight, Tensor)
+    h = torch.eye(3)[:, None]
+    before, old = stitch(h, None).detach()[:, 0], weight.detach().clone()
+    torch.testing.assert_close(before, torch.full((3, 3), 0.05) + 0.85 * torch.eye(3))
+    optimizer = torch.optim.Adam(sharing.parameters(), lr=0.01)
+    found = sharing(Features(torch.randn(9, 5)), dict.fromkeys("abc")).tasks
+    torch.stack([one.main.square().sum() for one in found.values()]).sum().backward()
+    optimizer.step()
+    moved = (stitch(h, None).detach()[:, 0] - before).abs()
+    torch.testing.assert_close(moved, torch.full((3, 3), 0.1), rtol=1e-3, atol=1e-4)
+    assert float((weight.detach() - old).abs().max()) == pytest.approx(0.01, rel=1e-3)

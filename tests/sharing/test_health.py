@@ -18,6 +18,7 @@ from pluribus.sharing.health import dead_units, gate_entropy, occupancy, scale_s
 def test_figures_by_hand() -> None:
     outputs = torch.tensor([[[0.0, 1.0], [0.0, 3.0]], [[0.0, 4.0], [2.0, 0.0]]])  # 2 experts, 2 rows, 2 units
     assert zero_share(outputs).tolist() == [0.5, 0.5]
+    assert zero_share(torch.tensor([[[-0.2, 0.0], [-0.1, 3.0]]])).tolist() == [0.25]  # Swish goes below zero and lives
     assert dead_units(outputs).tolist() == [0.5, 0.0]
     a, b = (value.flatten().double().std(correction=0) for value in outputs)
     assert scale_spread(outputs) == pytest.approx(float(max(a, b) / min(a, b)))
@@ -28,6 +29,7 @@ def test_entropy_from_one_expert_to_all() -> None:
     assert gate_entropy(torch.eye(4)) == 0
     assert gate_entropy(torch.full((3, 4), 0.25)) == pytest.approx(1)
     assert gate_entropy(torch.tensor([[0.5, 0.5, 0, 0]])) == pytest.approx(0.5)
+    assert gate_entropy(torch.full((3, 4), 0.2)) == pytest.approx(1)  # weights that do not sum to one, as DSelect-k's may
     assert math.isnan(gate_entropy(torch.ones(3, 1)))
 
 
