@@ -218,6 +218,8 @@ def test_groups_are_given_by_columns(funnel: Prepared) -> None:
     encoder = GroupTransformer.of(funnel.columns, groups=groups)
     assert encoder.groups == 3
     assert not [name for name, _ in encoder.named_parameters() if "affinity" in name]
+    belongs = torch.nn.functional.one_hot(assigned(groups, funnel.columns), 3).float()
+    assert torch.equal(encoder.membership.exp(), belongs)  # a field of another group is not heard at all
 
 
 def test_candidate_settings_reach_the_model(funnel: Prepared) -> None:

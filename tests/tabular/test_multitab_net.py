@@ -144,6 +144,8 @@ def test_context_rows_are_read() -> None:
     assert not torch.allclose(net(inputs)["a"], a)
     net.encoder.read_context(first)
     torch.testing.assert_close(net(inputs)["a"], a)
+    net.encoder.read_context({**first, "numeric": first["numeric"].nan_to_num(0.0)})
+    assert not torch.allclose(net(inputs)["a"], a)  # a missing cell is no zero
 
 
 def test_a_row_layer_by_hand() -> None:

@@ -86,6 +86,17 @@ def test_gates_do_not_train_the_embeddings(mixed: Prepared) -> None:
     assert open_again.domain.categorical.table.grad.abs().sum() > 0  # type: ignore
 
 
+def test_the_domains_gate_reads_embeddings_and_trains_none(mixed: Prepared) -> None:
+    """What EPNet's gate is given has a gradient to the domain's own table and none to E."""
+    model, read = opened(made(mixed)), []
+    assert model.epnet is not None
+    model.epnet.register_forward_pre_hook(lambda _, given: read.append(given[0]))
+    model(mixed.batch(torch.arange(40), tasks=()).inputs)
+    read[0].square().sum().backward()
+    assert all(p.grad is None for p in model.encoder.parameters())
+    assert model.domain.categorical.table.grad.abs().sum() > 0  # type: ignore
+
+
 def test_without_a_domain_there_is_no_epnet(mixed: Prepared) -> None:
     model = made(mixed, domain=None, prior=None)
     assert model.epnet is None

@@ -78,6 +78,17 @@ def test_contrast_of_equal_views_is_log_n() -> None:
     assert float(contrast(torch.eye(8), torch.eye(8), 0.05)) < 1e-6
 
 
+def test_vectors_of_both_towers_are_of_length_one(fitted: Any) -> None:
+    """τ_m is a temperature of cosines: with free lengths it would be none."""
+    data, made = fitted
+    catalogue, model = made.catalogue(), made.model.eval()
+    with torch.no_grad():
+        items = model.vectors(catalogue.inputs(torch.arange(catalogue.count + 1)))
+        queries = model.queries(data.batch(torch.arange(20), tasks=()).inputs, catalogue, items)
+    for z in (items, queries):
+        torch.testing.assert_close(z.norm(dim=1), torch.ones(len(z)))
+
+
 def test_the_self_supervised_task_leaves_the_query_tower_alone(fitted: Any) -> None:
     """∂L_self/∂(query tower) = 0, and it does move the item tower; L = L_main + α L_self."""
     data, made = fitted
