@@ -42,7 +42,7 @@ class Balancer:
     doors: ClassVar[tuple[str, ...]] = ("combine", "backward")
     batches: ClassVar[int] = 1
     mutable: ClassVar[tuple[str, ...]] = ()  # attributes that `reset` makes and `state_dict` saves
-    last: Any = None  # what the doors heard and decided in their latest call (`doors.Step`); no part of the state
+    last: Any = None  # what the doors heard and decided in their latest call (`hearing.Step`); no part of the state
 
     def __init__(self) -> None:
         self.reset()
