@@ -431,3 +431,19 @@ def test_lists_are_bounded() -> None:
     rows = Reader(columns, Limits(elements=2)).json(b'[{"s": [1, 2]}, {"s": [1, 2, 3]}]')
     assert rows.good == [0]
     assert "is a list of 3, the limit is 2" in rows.errors[1]
+
+
+def test_an_arrow_stream_whose_offsets_lie_is_refused(network: Any, client_of: Any) -> None:
+    """A word that claims to end outside its bytes must not be read from whatever lies there in memory."""
+    table = pa.table({**{f"x{i}": [0.0] for i in range(4)}, "word": ["abcdefgh"]})
+    out = io.BytesIO()
+    with pa.ipc.new_stream(out, table.schema) as writer:
+        writer.write_table(table)
+    body, true = out.getvalue(), np.array([0, 8], "<i4").tobytes() + b"abcdefgh"  # offsets, then the bytes
+    assert body.count(true) == 1
+    client = client_of(network)
+    assert client.post("/predict", content=body, headers={"content-type": ARROW}).status_code == 200
+    lying = body.replace(true, np.array([0, 1 << 20], "<i4").tobytes() + b"abcdefgh")
+    answer = client.post("/predict", content=lying, headers={"content-type": ARROW})
+    assert answer.status_code == 422, answer.text
+    assert "is not an Arrow stream" in answer.json()["error"]
