@@ -22,6 +22,7 @@ BAD = {
     "long.csv": (b'a,b\n1,2\n"x\ny",3\n1,2,3\n', "line 5: has 3 fields where the header has 2"),
     "short.csv": (b"a,b\n1,2\n1\n", "line 3: has 1 fields where the header has 2"),
     "latin1.csv": ("a,b\n1,é\n".encode("latin-1"), "line 2: is not UTF-8 text"),
+    "comma.csv": (b"a;b\n1,5;2\n3;4\n", "column 'a': holds numbers with a comma ('1,5'), which would be read as words"),
     "latin1_header.csv": ("é,b\n1,2\n".encode("latin-1"), "line 1: is not UTF-8 text"),
     "late_latin1.csv": (b"a,b\n" + b"1,2\n" * 1_500_000 + b"1,\xff\n", "line 1500002: is not UTF-8 text"),
     "double.csv": (b"a,b,a\n1,2,3\n", "has 2 columns called 'a'"),
@@ -97,6 +98,15 @@ def test_types_are_inferred_from_the_whole_file(tmp_path: Path) -> None:
     assert frame["b"].isna().sum() == 400_000
     assert frame["c"].iloc[-1] == "foo"
     assert frame["d"].iloc[-1] == "7"
+
+
+def test_commas_in_words_are_words(tmp_path: Path) -> None:
+    """Only a column that is all numbers is refused for its decimal commas; declared text is never."""
+    path = tmp_path / "t.csv"
+    path.write_text("a;b;c\n1,5;1,5,2;7\nred, blue;3;8\n", "utf-8")
+    assert read_table(path)["a"].tolist() == ["1,5", "red, blue"]
+    path.write_text("a;c\n1,5;7\n;8\n", "utf-8")
+    assert read_table(path, text=["a"])["a"].tolist()[0] == "1,5"
 
 
 def test_delimiters_bom_gzip_and_newlines(tmp_path: Path) -> None:

@@ -195,10 +195,23 @@ def _read_csv(path: Path, text: Sequence[str]) -> pa.Table:
                 table = table.set_column(position, field.name, table.column(position).cast(pa.timestamp("s")))
             elif pa.types.is_time(field.type):
                 table = table.set_column(position, field.name, table.column(position).cast(pa.string()))
+            elif pa.types.is_string(field.type) and field.name not in text:
+                _check_decimals(table.column(position), f"{where}, column {field.name!r}")
             elif field.name in text:
                 table = table.set_column(position, field.name, _number_if_same(table.column(position)))
         return table
     raise AssertionError("unreachable: columns widen to text in the end")  # pragma: no cover
+
+
+def _check_decimals(column: pa.ChunkedArray, where: str) -> None:
+    """Numbers with a decimal comma would become words, one category each, without anybody noticing."""
+    import pyarrow.compute as pc
+
+    numbers = pc.match_substring_regex(column, r"^\s*[+-]?\d+(,\d+)?([eE][+-]?\d+)?\s*$")
+    if pc.all(numbers).as_py() and pc.any(pc.match_substring(column, ",")).as_py():
+        one = column.filter(pc.match_substring(column, ","))[0].as_py()
+        remedy = "write decimal points (pandas: read_csv(..., decimal=','), then to_csv)"
+        raise BadInput(f"holds numbers with a comma ({one!r}), which would be read as words", where=where, remedy=remedy)
 
 
 def _number_if_same(column: pa.ChunkedArray) -> pa.ChunkedArray:
