@@ -14,6 +14,7 @@ import torch
 from pluribus.balancing import Balancer, EqualWeighting
 from pluribus.data.prepared import Prepared
 from pluribus.modeling import Choice, IntRange, LogUniform, MultiTaskModel, SearchSpace, Uniform
+from pluribus.tabular import cost
 from pluribus.tabular.embeddings import EMBEDDINGS
 from pluribus.tabular.joint_networks import JointNetwork
 from pluribus.tabular.multitab_net import MASKS, TOKENS, MultiTabEncoder
@@ -23,7 +24,7 @@ from pluribus.tabular.single_networks import SingleNetworks
 
 Range = Choice | Uniform | LogUniform | IntRange
 
-SPEED = 1.0e10  # FLOPs a second of a training step through these encoders, roughly
+SPEED = 1.5e10  # FLOPs a second of a training step through columns that attend to one another, roughly
 
 _TRAINING: dict[str, Any] = {
     "embedding": "plain", "bins": 8, "sigma": 0.1, "batch_size": "auto", "epochs": 40, "patience": 5,
@@ -84,11 +85,13 @@ class _Woven(_Joint):
 
 
 class _Single(SingleNetworks):
-    """One network per task on another encoder."""
+    """One network per task on another encoder. slowness: its FLOPs against those of the tabular MLP's wide products."""
+
+    slowness: ClassVar[float] = 1.5
 
     def _flops(self, data: Prepared) -> float:
         flops, _ = size_of(data.tasks[:1], data.columns, self.config(data))
-        return 2.5 * flops  # their products are smaller, and slower
+        return self.slowness * flops
 
     def _tensors(self, data: Prepared) -> int:
         return size_of(data.tasks[:1], data.columns, self.config(data))[1]
@@ -119,6 +122,7 @@ class TabMNetwork(_Woven):
     """One TabM for all tasks: members × tasks heads."""
 
     name = encoder = architecture = "tabm"
+    speed = cost.SPEED
     label = "TabM"
     defaults: ClassVar[Mapping[str, Any]] = TABM
     space = SearchSpace(TABM_SPACE)
@@ -130,6 +134,7 @@ class SingleTabM(_Single):
     name = "single_tabm"
     label = "TabM, one per task"
     encoder = "tabm"
+    slowness = 0.8
     defaults = TABM
     space = SearchSpace(TABM_SPACE)
 
