@@ -381,6 +381,36 @@ def test_prefix_equals_cached_keys_and_values(inside: str, padded: bool) -> None
     torch.testing.assert_close(got[kept], wanted[kept], rtol=1e-4, atol=1e-5)
 
 
+@pytest.mark.parametrize("inside", ["eager", "sdpa"])
+def test_prefix_stands_before_t5s_position_biases(inside: str) -> None:
+    """T5 adds a bias by distance to its scores: given keys keep theirs, the prefix has none. Oracle: one attention by hand."""
+    transformers = pytest.importorskip("transformers")
+    torch.manual_seed(0)
+    config = transformers.T5Config(vocab_size=30, d_model=16, d_kv=4, d_ff=32, num_layers=1, num_heads=4, dropout_rate=0.0)
+    model = transformers.T5EncoderModel._from_config(config, attn_implementation=inside).eval()
+    attention = model.encoder.block[0].layer[0].SelfAttention
+    torch.nn.init.normal_(attention.relative_attention_bias.weight)
+    prefix = PrefixTuning(model, ["a", "b"], length=3)
+    for p in prefix.parameters():
+        torch.nn.init.normal_(p)
+    seen: dict[str, Any] = {}
+    attention.q.register_forward_pre_hook(lambda module, args: seen.update(x=args[0]))
+    attention.o.register_forward_pre_hook(lambda module, args: seen.update(out=args[0]))
+    mask = torch.tensor([[1, 1, 1, 1, 1], [1, 1, 1, 0, 0]])
+    with torch.no_grad(), route(["a", "b"]):
+        model(input_ids=torch.randint(0, 30, (2, 5)), attention_mask=mask)
+        x = seen["x"]
+        extra = next(iter(prefix.parameters()))  # [E, M, 2 d]
+        k = torch.cat((extra[..., :16], attention.k(x)), 1).view(2, 8, 4, 4).transpose(1, 2)
+        v = torch.cat((extra[..., 16:], attention.v(x)), 1).view(2, 8, 4, 4).transpose(1, 2)
+        q = attention.q(x).view(2, 5, 4, 4).transpose(1, 2)
+        scores = q @ k.transpose(2, 3)
+        scores[..., 3:] += attention.compute_bias(5, 5)
+        scores[..., 3:] += (1 - mask[:, None, None].float()) * -1e9
+        wanted = (scores.softmax(-1) @ v).transpose(1, 2).reshape(2, 5, 16)
+    torch.testing.assert_close(seen["out"], wanted, atol=1e-5, rtol=1e-5)
+
+
 def test_prefix_mixes_tasks_in_transformers(bert: Callable[..., Any]) -> None:
     """With padding; and rows alone; the reparametrisation can be folded away; the model's attention comes back."""
     model = bert()

@@ -5,8 +5,9 @@ Li & Liang, "Prefix-Tuning: Optimizing Continuous Prompts for Generation", ACL 2
     attention(Q, [P_k; K], [P_v; V]),   [P_k; P_v]_l = MLP_l(P')  while training (`hidden`), folded away afterwards (`fold`)
 
 Models of transformers are reached through its attention interface (their sdpa or eager function runs inside); the padding mask is
-extended. Rotary positions are left out of the prefix, as with cached keys. In `nn.MultiheadAttention` the opened attention adds
-the prefix. A prefix is never nothing: at the start it is small, not silent (std 0.02; values zero).
+extended. Rotary positions are left out of the prefix, as with cached keys, and so are T5's position biases. In
+`nn.MultiheadAttention` the opened attention adds the prefix. A prefix is never nothing: at the start it is small, not silent
+(std 0.02; values zero).
 """
 
 from __future__ import annotations
@@ -178,6 +179,8 @@ def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, att
             attention_mask = torch.ones(shape, dtype=torch.bool, device=query.device).tril(shape[1] - shape[0])[None, None]
         if attention_mask is not None:
             attention_mask = F.pad(attention_mask, (length, 0), value=attention_mask.dtype == torch.bool)
+        if kwargs.get("position_bias") is not None:  # T5's; to the prefix all positions are equally far
+            kwargs["position_bias"] = F.pad(kwargs["position_bias"], (length, 0))
         key, value = torch.cat((k.to(key.dtype), key), 2), torch.cat((v.to(value.dtype), value), 2)
         active().memo[id(prefix.adapters), prefix.path] = True
     if name == "eager":
@@ -187,11 +190,13 @@ def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, att
 
 def _eager(
     module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None = None,
-    dropout: float = 0.0, **kwargs: Any,
+    dropout: float = 0.0, position_bias: Tensor | None = None, **kwargs: Any,
 ) -> tuple[Tensor, Tensor]:  # fmt: skip
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)
+    if position_bias is not None:
+        scores = scores + position_bias
     if mask is not None:
         scores = scores.masked_fill(~mask, -torch.inf) if mask.dtype == torch.bool else scores + mask
     weights = F.dropout(scores.softmax(-1, dtype=torch.float32).to(query.dtype), dropout, module.training)
