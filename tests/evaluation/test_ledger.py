@@ -189,6 +189,15 @@ def test_five_seeds_cannot_speak_and_the_table_says_so(tmp_path: Path) -> None:
     assert "no difference in this table can be called significant at 0.05, however large; 7 seeds would be the least" in text
 
 
+def test_a_rank_over_more_than_the_main_metrics_says_so(tmp_path: Path) -> None:
+    """Beside a Δm of main metrics alone, it would be read as one of the same."""
+    assert "The mean rank is over all 3 metrics" in table([_fill(tmp_path / "a")], reference="single").render("md")
+    ledger = Ledger(tmp_path / "b")
+    for method, value in (("single", 0.5), ("nash", 0.6)):
+        ledger.log(method=method, seed=0, task="seg", metric="accuracy", value=value, selection=RULE)
+    assert "mean rank is over" not in table([tmp_path / "b"], reference="single").render("md")
+
+
 def test_seven_seeds_can(tmp_path: Path) -> None:
     made = table([_fill(tmp_path, seeds=7)], reference="single")
     assert [line.p for line in made.lines[1:]] == pytest.approx([2 / 2**7] * 2)

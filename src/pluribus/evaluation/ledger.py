@@ -491,6 +491,8 @@ def table(
     formula = f"Δm ({chosen.name}) = {chosen.formula}, in per cent against {reference!r}; {chosen.sign}."
     selections = tuple(dict.fromkeys(row.selection for row in rows))
     sentences = [formula, *_honest([line for line in lines if not lacking[line.method]], reference)]
+    if len(directions) > len({task for task, _ in directions}):
+        sentences.append(f"The mean rank is over all {len(directions)} metrics, those beside a task's main one too.")
     partial = [f"{method} ({', '.join(' '.join(cell) for cell in cells)})" for method, cells in lacking.items() if cells]
     if partial:
         sentences.append(f"No rank, Δm or test for what lacks figures: {'; '.join(partial)}.")
