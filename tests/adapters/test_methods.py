@@ -193,7 +193,10 @@ def test_scalearn_counts_of_the_paper() -> None:
     """S = 8, L = 12, d = 768: 73,728, 96, 6,144 and 8 (here scaled: L = 2, d = 16, S = 8)."""
     for kind, wanted in ((ScaLearn, 2 * 8 * 16), (ScaLearnUniform, 2 * 8), (ScaLearnPP, 8 * 16), (ScaLearnUniformPP, 8)):
         encoder = Encoder().eval()
-        assert count(kind(encoder, ["t"], sources=sources(encoder, [f"s{i}" for i in range(8)]))) == wanted
+        target = kind(encoder, ["t"], sources=sources(encoder, [f"s{i}" for i in range(8)]))
+        assert count(target) == wanted
+        for site in target.sites.values():  # ω starts around c/S, so that the sources' sum is c times their mean
+            torch.testing.assert_close(site.omega.mean().item(), 2 / 8, atol=2e-3, rtol=0.0)  # type: ignore[union-attr, operator]
     assert (12 * 8 * 768, 12 * 8, 8 * 768) == (73_728, 96, 6_144)
 
 
@@ -314,6 +317,38 @@ def test_ia3_equals_peft(bert: Callable[..., Any]) -> None:
             modules[path].ia3_l["default"].copy_(ours.sites[f"{path.replace('.', '/')} (input)"].l[1][None])  # type: ignore[index]
         assert sum("ia3_l" in n for n, _ in theirs.named_parameters()) == len(ours.sites) == 6
         torch.testing.assert_close(answers(model, "a", IDS), theirs(IDS).last_hidden_state, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("kind", [IA3, BitFit, Poly, MHR, MHRmu])
+def test_weights_with_a_task_inside_answer_as_the_hooks_did(kind: Any, bert: Callable[..., Any]) -> None:
+    """Every change of weights merges exactly, biases included, and comes out bit for bit."""
+    model = bert(double=True)
+    before = {n: t.clone() for n, t in model.state_dict().items()}
+    adapters = kind(model, ["a", "b"], **({"heads": 4} if kind is MHR else {}))
+    shake(adapters)
+    for task in "ab":
+        wanted = answers(model, task, IDS)
+        adapters.merge(task)
+        with torch.no_grad():
+            torch.testing.assert_close(model(IDS).last_hidden_state, wanted, rtol=1e-9, atol=1e-9)
+        adapters.unmerge()
+        assert all(torch.equal(t, before[n]) for n, t in model.state_dict().items())
+
+
+def test_bitfit_knows_rows_behind_blocks_that_hold_them_second() -> None:
+    """A norm after the blocks of a model with its batch in the second dimension: its rows are found there, too."""
+    torch.manual_seed(0)
+    layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, batch_first=False)
+    model = nn.TransformerEncoder(layer, 1, norm=nn.LayerNorm(8), enable_nested_tensor=False).eval()
+    adapters = BitFit(model, ["a", "b"])
+    shake(adapters)
+    x = torch.randn(3, 2, 8)  # as many tokens as no row count
+    with torch.no_grad():
+        with route(["a", "b"]):
+            mixed = model(x)
+        for i, task in enumerate("ab"):
+            with route(task):
+                torch.testing.assert_close(mixed[:, i], model(x)[:, i])
 
 
 def test_bitfit_equals_copies_that_differ_in_biases(encoder: Encoder) -> None:
