@@ -48,6 +48,17 @@ def _model(data: Prepared, routed: bool = True, **adapter: Any) -> tuple[Adapted
     return model.eval(), made.data
 
 
+@pytest.mark.parametrize("routed", [True, False])
+@pytest.mark.parametrize("count", [5, 0])
+def test_a_share_without_labels_or_rows(data: Prepared, routed: bool, count: int) -> None:
+    """Of the last batch a process may get texts without a label, or no text at all: it answers nothing, and goes on."""
+    model, ready = _model(data, routed)
+    inputs = ready.batch(torch.arange(count), ()).inputs
+    assert not model.train()(inputs, {})
+    found = model(inputs, {"kind": torch.arange(0), "good": torch.arange(0)})
+    assert [len(value) for value in found.values()] == [0, 0]
+
+
 def test_many_tasks_in_one_forward_equal_each_alone(data: Prepared) -> None:
     """Rows expanded to (row, task) pairs: what each task would have answered by itself, whichever rows ask."""
     model, ready = _model(data)

@@ -86,8 +86,9 @@ class AdaptedText(TextModel):
         every = torch.arange(n_rows, device=inputs["numeric"].device)
         places = [every if (where := rows[name]) is None else where for name in names]
         whole = torch.cat(places or [every[:0]])
-        if not len(whole):
-            return self.answer(self.encoder(inputs, context), rows)
+        if not len(whole):  # nobody is asked for: as whichever task
+            with route(torch.zeros(max(1, n_rows), dtype=torch.int64, device=whole.device), [next(iter(self.tasks))]):
+                return self.answer(self.encoder(inputs, context), rows)
         ids = torch.repeat_interleave(torch.arange(len(names)), torch.tensor([len(p) for p in places]))
         same = len(whole) == n_rows and bool((whole == every).all())
         expanded = inputs if same else at(inputs, whole)

@@ -79,8 +79,12 @@ class TextEncoder(Encoder):
         more = {}
         if self.segmented and SEGMENTS in inputs:
             more["token_type_ids"] = inputs[SEGMENTS]["values"].long().masked_fill(~mask, 0)
-        found: Tensor = self.backbone(input_ids=ids, attention_mask=mask.long(), **more).last_hidden_state
-        return found, mask
+        given = {"input_ids": ids, "attention_mask": mask.long(), **more}
+        if not len(ids):  # transformers reshape no rows; one of nothing is read, so that there is a graph, and left out
+            given = {name: each.new_zeros(1, max(1, each.shape[1])) for name, each in given.items()}
+            given["attention_mask"] += 1
+        found: Tensor = self.backbone(**given).last_hidden_state
+        return found[: len(ids)], mask
 
     def pool(self, states: Tensor, mask: Tensor) -> Tensor:
         """[B, L, d] → [B, d]."""
