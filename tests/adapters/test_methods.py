@@ -200,6 +200,29 @@ def test_scalearn_counts_of_the_paper() -> None:
     assert (12 * 8 * 768, 12 * 8, 8 * 768) == (73_728, 96, 6_144)
 
 
+def test_scalearns_penalty_is_a_mean_over_sources(encoder: Encoder) -> None:
+    """λ/S Σ_s (1 − mean ω_s)²: with every ω at 3 it is 4 λ a place, however many sources there are."""
+    target = ScaLearn(encoder, ["t"], sources=sources(encoder, ["s", "u", "v"]), penalty=0.5)
+    with torch.no_grad():
+        for site in target.sites.values():
+            site.omega.fill_(3.0)  # type: ignore[union-attr, operator]
+    with route("t") as r:
+        encoder(X)
+    torch.testing.assert_close(float(torch.as_tensor(r.penalty()).detach()), 0.5 * 4.0 * len(target.sites))
+
+
+def test_hyperformers_layer_embedding_is_that_of_its_layer(encoder: Encoder) -> None:
+    """Both places of a block hear its layer's embedding, and no other's."""
+    adapters = HyperFormer(encoder, ["a"])
+    slot = torch.tensor([0])
+    before = {path: adapters.emitted(path, slot)[0] for path in adapters.places}
+    with torch.no_grad():
+        adapters.place[0] += 1
+    moved = [path for path, D in before.items() if not torch.equal(D, adapters.emitted(path, slot)[0])]
+    assert len(moved) == 2
+    assert all(".layers.0." in f".{path}" for path in moved)
+
+
 def test_scalearn_uniform_reaches_least_squares() -> None:
     """Linear adapters on one layer with frozen inputs: training ω ends at the normal equations' solution."""
     torch.manual_seed(0)
