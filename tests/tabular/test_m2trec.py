@@ -170,6 +170,26 @@ def test_loss_by_hand(rivals: str) -> None:
     assert not model_of(fit(data, epochs=1, category_weight=0.0)).classes
 
 
+def test_an_unknown_attribute_is_no_label() -> None:
+    """CE_a is over items whose attribute is known; else the network would learn to predict that a cell is empty."""
+    data = data_of(catalogue(kind=[None if i % 6 == 2 else f"k{i % 6}" for i in range(ITEMS)]))
+    model = model_of(fit(data, category_weight=0.5)).eval()
+    found = Catalogue(data.columns.items["item"])
+    train = Labelled.of(data, "next", found)
+    codes = torch.from_numpy(found.data.categorical)[train.target].long()
+    with torch.no_grad():
+        batch = data.batch(train.rows).inputs["viewed"]
+        h = model.encode(vectors_of(model, found)[found.rows(batch["values"])], batch["mask"])
+        attributes = torch.zeros(())
+        for a, head in model.classes.items():
+            code = codes[:, int(a)]
+            known = code >= 2
+            attributes = attributes + F.cross_entropy(head(h[known]), code[known])
+        without = _loss(data, model, weight=0.0)
+        assert 0 < (codes < 2).sum() < len(codes)
+        torch.testing.assert_close(_loss(data, model, weight=0.5), without + 0.5 * attributes)
+
+
 def test_sampled_softmax_estimates_the_whole() -> None:
     """The estimated sum over the other items is unbiased, whatever q; with many draws the loss is the full softmax's."""
     generator = torch.Generator().manual_seed(0)
