@@ -111,10 +111,15 @@ class _Boosting(Candidate):
         return f"the booster has no loss for task {other[0]!r}" if other else None
 
     def estimate(self, data: Prepared) -> float:
-        """300 rounds at 6 ns per row, column and output, and a second to load the compiled code."""
+        """450 rounds (or fewer set) of a tree: a visit of every row, column and output, a search of every leaf's bins.
+
+        Measured on six tables of 389 to 60,000 rows; a second more loads the compiled code.
+        """
         columns = len(data.columns.names)
         outputs = sum(max(1, len(t.classes) if t.kind != "binary" else 1) for t in data.tasks)
-        return 1.0 + 6e-9 * 300 * columns * len(data.parts["train"]) * (1 + outputs)
+        leaf = 1.2e-6 * self.settings["max_leaf_nodes"]
+        tree = columns * (1 + outputs) * (6e-9 * len(data.parts["train"]) + leaf)
+        return float(1.0 + min(450, self.settings["rounds"]) * tree)
 
     def _settings(self, data: Prepared, budget: Budget, seed: int) -> dict[str, Any]:
         numeric, columns = data.numeric.shape[1], len(data.columns.names)
