@@ -190,6 +190,7 @@ if __name__ == "__main__":
 """
 
 
+@pytest.mark.timeout(600)  # four runs in processes of their own, each with its imports
 def test_killed_three_times_it_still_ends(loans_file: Path, tmp_path: Path) -> None:
     """kill -9 at random moments of its work: finished trials are kept, no half file is believed, the end equals an unkilled
     run's."""

@@ -80,5 +80,5 @@ def test_the_number_of_processes_is_checked(study_of: Any, loans: Any) -> None:
     """If this fails, `--processes 0` divides by zero."""
     from pluribus.study import Study
 
-    with pytest.raises(BadInput, match="processes must be at least 1"):
+    with pytest.raises(BadInput, match=r"^processes: is 0; it must be at least 1"):
         Study(loans, ["default"], processes=0)

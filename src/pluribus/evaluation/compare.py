@@ -330,7 +330,8 @@ def _prediction(file: _Table, task: Task, truth: _Table, rows: Any) -> Array:
     at = file.keys.get_indexer(truth.keys[rows])
     if (at < 0).any():
         lost = truth.keys[rows][at < 0]
-        raise BadInput(f"lacks {len(lost)} rows that the truth labels for task {task.name!r}, first id {lost[0]!r}",
+        rows_lost = f"{len(lost)} row{'s' * (len(lost) > 1)}"
+        raise BadInput(f"lacks {rows_lost} that the truth labels for task {task.name!r}, first id {lost[0]!r}",
                        where=file.name, remedy="predict every labelled row")  # fmt: skip
     where = f"{file.name}, column {task.columns[0]!r}"
     if task.record.listed:

@@ -135,7 +135,7 @@ class Study:
         self.teams = jobs if jobs is not None else max(1, cores // max(1, processes))
         for word, value in (("jobs", self.jobs), ("processes", self.processes)):
             if value < 1:
-                raise BadInput(f"{word} must be at least 1, not {value}", where=word)
+                raise BadInput(f"is {value}; it must be at least 1", where=word, remedy="give a whole number from 1 on")
 
     # -- the steps ------------------------------------------------------------------------------------------------
 
