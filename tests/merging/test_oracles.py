@@ -548,6 +548,15 @@ def test_greedy_soup_takes_what_does_not_hurt() -> None:
         merge(None, models, "greedy_soup")
 
 
+def test_greedy_soup_lets_each_expert_have_its_own_head() -> None:
+    """A pattern that reaches only one expert's head must not end the soup at the subsets without it."""
+    wanted = torch.tensor([1.0, 1.0])
+    models = {t: {"x": torch.tensor(v), f"{t}_top": torch.ones(2)} for t, v in {"a": [2.0, 1.0], "far": [9.0, 9.0]}.items()}
+    base = {"x": torch.zeros(2)}
+    soup = merge(base, models, "greedy_soup", heads=["a_top", "far_top"], score=_score(wanted))
+    assert torch.equal(soup["x"], models["a"]["x"])
+
+
 @settings(max_examples=20)
 @given(seed=st.integers(0, 10**6))
 def test_greedy_soup_is_never_worse_than_the_best_single(seed: int) -> None:

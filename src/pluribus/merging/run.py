@@ -8,6 +8,7 @@ import os
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import replace
+from fnmatch import fnmatch
 from numbers import Integral, Real
 from pathlib import Path
 from types import NoneType, UnionType
@@ -399,12 +400,18 @@ def _soup(base: Any, experts: Any, settings: dict[str, Any], **rest: Any) -> Any
     for setting in settings:
         if setting not in known:
             raise unknown("setting of greedy_soup", setting, known, where="settings")
-    given = names_of(experts)
+    given, patterns = names_of(experts), rest.pop("heads")
+    whole, *_ = prepare(base, given, "average", heads=patterns, keep=rest["keep"])
+
+    def heads(chosen: Sequence[str]) -> list[str]:
+        """The patterns that reach a tensor of the base or of these experts: another expert's head may be its own."""
+        names = {name for source in (whole.base, *(whole.experts[task] for task in chosen)) for name in source.names()}
+        return [pattern for pattern in patterns if any(fnmatch(name, pattern) for name in names)]
 
     def average(chosen: list[str]) -> Mapping[str, Tensor]:
         mine = {task: given[task] for task in chosen}
-        plan, made, each = prepare(base, mine, "average", heads=rest["heads"], keep=rest["keep"])
+        plan, made, each = prepare(base, mine, "average", heads=heads(chosen), keep=rest["keep"])
         return Merged(plan, Engine(plan.base, plan.experts, plan.merged, made, weights=each))
 
     soup, _ = greedy_soup(average, list(given), settings.get("score"))  # type: ignore[arg-type]
-    return merge(base, {task: given[task] for task in soup}, "average", **rest)
+    return merge(base, {task: given[task] for task in soup}, "average", heads=heads(soup), **rest)
