@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import warnings
+import weakref
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -260,5 +262,9 @@ def test_distributed_data_parallel_of_one(tmp_path: Path) -> None:
         losses = {n: s * (o[:, 0] - Y[:, t]).square().mean() for t, (n, s, o) in enumerate(zip("ab", (1.0, 30.0), outs))}
         combine(losses, MGDA(), features=z).backward()
         assert_same(grads(whole.net), wanted)
-    finally:
+        gone = weakref.ref(model)
+        del model
+        gc.collect()
+        assert gone() is None
+    finally:  # the group must not die with the model: there its thread is joined with the interpreter locked, maybe for ever
         dist.destroy_process_group()
