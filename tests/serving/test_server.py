@@ -408,6 +408,46 @@ def test_a_small_file_that_unpacks_large_is_refused(network: Any, client_of: Any
     assert (answer.status_code, "unpacks to more" in answer.text) == (413, True), answer.text
 
 
+def _words(**settings: Any) -> bytes:
+    """A Parquet file of 60 rows whose words are not ASCII."""
+    columns = {f"x{i}": np.arange(60.0) for i in range(4)} | {"word": [f"wörd{i}" for i in range(60)]}
+    out = io.BytesIO()
+    pq.write_table(pa.table(columns), out, compression="none", **settings)
+    return out.getvalue()
+
+
+def test_a_parquet_file_whose_words_are_no_unicode_is_refused(network: Any, client_of: Any) -> None:
+    """Only `validate(full=True)` sees this before the words are looked at: pages and counts are in order."""
+    broken = _words().replace("wörd7".encode(), b"w\xc3\xffrd7", 1)
+    answer = client_of(network).post("/predict", content=broken, headers={"content-type": PARQUET})
+    assert answer.status_code == 422, answer.text
+    assert "body: is not a Parquet file" in answer.json()["error"]
+    assert "Invalid UTF8" in answer.json()["error"]
+
+
+def test_broken_parquet_bodies_are_refused_or_read(network: Any, client_of: Any) -> None:
+    """A byte flipped anywhere (pages, page heads, the footer): an answer or one line, never a failure of ours."""
+    client, chance, refused = client_of(network), np.random.default_rng(0), 0
+    for body in (_words(), _words(use_dictionary=False), _words(data_page_version="2.0")):
+        for place in chance.integers(4, len(body) - 8, 60):
+            broken = bytearray(body)
+            broken[place] ^= 1 << int(chance.integers(8))
+            answer = client.post("/predict", content=bytes(broken), headers={"content-type": PARQUET})
+            assert answer.status_code in (200, 413, 422), answer.text
+            refused += answer.status_code != 200
+            assert answer.status_code == 200 or "\n" not in answer.json()["error"]
+    assert refused > 20
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY"])
+def test_words_kept_as_differences_are_refused_as_such(encoding: str, network: Any, client_of: Any) -> None:
+    """Such a file is sound: to call it "not a Parquet file" would send its writer in search of a fault that it does not have."""
+    body = _words(use_dictionary=False, column_encoding={"word": encoding})
+    answer = client_of(network).post("/predict", content=body, headers={"content-type": PARQUET})
+    assert answer.status_code == 422
+    assert "holds words in a DELTA encoding" in answer.json()["error"]
+
+
 def test_nan_in_a_table_is_a_missing_number(network: Any, client_of: Any) -> None:
     """NaN is how tables write it; the same row with null must answer the same."""
     found = []

@@ -225,7 +225,10 @@ class Reader:
             table = pq.ParquetFile(io.BytesIO(body), read_dictionary=words).read(columns=self._wanted(names))
             table.validate(full=True)
         except (pa.ArrowException, OSError, ValueError, NotImplementedError) as error:
-            raise Refusal(422, "malformed", f"body: is not a Parquet file ({_first(error)}); write it again") from error
+            what = f"body: is not a Parquet file ({_first(error)}); write it again"
+            if "DictAccumulator" in str(error):  # asking a chunk's metadata for its encodings may end the process: Arrow aborts
+                what = "body: holds words in a DELTA encoding, which is not read; write them PLAIN or with a dictionary"
+            raise Refusal(422, "malformed", what) from error
         return self._table(table)
 
     def _wanted(self, names: Sequence[str]) -> list[str]:
