@@ -212,17 +212,50 @@ def test_search_tries_and_prints_the_best(models: Path) -> None:
     ("weight:nobody=0.0:1.0", "half", "unknown"),
     ("scale=0.0:1.0", "nan", "none of 3 trials has a finite score"),
     ("scale=0.0:1.0", "words", "gave 'good', not a number"),
+    ("scale=0.0:1.0", "broken", "score: raised KeyError: 'head'; mend it"),
 ])  # fmt: skip
 def test_a_search_that_cannot_be_is_one_line(space: str, function: str, line: str, models: Path) -> None:
     """Broken: a wrong setting is a traceback of the sampler's, or a score of NaN is called the best."""
     pytest.importorskip("optuna")
     text = "def half(t):\n    return 0.5\ndef nan(t):\n    return float('nan')\ndef words(t):\n    return 'good'\n"
+    text += "def broken(t):\n    return t['head']\n"
     (models / "mine.py").write_text(text)
     done = shell(f"{PLURIBUS} merge search --base base --expert ft-*/ --method task_arithmetic --space {space} "
                  f"--score mine.py:{function} --trials 3", models)  # fmt: skip
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
     assert line in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr
+
+
+def test_a_search_checks_both_ends_and_the_code_before_the_first_trial(models: Path) -> None:
+    """Broken: half an hour of trials is thrown away at the first draw that no merger takes."""
+    pytest.importorskip("optuna")
+    (models / "told.py").write_text("def tell(t):\n    print('tried')\n    return 1.0\n")
+    (models / "torn.py").write_text("import no_such_module\n")
+    search = f"{PLURIBUS} merge search --base base --expert ft-*/ --trials 3"
+    for words, line in (
+        ("--method ties --space density=0.1:1.9 --score told.py:tell", "density is 1.9; use a number from 0 to 1"),
+        ("--method slerp --space space=weights,nowhere --score told.py:tell", "nowhere"),
+        ("--method adamerging --space steps=1:3 --score told.py:tell", "adamerging learns from data"),
+        ("--method ties --space density=0.1:0.9 --score torn.py:tell", "torn.py: cannot be run (ModuleNotFoundError"),
+    ):
+        done = shell(f"{search} {words}", models)
+        assert done.returncode == 2, (words, done.stdout, done.stderr)
+        assert line in done.stderr
+        assert "tried" not in done.stdout
+
+
+def test_a_search_between_whole_numbers_tries_what_lies_between(models: Path) -> None:
+    """Broken: `scale=0:1`, which an error line recommends, tries 0 and 1 alone."""
+    pytest.importorskip("optuna")
+    from pluribus.merging.search import search
+
+    experts = {f"ft-{name}": models / f"ft-{name}" for name in ("cars", "birds")}
+    space = {"scale": (0, 1), "weight:ft-cars": (0, 1)}
+    found = search(models / "base", experts, "task_arithmetic", space, lambda t: 0.0, trials=4)
+    assert all(0 < value < 1 for chosen, _ in found.trials for value in chosen.values())
+    found = search(models / "base", experts, "consensus", {"k": (1, 2)}, lambda t: 0.0, trials=4)
+    assert {type(chosen["k"]) for chosen, _ in found.trials} == {int}
 
 
 def test_help_shows_examples() -> None:

@@ -355,6 +355,7 @@ def search(
     if not experts:
         raise BadInput("there is no expert", remedy="write --base BASE --expert E [E …]")
     from pluribus.merging.search import search as run
+    from pluribus.study.checkpoints import code_of
 
     ranges: dict[str, Any] = {}
     for name, text in ((n, str(v)) for n, v in settings_of(space, "--space").items()):
@@ -366,7 +367,8 @@ def search(
             ranges[name] = bounds
         else:
             ranges[name] = [value_of(word) for word in text.split(",")]
-    found = run(base, experts_of(experts), method, ranges, function_of(score), trials=trials, seed=seed, heads=heads, keep=keep)
+    function, _ = code_of(score, "--score")
+    found = run(base, experts_of(experts), method, ranges, function, trials=trials, seed=seed, heads=heads, keep=keep)
     if as_json:
         rows = [{"settings": s, "score": v} for s, v in found.trials]
         click.echo(json.dumps({"schema": 1, "settings": found.settings, "score": found.score, "trials": rows}, indent=1))
@@ -408,21 +410,3 @@ def extract(
         return
     click.echo(f"{found.path}: {len(found.rows)} matrices")
     click.echo(str(found))
-
-
-def function_of(place: str) -> Any:
-    """FILE.py:FUNCTION, imported: code named by the one who types the command, never by a file."""
-    import importlib.util
-
-    file, _, name = place.rpartition(":")
-    path = Path(file)
-    if not file or not path.is_file():
-        raise BadInput("is not FILE.py:FUNCTION", where=place, remedy="name a Python file and a function in it")
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    if spec is None or spec.loader is None:
-        raise BadInput("is not a Python file", where=file, remedy="name a .py file")
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    if not callable(getattr(module, name, None)):
-        raise unknown("function", name, [n for n in vars(module) if not n.startswith("_")], where=file)
-    return getattr(module, name)

@@ -285,11 +285,11 @@ class CheckpointsStudy:
             raise BadInput("gave no row", where=where, remedy=remedy)
         if frame["id"].isna().any() or frame["id"].duplicated().any():
             shown = frame["id"][frame["id"].duplicated() | frame["id"].isna()].iloc[0]
-            raise BadInput(f"gave the id {shown!r} twice, or none", where=where, remedy="give each row an id of its own")
+            raise BadInput(f"gave the id '{shown}' twice, or none", where=where, remedy="give each row an id of its own")
         score = pd.to_numeric(frame["score"], errors="coerce").astype(float)
         if not np.isfinite(score).all():
             shown = frame["id"][~np.isfinite(score)].iloc[0]
-            raise BadInput(f"gave no finite score for id {shown!r}", where=where, remedy="leave that row out for every model")
+            raise BadInput(f"gave no finite score for id '{shown}'", where=where, remedy="leave that row out for every model")
         found = pd.DataFrame({"id": frame["id"].astype(str), "score": score})
         if "group" in frame.columns:
             if frame["group"].isna().any():
@@ -488,7 +488,7 @@ class CheckpointsStudy:
             aside.write_text(json.dumps({"seconds": before + max(0.0, more)}), "utf-8")
 
 
-def code_of(place: str) -> tuple[Evaluate, str]:
+def code_of(place: str, option: str = "--evaluate") -> tuple[Callable[..., Any], str]:
     """`FILE.py:FUNCTION` as the function and its file's hash: code named by the one who types the command."""
     import importlib.util
     import sys
@@ -496,7 +496,7 @@ def code_of(place: str) -> tuple[Evaluate, str]:
     file, _, name = place.rpartition(":")
     path = Path(file)
     if not file or path.suffix != ".py" or not path.is_file():
-        raise BadInput("is not FILE.py:FUNCTION", where=f"--evaluate {place}", remedy="name a Python file and a function in it")
+        raise BadInput("is not FILE.py:FUNCTION", where=f"{option} {place}", remedy="name a Python file and a function in it")
     spec = importlib.util.spec_from_file_location(path.stem, path)
     assert spec is not None
     assert spec.loader is not None
