@@ -267,6 +267,17 @@ def test_unknown_task_in_the_address(network: Any, rows: Any, client_of: Any) ->
     assert client.post("/predict?tasks=loss", json={"rows": rows, "tasks": ["loss"]}).status_code == 422
 
 
+@pytest.mark.parametrize("query", ["?tasks=", "?tasks=,", ""])
+def test_an_empty_list_of_tasks_computes_none(query: str, network: Any, rows: Any, client_of: Any) -> None:
+    """In the address as in the body: no task is asked for, which is not the same as leaving it open, and the document says so."""
+    client = client_of(network)
+    body = {"rows": rows[:2]} | ({} if query else {"tasks": []})
+    assert client.post(f"/predict{query}", json=body).json() == {"rows": [{"values": {}}] * 2}
+    post = client.get("/openapi.json").json()["paths"]["/predict"]["post"]
+    inside = post["requestBody"]["content"]["application/json"]["schema"]["properties"]["tasks"]
+    assert all("none where it is empty" in each["description"] for each in (post["parameters"][0], inside))
+
+
 def test_no_rows(network: Any, client_of: Any) -> None:
     assert client_of(network).post("/predict", json={"rows": []}).json() == {"rows": []}
 

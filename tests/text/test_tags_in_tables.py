@@ -202,7 +202,7 @@ def test_a_study_a_prediction_file_and_a_server(
         rows.append({"key": "b", "words": " ".join(diseases["words"][3])})
         answer = client.post("/predict", json={"rows": [*rows, {"words": ["a", 1]}]}).json()["rows"]
         assert [slot["values"]["tags"] for slot in answer[:4]] == lists[:4]
-        assert "takes text, not a list" in answer[4]["error"]
+        assert "takes text, not a list of anything but words" in answer[4]["error"]
         document = client.get("/openapi.json").json()["components"]["schemas"]
         assert document["Values"]["properties"]["tags"]["items"]["enum"] == ["O", "B-Disease", "I-Disease"]
         import io

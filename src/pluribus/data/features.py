@@ -124,7 +124,7 @@ def as_texts(series: pd.Series, where: str) -> list[str | None]:
     for row, cell in enumerate(cells):
         if isinstance(cell, dict | list | tuple | np.ndarray):
             what = f"was fitted on text but holds {type(cell).__name__} in row {row + 1}"
-            raise BadInput(what, where=where, remedy="give it text")
+            raise BadInput(what, where=where, remedy="give it text, or lists of words alone")
     return [None if absent else word_of(cell) for cell, absent in zip(cells, missing.tolist())]
 
 

@@ -301,6 +301,8 @@ class Reader:
             return None
         if isinstance(value, list) and all(isinstance(word, str) for word in value):
             value = as_text(value)
+        if isinstance(value, list):
+            raise _Bad("takes text, not a list of anything but words")
         if not isinstance(value, str):
             raise _Bad(f"takes text, not {_called(value)}")
         if not _sound(value, self.limits.text):

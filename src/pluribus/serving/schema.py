@@ -77,15 +77,19 @@ def document(fitted: Fitted, limits: Limits, *, secured: bool) -> dict[str, Any]
     binary = {"schema": {"type": "string", "format": "binary"}}
     refusal = {JSON: {"schema": {"$ref": "#/components/schemas/Refusal"}}}
     rows = {"type": "array", "maxItems": limits.rows, "items": {"$ref": "#/components/schemas/Row"}}
+    listed = {
+        "type": ["array", "null"], "items": {"type": "string", "enum": names},
+        "description": "compute these tasks only; all where it is null or left out, none where it is empty",
+    }  # fmt: skip
     body = {
         "type": "object",
         "required": ["rows"],
         "additionalProperties": False,
-        "properties": {"rows": rows, "tasks": {"type": ["array", "null"], "items": {"type": "string", "enum": names}}},
+        "properties": {"rows": rows, "tasks": listed},
     }
     picked = {
         "name": "tasks", "in": "query", "required": False, "style": "form", "explode": False,
-        "description": "compute these tasks only, separated by commas",
+        "description": "compute these tasks only, separated by commas; all where it is left out, none where it is empty",
         "schema": {"type": "array", "items": {"type": "string", "enum": names}},
     }  # fmt: skip
     text = {"200": {"description": "Yes.", "content": {JSON: {"schema": {"type": "object"}}}}}
