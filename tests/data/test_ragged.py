@@ -344,7 +344,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "prediction: no list": (lambda: _predict(clicks=5), "column 'clicks': holds 5 in row 1, where the other rows hold lists"),
     "prediction: words": (lambda: _predict(delays=[["a"]] * N), "fitted on lists of numbers but holds 'a' in row 1"),
     "prediction: decimals": (lambda: _predict(clicks=[[]] * 9 + [[1.5]] * (N - 9)), "whole numbers but holds 1.5 in row 10"),
-    "prediction: list for text": (lambda: _predict(note=[[1.5]] * N), "holds list in row 1; give it text, or lists of words alone"),
+    "prediction: list for text": (lambda: _predict(note=[[1.5]] * N), "in row 1; give it text, or lists of words alone"),
     "growth: known": (lambda: joined()[1].columns.grown({"item": items(2)}), "the item '0' is in the catalogue already"),
     "growth: no attribute": (lambda: joined()[1].columns.grown({"item": pd.DataFrame({"key": [99]})}), "lacks 3 input columns"),
     "growth: key twice": (lambda: joined()[1].columns.grown({"item": items(2, key=[99, 99])}), "'99' stands in row 1"),
