@@ -38,7 +38,8 @@ def test_bad_durations(text: Any) -> None:
         ({"kind": "tabel"}, "did you mean 'table'"),
         ({"budget": "soon"}, "not a duration"),
         ({"name": "../x"}, "plain folder name"),
-        ({"targets": [{"name": "a", "kind": "binary", "clases": ["0", "1"]}]}, "clases"),
+        ({"targets": [{"name": "a", "kind": "binary", "clases": ["0", "1"]}]}, "unknown key 'targets.0.clases'; did you mean"),
+        ({"targets": [{"name": "b", "after": "a"}]}, r"targets.0.after: input should be a valid list, not 'a'"),
     ],
 )
 def test_bad_settings(change: dict[str, Any], message: str) -> None:

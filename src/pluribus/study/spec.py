@@ -52,7 +52,10 @@ def checked(
     try:
         return model.model_validate(dict(row))
     except ValidationError as error:
-        first = error.errors()[0]
+        first, *others = error.errors()
+        if first["loc"][-1] == "str" and isinstance(first["input"], dict):  # a mapping was meant as one, not as a name
+            field = first["loc"][:-1]
+            first = next((each for each in others if each["loc"][: len(field)] == field), first)
         branches = {"str", *(each.__name__ for each in nested)}  # of a field that may be one or the other
         path = ".".join(str(part) for part in first["loc"] if part not in branches)
         if first["type"] == "extra_forbidden":
