@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import struct
 from pathlib import Path
 from typing import Any
@@ -214,3 +215,11 @@ def test_packing_keeps_the_order_and_the_limit(sizes: list[int], limit: int) -> 
     assert [n for part in found for n in part] == list(layout)
     for part in found:
         assert len(part) <= 1 or sum(layout[n][0][0] for n in part) <= limit
+
+
+def test_a_pipe_is_no_file(tmp_path: Path) -> None:
+    """Broken: a folder from a stranger with a named pipe in it holds a merge for ever."""
+    os.mkfifo(tmp_path / "model.safetensors")
+    for path in (tmp_path, tmp_path / "model.safetensors"):
+        with pytest.raises(BadInput, match="is not a file but a folder or device"):
+            safetensors.load(path)

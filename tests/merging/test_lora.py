@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -278,3 +279,32 @@ def test_extraction_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert "one of rank, energy and error" in capsys.readouterr().err
     assert run([*words, "--energy", "0.9", "--json", "-o", str(tmp_path / "e")]) == 0
     assert json.loads(capsys.readouterr().out)["error"] <= 0.1**0.5 + 1e-9
+
+
+@pytest.mark.parametrize(("field", "value", "line"), [
+    ("r", "x", "r has 'x'; give a whole number"),
+    ("r", True, "r has True; give a whole number"),
+    ("lora_alpha", "a", "lora_alpha has 'a'; give a number"),
+    ("rank_pattern", [1], "rank_pattern is [1]; give a table"),
+    ("rank_pattern", {"up": 2.5}, "rank_pattern has 2.5; give a whole number"),
+    ("alpha_pattern", {"(": 4}, "alpha_pattern has '('"),
+])  # fmt: skip
+def test_a_configuration_that_is_none_is_one_line(field: str, value: object, line: str, tmp_path: Path) -> None:
+    """Broken: a stranger's adapter_config.json ends a merge with a traceback of the regular expressions'."""
+    factors = {"up": Factors(torch.ones(6, 2), torch.ones(2, 4), 1.0)}
+    write_adapter(tmp_path / "a", factors)
+    path = tmp_path / "a" / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), field: value}))
+    with pytest.raises(BadInput, match=re.escape(line)) as caught:
+        read_adapter(tmp_path / "a")
+    assert "adapter_config.json" in str(caught.value)
+
+
+def test_matrices_of_no_rank_are_one_line(tmp_path: Path) -> None:
+    """Broken: an adapter without a rank divides α by nought."""
+    write_adapter(tmp_path / "a", {"up": Factors(torch.ones(6, 1), torch.ones(1, 4), 1.0)})
+    name = "base_model.model.up.lora_{}.weight"
+    tensors = {name.format("A"): torch.ones(0, 4), name.format("B"): torch.ones(6, 0)}
+    safetensors.save(tmp_path / "a" / "adapter_model.safetensors", tensors)
+    with pytest.raises(BadInput, match="no matching A and B"):
+        read_adapter(tmp_path / "a")

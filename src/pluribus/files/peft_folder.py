@@ -58,6 +58,7 @@ def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Factors]
     if not isinstance(about, dict) or about.get("peft_type") != "LORA":
         kind = about.get("peft_type") if isinstance(about, dict) else None
         raise BadInput(f"is a {kind} adapter, only LORA is read", where=str(folder), remedy="merge it with PEFT first")
+    _check_numbers(about, str(folder / "adapter_config.json"))
     halves: dict[str, dict[str, Tensor]] = {}
     whole: dict[str, Tensor] = {}
     for name, tensor in _tensors(folder).items():
@@ -72,7 +73,7 @@ def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Factors]
     for module, parts in halves.items():
         embedding = "embedding_A" in parts
         a, b = parts.get("embedding_A" if embedding else "A"), parts.get("embedding_B" if embedding else "B")
-        if a is None or b is None or a.shape[0] != b.shape[1]:
+        if a is None or b is None or min(a.ndim, b.ndim) < 2 or a.shape[0] != b.shape[1] or not len(a):
             raise BadInput(f"module {module!r} has no matching A and B", where=str(folder), remedy="save the adapter again")
         rank = a.shape[0]
         alpha = float(_by_pattern(about.get("alpha_pattern"), module, about.get("lora_alpha", rank)))
@@ -123,6 +124,24 @@ def _tensors(folder: Path) -> dict[str, Tensor]:
     if not isinstance(loaded, Mapping) or not all(isinstance(v, Tensor) for v in loaded.values()):
         raise BadInput("is not a state dict", where=str(path), remedy="save the adapter again")
     return dict(loaded)
+
+
+def _check_numbers(about: Mapping[str, Any], where: str) -> None:
+    """Ranks and alphas are numbers, and patterns what a regular expression may be: the file is a stranger's."""
+    patterns = {field: about.get(field) or {} for field in ("rank_pattern", "alpha_pattern")}
+    for field, given in patterns.items():
+        if not isinstance(given, Mapping):
+            raise BadInput(f"{field} is {given!r:.60}", where=where, remedy="give a table of modules and numbers")
+        for pattern in given:
+            try:
+                re.compile(pattern)
+            except re.error as error:
+                raise BadInput(f"{field} has {pattern!r:.60} ({error})", where=where, remedy="mend the pattern") from error
+    numbers = [(field, about[field]) for field in ("r", "lora_alpha") if field in about]
+    for field, value in [*numbers, *((f, v) for f, given in patterns.items() for v in given.values())]:
+        ranked = field in ("r", "rank_pattern")
+        if isinstance(value, bool) or not isinstance(value, int if ranked else (int, float)) or not math.isfinite(value):
+            raise BadInput(f"{field} has {value!r:.60}", where=where, remedy=f"give a {'whole ' * ranked}number")
 
 
 def _by_pattern(patterns: Any, module: str, default: Any) -> Any:

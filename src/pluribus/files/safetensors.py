@@ -56,6 +56,8 @@ def read_header(path: str | Path) -> tuple[dict[str, Entry], dict[str, str]]:
     def bad(what: str, remedy: str = "fetch the file again, or do not trust where it comes from") -> BadInput:
         return BadInput(what, where=str(path), remedy=remedy)
 
+    if path.exists() and not path.is_file():  # a pipe would be waited on for ever
+        raise bad("is not a file but a folder or device", "name a file")
     try:
         with open(path, "rb") as handle:
             size = os.fstat(handle.fileno()).st_size
