@@ -16,6 +16,7 @@ import pytest
 
 from pluribus.errors import BadInput
 from pluribus.study.report import write_report
+from pluribus.study.report.figures import COLOURS, dash_of
 from pluribus.study.report.page import page, plotly
 from pluribus.study.report.words import short, telling
 
@@ -229,6 +230,12 @@ def contrast(a: str, b: str) -> float:
 
     high, low = sorted((luminance(a), luminance(b)), reverse=True)
     return (high + 0.05) / (low + 0.05)
+
+
+def test_no_two_curves_look_alike() -> None:
+    """Broken: the eighth candidate is drawn as the first is, in colour and dash, and the legend cannot tell them apart."""
+    assert len({(k % COLOURS, dash_of(k)) for k in range(49)}) == 49
+    assert [dash_of(k) for k in range(7)] == list(range(7))
 
 
 def test_exploratory_is_marked(summary: dict[str, Any]) -> None:

@@ -219,7 +219,7 @@ def _legend(labels: dict[str, str]) -> Html:
     dashes = ("", "7 4", "2 3", "7 3 2 3", "11 4", "11 3 2 3", "5 2")
     items = []
     for k, name in enumerate(labels.values()):
-        dash = dashes[k % figures.COLOURS]
+        dash = dashes[figures.dash_of(k)]
         line = (
             '<svg viewBox="0 0 34 8" aria-hidden="true"><line x1="1" x2="33" y1="4" y2="4" '
             f'stroke="var(--c{k % figures.COLOURS})" '

@@ -24,6 +24,11 @@ _AXIS = {"gridcolor": "--line", "zeroline": False, "linecolor": "--soft", "tickf
 _SIDE = {"showgrid": False, "zeroline": False, "fixedrange": True, "tickfont": {"size": 12}}
 
 
+def dash_of(k: int) -> int:
+    """Which dash the k-th candidate has: one further where the colours begin again, so that none looks like another."""
+    return (k + k // COLOURS) % len(DASHES)
+
+
 def label(name: str, most: int = 24) -> str:
     """A name inside a picture."""
     return escape(short(name, most), quote=False)
@@ -252,7 +257,7 @@ def curves(task: Row, runs: Mapping[str, Sequence[Sequence[Any]]], labels: Mappi
                     "mode": "lines+markers" if len(line) < 3 else "lines",
                     "name": label(labels[name], 40),
                     "hoverinfo": "x+y+name",
-                    "line": {"color": f"--c{k % COLOURS}", "width": 1.8, "dash": DASHES[k % COLOURS]},
+                    "line": {"color": f"--c{k % COLOURS}", "width": 1.8, "dash": DASHES[dash_of(k)]},
                     "marker": {"symbol": SYMBOLS[k % COLOURS], "size": 7, "color": f"--c{k % COLOURS}"},
                 }
             )
@@ -448,7 +453,7 @@ def conflicts(lines: Mapping[str, Sequence[float]]) -> Figure:
             "mode": "lines+markers",
             "name": label(name, 40),
             "hoverinfo": "x+y+name",
-            "line": {"color": f"--c{k % COLOURS}", "width": 1.8, "dash": DASHES[k % COLOURS]},
+            "line": {"color": f"--c{k % COLOURS}", "width": 1.8, "dash": DASHES[dash_of(k)]},
             "marker": {"symbol": SYMBOLS[k % COLOURS], "size": 6, "color": f"--c{k % COLOURS}"},
         }
         for k, (name, line) in enumerate(lines.items())
