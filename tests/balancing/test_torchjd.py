@@ -166,6 +166,12 @@ def test_duck_types_are_enough(build: Any) -> None:
     assert "Mine" in repr(wrapper)
 
 
+def test_the_family_itself_is_no_balancer() -> None:
+    """Broken: `backward(losses, TorchJD(UPGrad()))` is told to use `backward`."""
+    with pytest.raises(BadInput, match="pass TorchJD's object itself"):
+        TorchJD(nn.Identity())
+
+
 @pytest.mark.parametrize("thing", ["nash", 3, None, nn.Linear(2, 2)])
 def test_anything_else_is_refused(build: Any, thing: Any) -> None:
     net = build("mlp")

@@ -29,6 +29,9 @@ class TorchJD(Balancer):
     """A TorchJD object at our doors; made by `as_balancer`; its state is the object's own."""
 
     def __init__(self, peer: Any) -> None:
+        if type(self) is TorchJD:
+            remedy = "pass TorchJD's object itself to combine or backward, or make it a balancer with as_balancer"
+            raise BadInput("what an object hears is not known here", where="TorchJD", remedy=remedy)
         self.peer = peer
         self.seen: tuple[str, ...] | None = None
 
