@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+import torch.utils.checkpoint
 from tests.adapters.conftest import Encoder, shake
 from torch import Tensor, nn
 
@@ -296,8 +297,11 @@ def test_adapterfusion_with_equal_keys_is_the_mean(encoder: Encoder) -> None:
     torch.testing.assert_close(float(count(AdapterFusion(encoder, ["t"], sources=made))), float(2 * (3 * 16 * 16 + 2 * 16)))
 
 
-def test_adapterfusion_by_hand(encoder: Encoder) -> None:
+@pytest.mark.parametrize("scale", [1.0, 4.0])
+def test_adapterfusion_by_hand(encoder: Encoder, scale: float) -> None:
+    """The scale of the sources holds for their whole output, bias and all."""
     made = sources(encoder, ["s0", "s1", "s2"])
+    made.scale = scale
     fusion = AdapterFusion(encoder, ["t", "u"], sources=made, temperature=2.0)
     shake(fusion.sites)
     path, h = "encoder.layers.0.linear2", torch.randn(4, 5, 32)
@@ -307,7 +311,7 @@ def test_adapterfusion_by_hand(encoder: Encoder) -> None:
         got = encoder.get_submodule(path)(h)
         fusion.detach()
         y = encoder.get_submodule(path)(h)
-    o = torch.stack([F.relu(y @ p.D[s].T + p.b_D[s]) @ p.U[s].T + p.b_U[s] for s in range(3)], 2)
+    o = scale * torch.stack([F.relu(y @ p.D[s].T + p.b_D[s]) @ p.U[s].T + p.b_U[s] for s in range(3)], 2)
     q, k, v = y @ f.Q[1].T + f.b_q[1], o @ f.K[1].T + f.b_k[1], o @ f.V[1].T
     weights = ((q[:, :, None] * k).sum(-1) / 2).softmax(-1)
     torch.testing.assert_close(got, y + (weights[..., None] * v).sum(2), rtol=1e-4, atol=1e-4)
@@ -660,6 +664,26 @@ def test_smora_with_all_ranks_is_lora() -> None:
         lora.site("0").A[0].copy_(ours.site("0").A.flatten(0, 1))
         lora.site("0").B[0].copy_(ours.site("0").B.permute(1, 0, 2).flatten(1))
     torch.testing.assert_close(answers(model, "a", x), got, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("reentrant", [False, True])
+def test_smora_counts_a_token_once_where_it_is_computed_again(reentrant: bool) -> None:
+    """Broken: with gradient checkpointing the load is twice what it was."""
+
+    class Again(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.layer = nn.Linear(16, 12)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return torch.utils.checkpoint.checkpoint(self.layer, x, use_reentrant=reentrant)  # type: ignore[no-any-return]
+
+    model = Again().train()
+    ours = SMoRA(model, ["a"], where="layer", rank=8, active=2)
+    with route("a"):
+        out = model(torch.randn(2, 50, 16).requires_grad_())
+    out.sum().backward()
+    assert ours.site("layer").load.sum() == 2 * 100
 
 
 def test_smora_leaves_unchosen_ranks_alone_and_balances() -> None:

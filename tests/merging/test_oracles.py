@@ -143,6 +143,8 @@ def test_breadcrumbs_by_hand() -> None:
     wanted = torch.tensor([0.0, 0, 0, 0, 5, -6, 7, -8, 9, 0])
     assert torch.equal(one("breadcrumbs", tau, density=0.5, gamma=0.1, scale=1.0), wanted)
     assert torch.equal(one("breadcrumbs", tau, density=0.5, gamma=0.0, scale=1.0).count_nonzero(), torch.tensor(5))
+    # the nearest whole number of outliers goes: 1.6 are two
+    assert one("breadcrumbs", tau, density=0.5, gamma=0.16, scale=1.0).nonzero()[:, 0].tolist() == [3, 4, 5, 6, 7]
     # density has the last word where both do not fit
     assert torch.equal(one("breadcrumbs", tau, density=1.0, gamma=0.3, scale=1.0), tau)
 
