@@ -132,7 +132,7 @@ class Pool:
                     self._pins[name] = self._pins.get(name, 0) + 1
                     return
                 if self._load is None or name not in self.known:
-                    raise unknown("task", name, [*self._recent, *self.known], where="pool")
+                    raise unknown("task", name, sorted({*self._recent, *self.known}), where="pool")
             state, head = self._load(name)  # outside the lock: other batches go on while a file is read
             with self._lock:
                 if name not in self._recent:
