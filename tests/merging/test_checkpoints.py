@@ -361,6 +361,18 @@ def test_bad_merged_folders_are_refused(tmp_path: Path) -> None:
         export_task(done.path, "tt", tmp_path / "hf")
 
 
+def test_the_base_among_the_experts_is_said(tmp_path: Path) -> None:
+    """Broken: a glob that takes the base along halves every task vector's share, and nobody hears of it."""
+    for name in ("base", "a", "b"):
+        safetensors.save(tmp_path / f"{name}.safetensors", {"w": torch.randn(3, 3)})
+    file = {name: tmp_path / f"{name}.safetensors" for name in ("base", "a", "b")}
+    again = tmp_path / ".." / tmp_path.name / "base.safetensors"  # written in another way
+    done = merge(file["base"], {"base": again, "a": file["a"], "b": file["b"]}, out=tmp_path / "o")
+    assert any("expert 'base' is the base itself" in note for note in done.notes)
+    done = merge(file["base"], {t: file[t] for t in "ab"}, out=tmp_path / "p")
+    assert not any("itself" in note for note in done.notes)
+
+
 def test_the_doctor_knows_its_figures() -> None:
     """Against a direct computation on all entries at once."""
     from pluribus.merging.doctor import examine

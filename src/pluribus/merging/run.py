@@ -164,7 +164,8 @@ def prepare(
     first = next(iter(given))
     origin = sources[first] if base is None else read(base)
     home = Path(base) if isinstance(base, (str, Path)) else paths.get(first) if base is None else None
-    notes: list[str] = []
+    same = [] if base is None or home is None else [t for t, p in paths.items() if p.resolve() == home.resolve()]
+    notes = [f"expert {task!r} is the base itself and pulls every task towards it" for task in same]
     labels = {task: config(path).get("id2label") for task, path in paths.items() if path.is_dir()}
     if home is not None and home.is_dir():
         for task, path in paths.items():
