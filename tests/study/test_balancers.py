@@ -13,6 +13,8 @@ from pluribus.errors import BadInput
 from pluribus.files import read_json
 from pluribus.study import spec as specs
 from pluribus.study.plan import plan
+from pluribus.study.report import figures
+from pluribus.study.report.evidence import legend
 from pluribus.study.report.page import page
 from pluribus.tabular.fixed_weights import SharedBottomFixed, points
 
@@ -96,6 +98,18 @@ def _record(**more: Any) -> dict[str, Any]:
     return {**RECORD, "over_time": [moment, {**moment, "measured": 16, "conflict_ratio": 0.4}], **more}
 
 
+def test_a_candidate_has_one_colour_in_every_picture() -> None:
+    """Broken: a line in the conflict picture has no name, or the colour that another candidate has above it."""
+    labels = {"alone": "Alone", "joint": "Joint"}
+    (line,) = figures.conflicts({"joint": [0.6, 0.4]}, labels)["data"]
+    assert line["name"] == "Joint"
+    assert line["line"]["color"] == "--c1"
+    key = str(legend(labels, ["joint"]))
+    assert "Joint" in key
+    assert "var(--c1)" in key
+    assert "Alone" not in key
+
+
 def test_the_panel_of_gradients(summary_of: Any) -> None:
     """If this fails, the report lost its picture of who fights whom, or its text for those who cannot see it."""
     summary = summary_of(["default", "prepay", "loss"])
@@ -104,6 +118,7 @@ def test_the_panel_of_gradients(summary_of: Any) -> None:
     assert "from 60% to 40%" in html
     assert "two networks would serve best: default, loss; prepay" in html
     assert '"type":"heatmap"' in html
+    assert 'class="legend"' in html[html.index("Do the tasks pull together?") : html.index("Means over the training")]
     few = page({**summary, "diagnostics": {"joint": [_record(over_time=[])]}})
     assert "Do the tasks pull together?" in few
     bare = page(summary)

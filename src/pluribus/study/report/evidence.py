@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 from pluribus.study.report import figures
@@ -208,24 +208,26 @@ def curves(summary: Row, pictures: Pictures) -> Html:
             "The main metric on validation at each check, a line a seed. A curve that still "
             "moves when it ends was stopped early; who was cut short by the budget is said below, candidate by candidate.",
         ),
-        _legend(labels),
+        legend(labels, candidates),
         grid(drawn),
         fold("Learning curves in figures", table("Validation during training", heads, body)),
     )
 
 
-def _legend(labels: dict[str, str]) -> Html:
-    """Which colour and dash is which candidate."""
+def legend(labels: Mapping[str, str], shown: Collection[str]) -> Html:
+    """Which colour and dash is which candidate, of those shown; `labels` are all candidates', by name."""
     dashes = ("", "7 4", "2 3", "7 3 2 3", "11 4", "11 3 2 3", "5 2")
     items = []
-    for k, name in enumerate(labels.values()):
+    for k, (name, words) in enumerate(labels.items()):
+        if name not in shown:
+            continue
         dash = dashes[figures.dash_of(k)]
         line = (
             '<svg viewBox="0 0 34 8" aria-hidden="true"><line x1="1" x2="33" y1="4" y2="4" '
             f'stroke="var(--c{k % figures.COLOURS})" '
             f'stroke-width="3" stroke-dasharray="{dash}"/></svg>'
         )
-        items.append(tag("li", Html(line), " ", name))
+        items.append(tag("li", Html(line), " ", words))
     return tag("ul", *items, class_="legend")
 
 

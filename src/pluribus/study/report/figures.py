@@ -440,8 +440,8 @@ def cosines(tasks: Sequence[str], matrix: Sequence[Sequence[float]]) -> Figure:
     return {"data": data, "layout": layout, "alt": f"Cosines of the tasks' gradients: {'; '.join(pairs) or 'one task'}."}
 
 
-def conflicts(lines: Mapping[str, Sequence[float]]) -> Figure:
-    """The conflict ratio of each candidate, window by window."""
+def conflicts(lines: Mapping[str, Sequence[float]], labels: Mapping[str, str]) -> Figure:
+    """The conflict ratio of each candidate, window by window, in its learning curve's colour: `labels` are all candidates'."""
     layout = _layout(260, margin={"l": 8, "r": 12, "t": 8, "b": 42})
     title = {"text": "part of the training", "font": {"size": 12}}
     layout["xaxis"] = {**_AXIS, "title": title, "range": [0, 1.02], "tickformat": ".0%"}
@@ -451,12 +451,13 @@ def conflicts(lines: Mapping[str, Sequence[float]]) -> Figure:
             "x": [(i + 1) / len(line) for i in range(len(line))],
             "y": list(line),
             "mode": "lines+markers",
-            "name": label(name, 40),
+            "name": label(labels[name], 40),
             "hoverinfo": "x+y+name",
             "line": {"color": f"--c{k % COLOURS}", "width": 1.8, "dash": DASHES[dash_of(k)]},
             "marker": {"symbol": SYMBOLS[k % COLOURS], "size": 6, "color": f"--c{k % COLOURS}"},
         }
-        for k, (name, line) in enumerate(lines.items())
+        for k, name in enumerate(labels)
+        if (line := lines.get(name))
     ]
-    listed = "; ".join(f"{name} from {line[0]:.0%} to {line[-1]:.0%}" for name, line in lines.items() if line)
+    listed = "; ".join(f"{labels[name]} from {line[0]:.0%} to {line[-1]:.0%}" for name, line in lines.items() if line)
     return {"data": data, "layout": layout, "alt": f"Share of task pairs in conflict during training: {listed}."}

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from typing import Any
 
 from pluribus.study.report import figures
+from pluribus.study.report.evidence import legend
 from pluribus.study.report.tables import Html, Pictures, fold, grid, join, section, table, tag
 from pluribus.study.report.words import MOST, Row, duration, finite, label, mean, number, telling
 
@@ -29,9 +30,12 @@ def gradients(summary: Row, pictures: Pictures) -> Html:
         title = f"After {number(moment['measured'])} of {number(first['measured'])} comparisons"
         known = [name for name in tasks if name in moment["tasks"]]
         drawn.append(pictures.draw(figures.cosines(known, _square(moment, moment["cosine"], known)), title))
-    lines = {label(summary, name): [m["conflict_ratio"] for m in runs[0]["over_time"]] for name, runs in heard.items()}
+    lines = {name: [m["conflict_ratio"] for m in runs[0]["over_time"]] for name, runs in heard.items()}
+    labels, key = {name: label(summary, name) for name in summary["candidates"]}, Html("")
     if any(len(line) > 1 for line in lines.values()):
-        drawn.append(pictures.draw(figures.conflicts(lines), "Conflict ratio over the training, first seed of each candidate"))
+        title = "Conflict ratio over the training, first seed of each candidate"
+        drawn.append(pictures.draw(figures.conflicts(lines, labels), title))
+        key = legend(labels, lines)
     few = "" if len(tasks) == len(first["tasks"]) else f" The pictures show {len(tasks)} of {len(first['tasks'])} tasks."
     return section(
         "gradients",
@@ -43,6 +47,7 @@ def gradients(summary: Row, pictures: Pictures) -> Html:
             f"0 indifference, +1 agreement. The maps are those of {label(summary, chosen)}.{few}",
         ),
         grid(drawn),
+        key,
         table(
             "Means over the training and the seeds",
             ["candidate", "conflict ratio", "effective tasks", "Pareto gap", "comparisons, each seed"],
