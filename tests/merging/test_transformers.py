@@ -7,7 +7,9 @@ from pathlib import Path
 import pytest
 import torch
 
+from pluribus.errors import BadInput
 from pluribus.merging import merge
+from pluribus.merging.bundle import bundle, export_container, homes_of
 from pluribus.merging.folder import export_task
 
 transformers = pytest.importorskip("transformers")
@@ -72,6 +74,37 @@ def test_an_adapters_task_and_another_dtype_export_to_what_loads(tmp_path: Path)
         assert not info["missing_keys"], task
         assert found.config.num_labels == classes
         assert found.dtype == torch.float32
+
+
+@pytest.mark.parametrize("road", ["experts", "emr", "tall_masks", "twin", "lora"])
+def test_a_containers_task_exports_to_what_it_serves(tmp_path: Path, road: str) -> None:
+    """What other programs load must be the weights that the container answers with, under the expert's own labels."""
+    sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
+    torch.manual_seed(0)
+    transformers.BertModel(transformers.BertConfig(**sizes)).save_pretrained(tmp_path / "base")
+    models = {}
+    for task, classes in (("cars", 3), ("birds", 5)):
+        config = transformers.BertConfig(**sizes, num_labels=classes, id2label={i: f"{task} {i}" for i in range(classes)})
+        models[task] = transformers.BertForSequenceClassification(config).eval()
+        models[task].save_pretrained(tmp_path / task)
+    experts = {task: tmp_path / task for task in models}
+    container = bundle(tmp_path / "base", experts, road)
+    container.save(tmp_path / "model", homes_of(experts))
+    export_container(tmp_path / "model", "birds", tmp_path / "hf")
+    again, info = transformers.AutoModelForSequenceClassification.from_pretrained(tmp_path / "hf", output_loading_info=True)
+    assert not info["missing_keys"]
+    assert not info["unexpected_keys"]
+    assert again.config.id2label[4] == "birds 4"
+    held = again.state_dict()
+    assert all(torch.equal(held[name], value) for name, value in container.state("birds").items() if name in held)
+    assert torch.equal(held["classifier.weight"], models["birds"].classifier.weight)
+    if road == "experts":
+        ids = torch.randint(0, 20, (2, 6))
+        assert torch.equal(again.eval()(ids).logits, models["birds"](ids).logits)
+    with pytest.raises(BadInput, match="exists already"):
+        export_container(tmp_path / "model", "cars", tmp_path / "hf")
+    with pytest.raises(BadInput, match="unknown task 'trees'"):
+        export_container(tmp_path / "model", "trees", tmp_path / "trees")
 
 
 def test_feed_forward_maps_called_fc_are_no_heads(tmp_path: Path) -> None:

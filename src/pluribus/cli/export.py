@@ -10,11 +10,13 @@ from pluribus.errors import BadInput, unknown
 
 
 def _merge_hf(model: str, task: str | None, output: str, force: bool) -> str:
-    from pluribus.merging.folder import export_task
+    from pluribus.merging.bundle import export_container
+    from pluribus.merging.folder import KIND, export_task, read_about
 
     if task is None:
         raise BadInput("a merge holds several tasks and none is named", where=model, remedy="add --task TASK")
-    return f"{export_task(model, task, output, overwrite=force)}: task {task} as a Hugging Face folder"
+    write = export_task if read_about(model).get("kind") == KIND else export_container
+    return f"{write(model, task, output, overwrite=force)}: task {task} as a Hugging Face folder"
 
 
 def _network_onnx(model: str, task: str | None, output: str, force: bool) -> str:
@@ -39,6 +41,7 @@ def _text_peft(model: str, task: str | None, output: str, force: bool) -> str:
 # (kind in pluribus.json, format) → what writes it: (model, task, output, force) → the line to print
 EXPORTS: dict[tuple[str, str], Callable[[str, str | None, str, bool], str]] = {
     ("merge", "hf"): _merge_hf,
+    ("merge-container", "hf"): _merge_hf,
     ("network", "onnx"): _network_onnx,
     ("text_network", "peft"): _text_peft,
     ("text_hub", "peft"): _text_peft,
@@ -51,7 +54,7 @@ EXPORTS: dict[tuple[str, str], Callable[[str, str | None, str, bool], str]] = {
 @click.option("-o", "--output", required=True, type=click.Path(), metavar="DIR", help="The folder to write.")
 @click.option(
     "--format", "kind", type=click.Choice(["hf", "onnx", "peft"]), default="hf", show_default=True,
-    help="hf: of a merge; onnx: of a network; peft: of a text model with adapters.",
+    help="hf: of a merge or a container; onnx: of a network; peft: of a text model with adapters.",
 )  # fmt: skip
 @click.option("--force", is_flag=True, help="Replace DIR if it exists.")
 def command(model: str, task: str | None, output: str, kind: str, force: bool) -> None:

@@ -20,11 +20,11 @@ import torch
 from torch import Tensor
 
 from pluribus.errors import BadInput, unknown
-from pluribus.files import safetensors
+from pluribus.files import atomic_folder, safetensors
 from pluribus.merging.checkpoints import Plan, config
 from pluribus.merging.container import FactorPart, MergeContainer, factored
 from pluribus.merging.extract_lora import SKIP
-from pluribus.merging.folder import KIND, own_names, read_about
+from pluribus.merging.folder import KIND, check_vacant, copy_texts, describe_export, own_names, read_about
 from pluribus.merging.run import is_static, merge, names_of, prepare
 from pluribus.merging.twin import twin
 
@@ -150,3 +150,19 @@ def open_bundle(folder: str | Path) -> tuple[MergeContainer, dict[str, dict[str,
         found.add(task, FactorPart(), head)
         configs[task] = row["config"] if isinstance(row.get("config"), dict) else config(folder)
     return found, configs
+
+
+def export_container(folder: str | Path, task: str, out: str | Path, *, overwrite: bool = False) -> Path:
+    """One task of a container as an ordinary Hugging Face folder: weights and head in one file, the expert's configuration."""
+    folder, out = Path(folder), Path(out)
+    container, configs = open_bundle(folder)
+    if task not in container.tasks:
+        raise unknown("task", task, container.tasks, where=str(folder))
+    check_vacant(out, overwrite)
+    state = container.state(task)
+    dtype = next((state[n].dtype for n in container.shared if state[n].is_floating_point()), None)
+    with atomic_folder(out) as aside:
+        safetensors.save(aside / "model.safetensors", {n: t.contiguous() for n, t in state.items()}, {"format": "pt"})
+        copy_texts(folder, aside, {})
+        describe_export(aside, configs[task], dtype, task, container.method)
+    return out

@@ -340,8 +340,7 @@ def export_task(folder: str | Path, task: str, out: str | Path, *, overwrite: bo
         raise BadInput(f"is of kind {about.get('kind')!r}, not a merge", where=str(folder), remedy="export it by its own kind")
     if task not in about["tasks"]:
         raise unknown("task", task, about["tasks"], where=str(folder))
-    if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
-        raise BadInput("exists already", where=str(out), remedy="choose another place or overwrite (--force)")
+    check_vacant(out, overwrite)
     row = about["tasks"][task]
     rename, without = dict(row.get("rename") or {}), set(row.get("without") or [])
     with safetensors.Reader(folder) as trunk:
@@ -371,12 +370,22 @@ def export_task(folder: str | Path, task: str, out: str | Path, *, overwrite: bo
             copy_texts(folder, aside, {})
             own_config = row.get("config")
             about_it = own_config if isinstance(own_config, dict) else _with_classes(config(aside), layout)
-            if about_it:
-                merged = next((trunk.entries[n].dtype for n in trunk.names() if trunk.entries[n].dtype.is_floating_point), None)
-                if merged is not None:  # the trunk's, not the expert's: readers load in the dtype that stands here
-                    word = str(merged).removeprefix("torch.")
-                    about_it = {**about_it, **{key: word for key in ("torch_dtype", "dtype") if key in about_it}}
-                (aside / "config.json").write_text(json.dumps(about_it, indent=2, ensure_ascii=False), "utf-8")
-            origin = f"Task `{task}` of a merge by `{about.get('method')}`, exported by Pluribus.\n"
-            (aside / "README.md").write_text(f"---\nlibrary_name: transformers\n---\n\n{origin}", "utf-8")
+            merged = next((trunk.entries[n].dtype for n in trunk.names() if trunk.entries[n].dtype.is_floating_point), None)
+            describe_export(aside, about_it, merged, task, about.get("method"))
     return out
+
+
+def check_vacant(out: Path, overwrite: bool) -> None:
+    """Refuse a place that holds something, unless it may be overwritten."""
+    if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
+        raise BadInput("exists already", where=str(out), remedy="choose another place or overwrite (--force)")
+
+
+def describe_export(aside: Path, about: Mapping[str, Any], dtype: torch.dtype | None, task: str, method: Any) -> None:
+    """config.json and README.md of one task's export. dtype: the trunk's, not the expert's: readers load in what stands there."""
+    if about:
+        word = str(dtype).removeprefix("torch.")
+        told = {**about, **{key: word for key in ("torch_dtype", "dtype") if key in about and dtype is not None}}
+        (aside / "config.json").write_text(json.dumps(told, indent=2, ensure_ascii=False), "utf-8")
+    origin = f"Task `{task}` of a merge by `{method}`, exported by Pluribus.\n"
+    (aside / "README.md").write_text(f"---\nlibrary_name: transformers\n---\n\n{origin}", "utf-8")
