@@ -288,11 +288,21 @@ def test_bad_inputs() -> None:
 
     def fit(**changes: object) -> None:
         settings = {"steps": 1, "optimiser": lambda p: torch.optim.Adam(p)} | changes
-        batches = settings.pop("batches", inputs())
-        C.fit(C.Coefficients(vectors), settings.pop("model", model), goal, batches, **settings)  # type: ignore[arg-type]
+        batches, objective = settings.pop("batches", inputs()), settings.pop("objective", goal)
+        C.fit(C.Coefficients(vectors), settings.pop("model", model), objective, batches, **settings)  # type: ignore[arg-type]
 
     with pytest.raises(BadInput, match="no expert"):
         C.TaskVectors(base, {})
+    with pytest.raises(BadInput, match="experts: is a list"):
+        C.TaskVectors(base, [base])  # type: ignore[arg-type]
+    with pytest.raises(BadInput, match="optimiser: Invalid learning rate"):
+        fit(optimiser=lambda p: torch.optim.Adam(p, lr=float("nan")))
+    with pytest.raises(BadInput, match="task 'a': the loss is a float"):
+        fit(objective=lambda model, task, batch: 1.0)
+    with pytest.raises(BadInput, match=r"the loss is a tensor of shape \(2,\)"):
+        fit(objective=lambda model, task, batch: torch.zeros(2, requires_grad=True))
+    with pytest.raises(BadInput, match="no task's loss has a gradient"):
+        fit(objective=lambda model, task, batch: goal(model, task, batch).detach())
     with pytest.raises(BadInput, match=r"0\.weight.*missing"):
         C.TaskVectors(base, {"a": {n: t for n, t in base.items() if n != "0.weight"}})
     with pytest.raises(BadInput, match=r"expert 'a'.*0\.weight.*\(2, 2\).*\(8, 5\)"):

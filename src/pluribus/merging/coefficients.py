@@ -52,6 +52,9 @@ class TaskVectors:
     def __init__(
         self, base: Any, experts: Mapping[str, Any], *, heads: Sequence[str] = (), resident_bytes: int = 256 << 20
     ) -> None:
+        if not isinstance(experts, Mapping):
+            remedy = "give {task: weights}: batches and coefficients go by task"
+            raise BadInput(f"is a {type(experts).__name__}", where="experts", remedy=remedy)
         if not experts:
             raise BadInput("there is no expert", remedy="name at least one task and its fine-tuned weights")
         self.base: Source = open_source(base)
@@ -408,18 +411,28 @@ def cycle(batches: Batches) -> dict[str, Iterator[Any]]:
 def accumulate(
     model: nn.Module, parameters: Mapping[str, nn.Parameter], objective: Objective, batches: Mapping[str, Any]
 ) -> dict[str, float]:
-    """One backward a task into the same gradient; the losses by task. Old gradients are dropped first."""
+    """One backward a task into the same gradient; the losses by task. Old gradients are dropped first.
+
+    A task's loss may leave the merged weights alone; where every task's does there is nothing to learn, and that is an error.
+    """
     for p in parameters.values():
         p.grad = None
-    losses = {}
+    losses, heard = {}, False
     for task, batch in batches.items():
         loss = objective(model, task, batch)
+        if not isinstance(loss, Tensor) or loss.numel() != 1:
+            given = f"tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) else type(loss).__name__
+            what = f"the loss is a {given}, not a tensor of one number"
+            raise BadInput(what, where=f"objective of task {task!r}", remedy="return the mean loss as it was computed")
+        heard = heard or loss.requires_grad
         losses[task] = float(loss.detach())
         if not torch.isfinite(loss.detach()):
             remedy = "lower the learning rate or look at its data"
             raise NonFinite(f"the loss is {losses[task]}", where=f"task {task!r}", remedy=remedy)
         if loss.requires_grad:
             loss.backward(inputs=list(parameters.values()))  # type: ignore[no-untyped-call]
+    if not heard:
+        raise BadInput("no task's loss has a gradient", where="objective", remedy="compute it outside torch.no_grad")
     return losses
 
 
@@ -447,7 +460,10 @@ def fit(
     if steps < 0:
         raise BadInput(f"steps is {steps}", where="steps", remedy="use 0 or more")
     trained = [p for p in coefficients.parameters() if p.requires_grad]
-    optimise = optimiser(trained)
+    try:
+        optimise = optimiser(trained)
+    except ValueError as error:  # a learning rate that is none
+        raise BadInput(str(error), where="optimiser", remedy="give a finite lr above 0, 1e-3 say") from None
     stream, history = cycle(batches), []
     best: tuple[float, list[Tensor]] | None = None
 
