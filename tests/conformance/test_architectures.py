@@ -38,22 +38,6 @@ def test_requested_cells_only(model: MultiTaskModel, mixed: Prepared) -> None:
     torch.testing.assert_close(some[names[3]], everything[names[3]][[5, 1, 40]])
 
 
-@pytest.mark.parametrize("count", [48, 1, 0], ids=lambda count: f"{count} rows")
-@pytest.mark.parametrize("training", [True, False], ids=["training", "predicting"])
-def test_a_share_without_labels_or_rows(model: MultiTaskModel, mixed: Prepared, count: int, training: bool) -> None:
-    """Of the last batch a process may get rows without a label, or no row at all: it answers nothing, and finite penalties."""
-    model.train(training)
-    inputs = mixed.batch(torch.arange(count), tasks=()).inputs
-    nothing = model(inputs, {})
-    assert not nothing
-    assert len(nothing.shared) == len(model(inputs).shared)  # several processes listen there
-    first = next(iter(model.tasks))
-    for rows in ({first: torch.arange(0)}, dict.fromkeys(model.tasks, torch.arange(0)), dict.fromkeys(model.tasks)):
-        found = model(inputs, rows)
-        assert {name: len(value) for name, value in found.items()} == {n: count if r is None else 0 for n, r in rows.items()}
-        assert all(bool(value.isfinite().all()) for value in (*found.values(), *found.penalties.values()))
-
-
 def test_absent_tasks_stay_bit_identical(model: MultiTaskModel, mixed: Prepared) -> None:
     """Own parameters and moments of a task without labels do not move in a step of the others."""
     names = list(model.tasks)

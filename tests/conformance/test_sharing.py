@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -18,14 +19,9 @@ CASES.append(("shared_bottom", {"tower": 8}))
 
 
 @pytest.fixture(params=CASES, ids=lambda case: "-".join((case[0], *map(str, case[1].values()))))
-def model(request: pytest.FixtureRequest, mixed: Prepared) -> MultiTaskModel:
-    torch.manual_seed(0)
+def model(request: pytest.FixtureRequest, sharing_of: Callable[..., MultiTaskModel]) -> MultiTaskModel:
     name, settings = request.param
-    encoder = catalog.get("encoder", "tabular_mlp").resolve().of(mixed.columns, width=16, depth=1, dropout=0.0)
-    sharing = catalog.get("sharing", name).resolve()(mixed.tasks, encoder.width, **settings)
-    made = MultiTaskModel(mixed.tasks, encoder, sharing)
-    made.heads.start(mixed.batch(torch.from_numpy(mixed.parts["train"])).labels)
-    return made
+    return sharing_of(name, **settings)
 
 
 def _inputs(data: Prepared) -> Any:
@@ -57,22 +53,6 @@ def test_requested_tasks_only(model: MultiTaskModel, mixed: Prepared) -> None:
     assert set(some) == set(rows)
     torch.testing.assert_close(some[names[0]], everything[names[0]])
     torch.testing.assert_close(some[names[2]], everything[names[2]][[5, 1, 40]])
-
-
-@pytest.mark.parametrize("count", [48, 1, 0], ids=lambda count: f"{count} rows")
-@pytest.mark.parametrize("training", [True, False], ids=["training", "predicting"])
-def test_a_share_without_labels_or_rows(model: MultiTaskModel, mixed: Prepared, count: int, training: bool) -> None:
-    """Of the last batch a process may get rows without a label, or no row at all: it answers nothing, and finite penalties."""
-    model.train(training)
-    inputs = mixed.batch(torch.arange(count), tasks=()).inputs
-    nothing = model(inputs, {})
-    assert not nothing
-    assert nothing.shared  # several processes listen there
-    first = next(iter(model.tasks))
-    for rows in ({first: torch.arange(0)}, dict.fromkeys(model.tasks, torch.arange(0)), dict.fromkeys(model.tasks)):
-        found = model(inputs, rows)
-        assert {name: len(value) for name, value in found.items()} == {n: count if r is None else 0 for n, r in rows.items()}
-        assert all(bool(value.isfinite().all()) for value in (*found.values(), *found.penalties.values()))
 
 
 def test_absent_tasks_stay_bit_identical(model: MultiTaskModel, mixed: Prepared) -> None:
