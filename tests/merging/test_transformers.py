@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,6 +16,19 @@ from pluribus.merging.folder import export_task
 transformers = pytest.importorskip("transformers")
 
 
+def _saved(folder: Path, family: str, sizes: dict[str, int]) -> dict[str, Any]:
+    """A headless base and two classifiers with other labels, in folders of their names; the classifiers."""
+    config_of = getattr(transformers, f"{family}Config")
+    torch.manual_seed(0)
+    getattr(transformers, f"{family}Model")(config_of(**sizes)).save_pretrained(folder / "base")
+    models = {}
+    for task, classes in (("cars", 3), ("birds", 5)):
+        config = config_of(**sizes, id2label={i: f"{task} {i}" for i in range(classes)})
+        models[task] = getattr(transformers, f"{family}ForSequenceClassification")(config).eval()
+        models[task].save_pretrained(folder / task)
+    return models
+
+
 def test_saved_classifiers_merge_and_load_again(tmp_path: Path) -> None:
     """A headless base, classifiers with other class counts and a prefix: AutoModel reads the trunk, a task its own folder."""
     sizes = {
@@ -25,13 +39,7 @@ def test_saved_classifiers_merge_and_load_again(tmp_path: Path) -> None:
         "intermediate_size": 16,
         "max_position_embeddings": 12,
     }
-    torch.manual_seed(0)
-    transformers.BertModel(transformers.BertConfig(**sizes)).save_pretrained(tmp_path / "base")
-    models = {}
-    for task, classes in (("cars", 3), ("birds", 5)):
-        config = transformers.BertConfig(**sizes, num_labels=classes)
-        models[task] = transformers.BertForSequenceClassification(config).eval()
-        models[task].save_pretrained(tmp_path / task)
+    models = _saved(tmp_path, "Bert", sizes)
     experts = {task: tmp_path / task for task in models}
     done = merge(tmp_path / "base", experts, "average", out=tmp_path / "out")
     assert {t: set(h) for t, h in done.heads.items()} == {t: {"classifier.weight", "classifier.bias"} for t in models}
@@ -80,13 +88,7 @@ def test_an_adapters_task_and_another_dtype_export_to_what_loads(tmp_path: Path)
 def test_a_containers_task_exports_to_what_it_serves(tmp_path: Path, road: str) -> None:
     """What other programs load must be the weights that the container answers with, under the expert's own labels."""
     sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16}
-    torch.manual_seed(0)
-    transformers.BertModel(transformers.BertConfig(**sizes)).save_pretrained(tmp_path / "base")
-    models = {}
-    for task, classes in (("cars", 3), ("birds", 5)):
-        config = transformers.BertConfig(**sizes, num_labels=classes, id2label={i: f"{task} {i}" for i in range(classes)})
-        models[task] = transformers.BertForSequenceClassification(config).eval()
-        models[task].save_pretrained(tmp_path / task)
+    models = _saved(tmp_path, "Bert", sizes)
     experts = {task: tmp_path / task for task in models}
     container = bundle(tmp_path / "base", experts, road)
     container.save(tmp_path / "model", homes_of(experts))
@@ -110,13 +112,7 @@ def test_a_containers_task_exports_to_what_it_serves(tmp_path: Path, road: str) 
 def test_feed_forward_maps_called_fc_are_no_heads(tmp_path: Path) -> None:
     """GPT-2 calls a map of its blocks `c_fc`, as classifiers are called elsewhere: experts with other labels still merge it."""
     sizes = {"vocab_size": 20, "n_embd": 8, "n_layer": 1, "n_head": 2, "n_positions": 12, "pad_token_id": 0}
-    torch.manual_seed(0)
-    transformers.GPT2Model(transformers.GPT2Config(**sizes)).save_pretrained(tmp_path / "base")
-    models = {}
-    for task, classes in (("cars", 3), ("birds", 5)):
-        config = transformers.GPT2Config(**sizes, num_labels=classes)
-        models[task] = transformers.GPT2ForSequenceClassification(config).eval()
-        models[task].save_pretrained(tmp_path / task)
+    models = _saved(tmp_path, "GPT2", sizes)
     done = merge(tmp_path / "base", {task: tmp_path / task for task in models}, "average", out=tmp_path / "out")
     assert done.heads == dict.fromkeys(models, ("score.weight",))
     trunk, info = transformers.AutoModel.from_pretrained(tmp_path / "out", output_loading_info=True)
