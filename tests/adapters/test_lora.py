@@ -14,6 +14,7 @@ from torch import nn
 
 from pluribus.adapters import LoRA, load, route
 from pluribus.adapters import lora as lora_module
+from pluribus.adapters.attention import open_attention
 from pluribus.adapters.sites import blocks, linears
 from pluribus.errors import BadInput
 
@@ -130,6 +131,23 @@ def test_opened_attention_computes_the_same(batch_first: bool) -> None:
             for a, b in zip((*got, fast[0]), (*wanted, wanted[0])):
                 torch.testing.assert_close(a, b)
             assert holder["attention"] is mha
+
+
+@pytest.mark.parametrize("batch_first", [True, False])
+def test_opened_attention_returns_the_weights_of_the_given_keys(batch_first: bool) -> None:
+    """With keys in front (a prefix), what is returned goes by the given keys: the plain weights, less what the prefix took."""
+    torch.manual_seed(0)
+    holder = nn.ModuleDict({"attention": nn.MultiheadAttention(16, 4, batch_first=batch_first).eval()})
+    x = torch.randn(3, 5, 16) if batch_first else torch.randn(5, 3, 16)
+    plain = holder["attention"](x, x, x, average_attn_weights=False)[1]
+    opened = open_attention(holder, "attention")
+    front = torch.randn(2, 3, 2, 16)
+    opened.extras.append(lambda key: (front[0], front[1]))
+    weights = holder["attention"](x, x, x, average_attn_weights=False)[1]
+    assert weights.shape == (3, 4, 5, 5)
+    left = weights.sum(-1, keepdim=True)
+    assert bool((left < 1).all())
+    torch.testing.assert_close(weights / left, plain)
 
 
 def test_sequence_first_models(encoder: Encoder) -> None:
