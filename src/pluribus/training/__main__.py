@@ -1,7 +1,7 @@
 """One big training, by one process or by several that share every batch:
 
     torchrun --standalone --nproc-per-node 2 -m pluribus.training TABLE --target default --target loss:regression -o model
-    python -m pluribus.training runs/loans/work/prepared -o model --candidate mmoe --set lr=0.001
+    python -m pluribus.training prepared -o model --candidate mmoe --set lr=0.001
 
 Every process holds the model and takes its share of each batch's rows; the result is that of the union batch. After each epoch
 the first process writes a snapshot below `--work`; whatever ends, the same command goes on from the last one, with the same or
@@ -39,7 +39,7 @@ EXAMPLE = """Examples:
 
 \b
   python -m pluribus.training loans.parquet --target default --target loss:regression --id loan -o model
-  torchrun --standalone --nproc-per-node 2 -m pluribus.training runs/loans/work/prepared -o model --set epochs=200
+  torchrun --standalone --nproc-per-node 2 -m pluribus.training prepared -o model --set epochs=200
 """
 
 
