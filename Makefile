@@ -23,6 +23,7 @@ test: lint types
 
 lint: $(VENV)/.test
 	$(BIN)/ruff check .
+	$(BIN)/ruff format --check -q .
 
 types: $(VENV)/.test
 	$(BIN)/mypy

@@ -77,8 +77,10 @@ READ: dict[str, Callable[[], list[tuple[str, str]]]] = {
     "agnews": lambda: _table("ag_news_subset/train_part_10k.tsv.gz", 0, 1),
     "sst2": lambda: _table("glue_parts/sst2_train.tsv.gz", 0, 1, 1),
     "cola": lambda: _table("glue_parts/cola_in_domain_train.tsv.gz", 3, 1),
-    "offensive": lambda: _tweets("offensive"), "irony": lambda: _tweets("irony"), "emotion": lambda: _tweets("emotion"),
-}  # fmt: skip
+    "offensive": lambda: _tweets("offensive"),
+    "irony": lambda: _tweets("irony"),
+    "emotion": lambda: _tweets("emotion"),
+}
 
 
 @dataclass(frozen=True)
@@ -186,10 +188,13 @@ def load() -> Data:
         pool = {name: torch.from_numpy(where[:POOL]) for name, where in places.items()}
         test = {name: torch.from_numpy(where[POOL:]) for name, where in places.items()}
         held = {
-            "states": states, "starts": torch.from_numpy(found.starts), "labels": torch.tensor(labels), "pool": pool,
+            "states": states,
+            "starts": torch.from_numpy(found.starts),
+            "labels": torch.tensor(labels),
+            "pool": pool,
             "test": test,
             "classes": classes,
-        }  # fmt: skip
+        }
         torch.save(held, path)
     held = torch.load(path, weights_only=True)
     numpy = {name: {task: rows.numpy() for task, rows in held[name].items()} for name in ("pool", "test")}
@@ -375,9 +380,11 @@ def _get(name: str) -> Any:
 
 def mtlora() -> Callable[..., Any]:
     forks = [f"layer.{i}" for i in range(6 - BELOW)]
-    return joint(lambda model, tasks: _get("mtlora")(
-        model, list(tasks), rank=8, task_rank=4, forks=forks, dropout=0.0, scale=2.0, task_scale=2.0
-    ))  # fmt: skip
+    return joint(
+        lambda model, tasks: _get("mtlora")(
+            model, list(tasks), rank=8, task_rank=4, forks=forks, dropout=0.0, scale=2.0, task_scale=2.0
+        )
+    )
 
 
 def smora(block: int, rank: int = 16, active: int = 4) -> Callable[..., Any]:
@@ -467,61 +474,110 @@ class Part:
 EVERY = (*SOURCES, *TARGETS)
 PARTS = (
     Part(
-        "sources", "The sources' adapters", "Bottleneck adapters (reduction 16) of all ten tasks, one pass: 128 rows of each of "
+        "sources",
+        "The sources' adapters",
+        "Bottleneck adapters (reduction 16) of all ten tasks, one pass: 128 rows of each of "
         f"{', '.join(SOURCES)}; {LABELS} of each target.",
-        EVERY, {**dict.fromkeys(SOURCES, 128), **dict.fromkeys(TARGETS, LABELS)}, 6, {"bottleneck": bottleneck()},
-        "bottleneck", {},
+        EVERY,
+        {**dict.fromkeys(SOURCES, 128), **dict.fromkeys(TARGETS, LABELS)},
+        6,
+        {"bottleneck": bottleneck()},
+        "bottleneck",
+        {},
     ),
     Part(
-        "transfer", f"ScaLearn against a single adapter and AdapterFusion, {LABELS} labels",
+        "transfer",
+        f"ScaLearn against a single adapter and AdapterFusion, {LABELS} labels",
         "The targets "
         f"({', '.join(TARGETS)}) on {LABELS} labels each; the compositions read the ten frozen source adapters of the same seed.",
-        TARGETS, dict.fromkeys(TARGETS, LABELS), 12,
-        {"heads only": heads_only, "single adapter": bottleneck(), "adapterfusion": composition("adapterfusion"),
-         "scalearn": composition("scalearn"), "scalearn_uniform": composition("scalearn_uniform"),
-         "scalearn_pp": composition("scalearn_pp"), "scalearn_uniform_pp": composition("scalearn_uniform_pp")},
+        TARGETS,
+        dict.fromkeys(TARGETS, LABELS),
+        12,
+        {
+            "heads only": heads_only,
+            "single adapter": bottleneck(),
+            "adapterfusion": composition("adapterfusion"),
+            "scalearn": composition("scalearn"),
+            "scalearn_uniform": composition("scalearn_uniform"),
+            "scalearn_pp": composition("scalearn_pp"),
+            "scalearn_uniform_pp": composition("scalearn_uniform_pp"),
+        },
         "single adapter",
-        dict.fromkeys(("adapterfusion", "scalearn", "scalearn_uniform", "scalearn_pp", "scalearn_uniform_pp"),
-                      ("sources", "bottleneck")),
+        dict.fromkeys(
+            ("adapterfusion", "scalearn", "scalearn_uniform", "scalearn_pp", "scalearn_uniform_pp"), ("sources", "bottleneck")
+        ),
     ),
     Part(
-        "sharing", "Shared against task-specific, 64 labels a task",
+        "sharing",
+        "Shared against task-specific, 64 labels a task",
         "All ten tasks together, 64 labels each; the adapted maps are all six linear maps of both layers.",
-        EVERY, dict.fromkeys(EVERY, 64), 5,
-        {"heads only": heads_only, "full": full, "lora, one a task": lora(8, shared=False), 
-         "lora, shared": lora(8, shared=True),
-         "mtlora (shared + task)": mtlora()},
-        "lora, one a task", {},
+        EVERY,
+        dict.fromkeys(EVERY, 64),
+        5,
+        {
+            "heads only": heads_only,
+            "full": full,
+            "lora, one a task": lora(8, shared=False),
+            "lora, shared": lora(8, shared=True),
+            "mtlora (shared + task)": mtlora(),
+        },
+        "lora, one a task",
+        {},
     ),
     Part(
-        "mixtures", "SMoRA against LoRA and mixtures, 64 labels a task",
+        "mixtures",
+        "SMoRA against LoRA and mixtures, 64 labels a task",
         "As above, one set of adapters for all tasks, the router sees tokens only. Equal total budget: rank 16; equal active "
         "budget: rank 4. `mixlora` adapts the FFN alone, 4 experts of rank 8, one of them active.",
-        EVERY, dict.fromkeys(EVERY, 64), 5,
-        {"lora r=16 (total)": lora(16, shared=True), "lora r=4 (active)": lora(4, shared=True), 
-         "mixture 4 × r=4, top 1": smora(4),
-         "blocks of 2, 2 of 8": smora(2), "smora, 4 of 16": smora(1), "mixlora": mixlora()},
-        "lora r=16 (total)", {},
+        EVERY,
+        dict.fromkeys(EVERY, 64),
+        5,
+        {
+            "lora r=16 (total)": lora(16, shared=True),
+            "lora r=4 (active)": lora(4, shared=True),
+            "mixture 4 × r=4, top 1": smora(4),
+            "blocks of 2, 2 of 8": smora(2),
+            "smora, 4 of 16": smora(1),
+            "mixlora": mixlora(),
+        },
+        "lora r=16 (total)",
+        {},
     ),
     Part(
-        "inventory", "Poly and MHR, trained on the sources",
+        "inventory",
+        "Poly and MHR, trained on the sources",
         "The six sources together, 64 labels each: 4 skills of rank 4 a map.",
-        SOURCES, dict.fromkeys(SOURCES, 64), 5,
-        {"lora, shared r=4": lora(4, shared=True), "poly": routed("poly"), "mhr": routed("mhr")}, "poly", {},
+        SOURCES,
+        dict.fromkeys(SOURCES, 64),
+        5,
+        {"lora, shared r=4": lora(4, shared=True), "poly": routed("poly"), "mhr": routed("mhr")},
+        "poly",
+        {},
     ),
     Part(
-        "few_shot", f"MHR against Poly on new tasks, {LABELS} labels",
+        "few_shot",
+        f"MHR against Poly on new tasks, {LABELS} labels",
         "The targets, adapted from the inventories of the same seed: everything (poly, mhr), the routing alone (mhr_z), the "
         "average of the skills as one LoRA (mhr_mu); beside a LoRA from scratch.",
-        TARGETS, dict.fromkeys(TARGETS, LABELS), 12,
-        {"lora r=4, from scratch": lora(4, shared=False), "poly": adapted("poly"), "mhr": adapted("mhr"),
-         "mhr_z": adapted("mhr_z"),
-         "mhr_mu": adapted("mhr_mu")},
+        TARGETS,
+        dict.fromkeys(TARGETS, LABELS),
+        12,
+        {
+            "lora r=4, from scratch": lora(4, shared=False),
+            "poly": adapted("poly"),
+            "mhr": adapted("mhr"),
+            "mhr_z": adapted("mhr_z"),
+            "mhr_mu": adapted("mhr_mu"),
+        },
         "poly",
-        {"poly": ("inventory", "poly"), "mhr": ("inventory", "mhr"), "mhr_z": ("inventory", "mhr"),
-         "mhr_mu": ("inventory", "mhr")},
+        {
+            "poly": ("inventory", "poly"),
+            "mhr": ("inventory", "mhr"),
+            "mhr_z": ("inventory", "mhr"),
+            "mhr_mu": ("inventory", "mhr"),
+        },
     ),
-)  # fmt: skip
+)
 BY_NAME = {part.name: part for part in PARTS}
 READ_LATER = {pair for part in PARTS for pair in part.before.values()}
 
@@ -582,12 +638,15 @@ def rate_of(data: Data, part: Part, method: str) -> float:
 def section(part: Part, cells: dict[tuple[str, int], dict[str, Any]], rates: dict[str, float]) -> list[str]:
     seeds = sorted({seed for _, seed in cells})
     lines = [
-        f"## {part.title}", "", part.about, f"{part.epochs} epochs, {len(seeds)} seeds, {len(part.tasks)} tasks, {JUDGED} test "
-        "rows each.", "",
+        f"## {part.title}",
+        "",
+        part.about,
+        f"{part.epochs} epochs, {len(seeds)} seeds, {len(part.tasks)} tasks, {JUDGED} test rows each.",
+        "",
         f"| method | accuracy, mean | against {part.reference}, points (95 % over seeds) | trainable | stored | active | rate "
         "| s |",
         "|---|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for method in part.methods:
         own = [cells[method, seed] for seed in seeds if (method, seed) in cells]
         if not own:
@@ -657,7 +716,7 @@ def claims(found: dict[str, dict[tuple[str, int], dict[str, Any]]]) -> list[str]
         f"- SMoRA beats LoRA of its active rank: {gap('mixtures', 'smora, 4 of 16', 'lora r=4 (active)')}.",
         f"- SMoRA beats a mixture of LoRAs of both budgets: {gap('mixtures', 'smora, 4 of 16', 'mixture 4 × r=4, top 1')}.",
         "",
-    ]  # fmt: skip
+    ]
     return lines
 
 
@@ -679,15 +738,17 @@ def run(full: bool) -> None:
 
 def write(found: dict[str, dict[tuple[str, int], dict[str, Any]]], rates: dict[str, dict[str, float]], full: bool) -> None:
     head = [
-        "# Adapters on ten text tasks", "",
+        "# Adapters on ten text tasks",
+        "",
         "all-MiniLM-L6-v2; layers 1 to 4 frozen and computed once, layers 5 and 6 adapted; texts of at most 32 tokens; "
         "mean pooling.",
         f"The rate is {'chosen from a grid on rows of the training pools' if full else 'one for all methods, not tuned'}.",
         "Heads and adapters share it; `full` takes a tenth of it for the layers, rows of Z take 0.1 and ω 6e-3, as their authors."
         " 'As good' is within one point.",
         "Intervals are over seeds of training, paired with the reference; test rows are not in them. Parameters: without heads;",
-        "active is what one text meets. Seconds are core-seconds of one training and its test. Failures are left in.", "",
-    ]  # fmt: skip
+        "active is what one text meets. Seconds are core-seconds of one training and its test. Failures are left in.",
+        "",
+    ]
     body = [line for part in PARTS if part.name in found for line in section(part, found[part.name], rates[part.name])]
     kind = "full" if full else "default"
     foot = [f"{machine()}; {datetime.date.today().isoformat()}; cells of the {kind} set that the headings name.", ""]

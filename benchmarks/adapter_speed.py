@@ -32,9 +32,14 @@ def backbone() -> Any:
 
     torch.manual_seed(0)
     config = transformers.BertConfig(
-        vocab_size=1000, hidden_size=WIDTH, num_hidden_layers=4, num_attention_heads=4, intermediate_size=4 * WIDTH,
-        hidden_dropout_prob=0.0, attention_probs_dropout_prob=0.0,
-    )  # fmt: skip
+        vocab_size=1000,
+        hidden_size=WIDTH,
+        num_hidden_layers=4,
+        num_attention_heads=4,
+        intermediate_size=4 * WIDTH,
+        hidden_dropout_prob=0.0,
+        attention_probs_dropout_prob=0.0,
+    )
     return transformers.BertModel(config, add_pooling_layer=False).eval()
 
 
@@ -95,11 +100,21 @@ def forward(tasks: int, pairs: int) -> list[Ratio]:
     mine = inference(ours)
     other = inference(lambda: theirs(ids, adapter_names=rows))
     return [
-        ratio(f"forward, {tasks} adapters, over the bare model", mine, inference(lambda: bare(ids)), pairs=pairs,
-              target="≤ 1.15" if tasks == 32 else "–"),
-        ratio(f"forward, PEFT's mixed batch over ours, {tasks} adapters", other, mine, pairs=pairs,
-              target="≥ 1.6" if tasks == 32 else "≥ 1.1"),
-    ]  # fmt: skip
+        ratio(
+            f"forward, {tasks} adapters, over the bare model",
+            mine,
+            inference(lambda: bare(ids)),
+            pairs=pairs,
+            target="≤ 1.15" if tasks == 32 else "–",
+        ),
+        ratio(
+            f"forward, PEFT's mixed batch over ours, {tasks} adapters",
+            other,
+            mine,
+            pairs=pairs,
+            target="≥ 1.6" if tasks == 32 else "≥ 1.1",
+        ),
+    ]
 
 
 def training(tasks: int, pairs: int) -> Ratio:
@@ -133,8 +148,13 @@ def training(tasks: int, pairs: int) -> Ratio:
             p.requires_grad_(True)
         their.step()
 
-    return ratio(f"training step, PEFT's loop over ours, {tasks} adapters", loop, ours, pairs=pairs,
-                 target="≥ 3.5" if tasks == 32 else "≥ 1.1")  # fmt: skip
+    return ratio(
+        f"training step, PEFT's loop over ours, {tasks} adapters",
+        loop,
+        ours,
+        pairs=pairs,
+        target="≥ 3.5" if tasks == 32 else "≥ 1.1",
+    )
 
 
 def resident() -> int:
@@ -178,20 +198,27 @@ def bank() -> None:
 def page(found: list[Ratio], held: list[str], full: bool) -> None:
     each, taken, few, many, first, late = (float(x) for x in held)
     lines = [
-        "# Many adapters in one batch, against the bare model and PEFT", "",
+        "# Many adapters in one batch, against the bare model and PEFT",
+        "",
         "A BERT of 4 layers (width 256), 32 rows of 32 tokens, LoRA of rank 8 on all six linear maps of every layer; the same",
         "weights on all sides, outputs compared first. CPU time on one thread, medians of interleaved pairs. PEFT trains its",
-        "adapters one after another (it refuses mixed batches in training); both sides take one step of the same optimiser.", "",
-        table(found).replace("| ours, ms | other, ms |", "| first named, ms | second, ms |"), "",
-        "## A bank of 1,000 adapters", "",
-        "| what | measured | target |", "|---|---|---|",
+        "adapters one after another (it refuses mixed batches in training); both sides take one step of the same optimiser.",
+        "",
+        table(found).replace("| ours, ms | other, ms |", "| first named, ms | second, ms |"),
+        "",
+        "## A bank of 1,000 adapters",
+        "",
+        "| what | measured | target |",
+        "|---|---|---|",
         f"| parameters of 1,000 rank-8 adapters | {1000 * each / 2**20:.1f} MiB | |",
         f"| memory that filling it took | {taken / 2**20:.1f} MiB, {taken / (1000 * each):.3f} of the parameters | ≤ 1.10 |",
         f"| adding one, while the bank is nearly empty / nearly full | {1e3 * few:.2f} / {1e3 * many:.2f} ms | constant |",
-        f"| switching to one, an early / a late one | {1e6 * first:.0f} / {1e6 * late:.0f} µs | constant |", "",
+        f"| switching to one, an early / a late one | {1e6 * first:.0f} / {1e6 * late:.0f} µs | constant |",
+        "",
         f"{machine()}; {datetime.date.today().isoformat()}; {'full' if full else 'default'} set of cells. Load of the machine at",
-        f"the end: {Path('/proc/loadavg').read_text().split()[0]} (two cores).", "",
-    ]  # fmt: skip
+        f"the end: {Path('/proc/loadavg').read_text().split()[0]} (two cores).",
+        "",
+    ]
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "adapter_speed.md").write_text("\n".join(lines), "utf-8")
 

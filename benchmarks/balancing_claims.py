@@ -208,13 +208,13 @@ class Net(nn.Module):
     def __init__(self, given: Problem, tasks: Iterable[str]) -> None:
         super().__init__()
         width = given.width
-        self.trunk = nn.Sequential(
-            nn.Linear(given.x.shape[1], 2 * width), nn.ReLU(), nn.Linear(2 * width, width), nn.ReLU()
+        self.trunk = nn.Sequential(nn.Linear(given.x.shape[1], 2 * width), nn.ReLU(), nn.Linear(2 * width, width), nn.ReLU())
+        self.heads = nn.ModuleDict(
+            {
+                t: nn.Sequential(nn.Linear(width, 32), nn.ReLU(), nn.Linear(32, given.kinds[t] if given.kinds[t] > 2 else 1))
+                for t in tasks
+            }
         )
-        self.heads = nn.ModuleDict({
-            t: nn.Sequential(nn.Linear(width, 32), nn.ReLU(), nn.Linear(32, given.kinds[t] if given.kinds[t] > 2 else 1))
-            for t in tasks
-        })  # fmt: skip
 
 
 def loss_of(kind: int, out: Tensor, y: Tensor) -> Tensor:
@@ -498,12 +498,21 @@ def section(where: str, names: list[str], cells: dict[tuple[str, float, int], di
     doc = f"{len(given.y)} tasks, {len(given.train)} training rows, {horizon} epochs of {steps} steps, rates {rates}"
     scores_of = ", ".join(f"{t} {abs(np.mean([reference[s][t] for s in seeds])):.3f}" for t in list(reference[0])[:4])
     return [
-        f"## {where}", "", f"{doc}; seeds {', '.join(map(str, seeds))}. Single-task test scores: {scores_of}"
-        + (" …" if len(reference[0]) > 4 else "") + ".", "",
+        f"## {where}",
+        "",
+        f"{doc}; seeds {', '.join(map(str, seeds))}. Single-task test scores: {scores_of}"
+        + (" …" if len(reference[0]) > 4 else "")
+        + ".",
+        "",
         "| method | Δm, % | minus equal | minus equal at equal time | worst task, % | ms a step | × equal | note |",
-        "|---|---|---|---|---|---|---|---|", *(line for _, line in rows), "",
-        "| flat regions | minus its own base at equal epochs | minus its own base at equal time |", "|---|---|---|", *flat, "",
-    ]  # fmt: skip
+        "|---|---|---|---|---|---|---|---|",
+        *(line for _, line in rows),
+        "",
+        "| flat regions | minus its own base at equal epochs | minus its own base at equal time |",
+        "|---|---|---|",
+        *flat,
+        "",
+    ]
 
 
 def run(full: bool) -> None:
@@ -534,18 +543,24 @@ def write(sections: Mapping[str, list[str]]) -> None:
     kept = page.read_text("utf-8") if page.exists() else ""
     reading = kept.split("## Reading\n", 1)[1].split("\n## ", 1)[0] if "## Reading\n" in kept else "\n(not written yet)\n"
     lines = [
-        "# Balancing: every method on the same problems", "",
+        "# Balancing: every method on the same problems",
+        "",
         "Written by `python -m benchmarks --only balancing_claims` (`--full` for all sets and 5 seeds) on "
-        f"{time.strftime('%Y-%m-%d')};", f"{machine()}, one thread on a shared machine: times are rough.", "",
+        f"{time.strftime('%Y-%m-%d')};",
+        f"{machine()}, one thread on a shared machine: times are rough.",
+        "",
         "Δm: mean over tasks of the relative change of the main metric (accuracy, AUC, RMSE with its sign) against single-task",
         "networks of the same size, higher is better; ± is the 95 % t interval over seeds. *Minus equal*: less equal",
         "weighting, paired.",
         "*At equal time*: against equal weighting trained on for the method's CPU time (at most four times its epochs);",
         "flat regions against their own base likewise, which a method of several passes a step must beat.",
         f"Learning rate ({', '.join(f'{r:g}' for r in RATES)}; Adam), epoch and fixed weights are chosen on validation.",
-        "Gradients are heard at the shared features where `combine` serves the method, else at all shared parameters.", "",
-        "## Reading", reading.rstrip("\n"), "",
-    ]  # fmt: skip
+        "Gradients are heard at the shared features where `combine` serves the method, else at all shared parameters.",
+        "",
+        "## Reading",
+        reading.rstrip("\n"),
+        "",
+    ]
     for section_ in sections.values():
         lines += section_
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -40,9 +40,16 @@ class Convolutional(Net):
     def __init__(self, given: Problem, tasks: list[str]) -> None:
         super().__init__(given, tasks)
         self.trunk = nn.Sequential(
-            nn.Unflatten(1, (1, 12, 12)), nn.Conv2d(1, 8, 3), nn.ReLU(), nn.MaxPool2d(2), nn.Conv2d(8, 16, 3), nn.ReLU(),
-            nn.Flatten(), nn.Linear(16 * 9, given.width), nn.ReLU(),
-        )  # fmt: skip
+            nn.Unflatten(1, (1, 12, 12)),
+            nn.Conv2d(1, 8, 3),
+            nn.ReLU(),
+            nn.MaxPool2d(2),
+            nn.Conv2d(8, 16, 3),
+            nn.ReLU(),
+            nn.Flatten(),
+            nn.Linear(16 * 9, given.width),
+            nn.ReLU(),
+        )
 
 
 def rise(given: Problem, net: Net, seed: int) -> float:
@@ -68,8 +75,15 @@ def rise(given: Problem, net: Net, seed: int) -> float:
     return float(np.mean(rises))
 
 
-def train(given: Problem, net: Net, step: Callable[[dict[str, Tensor], Tensor, Tensor], None], rate: float, seed: int,
-          epochs: int, flat: bool) -> dict[str, Any]:  # fmt: skip
+def train(
+    given: Problem,
+    net: Net,
+    step: Callable[[dict[str, Tensor], Tensor, Tensor], None],
+    rate: float,
+    seed: int,
+    epochs: int,
+    flat: bool,
+) -> dict[str, Any]:
     """Per epoch the validation and test scores, and where `flat` the rise of the loss at the best epoch so far."""
     optimiser, source = torch.optim.Adam(net.parameters(), rate), torch.Generator().manual_seed(seed)
     curve: list[dict[str, Any]] = []
@@ -148,9 +162,14 @@ def at_best(run: dict[str, Any], horizon: int) -> dict[str, Any]:
 
 
 HEADS = (
-    "base", "accuracy, base", "F minus base, equal epochs", "F minus base, equal gradient evaluations", "rise of the loss, base",
-    "F minus base", "ms a step, base / F",
-)  # fmt: skip
+    "base",
+    "accuracy, base",
+    "F minus base, equal epochs",
+    "F minus base, equal gradient evaluations",
+    "rise of the loss, base",
+    "F minus base",
+    "ms a step, base / F",
+)
 
 
 def flat_row(base: str, seeds: range) -> str:
@@ -181,9 +200,10 @@ def rep_table(seeds: range) -> list[str]:
         gains.append(100 * float(np.mean([(a[t] - c[t]) / abs(c[t]) for t in c])))
     ms = [float(np.mean([r["ms"] for r in each])) for each in (base, rep)]
     return [
-        "| Δm of Rep-MTL against equal weights, % | ms a step, equal | with Rep-MTL | ratio |", "|---|---|---|---|",
+        "| Δm of Rep-MTL against equal weights, % | ms a step, equal | with Rep-MTL | ratio |",
+        "|---|---|---|---|",
         f"| {interval(gains)} | {ms[0]:.2f} | {ms[1]:.2f} | {ms[1] / ms[0]:.2f} |",
-    ]  # fmt: skip
+    ]
 
 
 def run(full: bool) -> None:
@@ -198,9 +218,23 @@ def run(full: bool) -> None:
         note = [f"Still to run: {', '.join(waiting)}.", ""] if waiting else []
         flat = [f"| {' | '.join(HEADS)} |", "|" + "---|" * len(HEADS), *rows, ""] if rows else []
         page = [
-            "# Flat regions and Rep-MTL, at toy size", "", (__doc__ or "").split("\n\n", 1)[1].strip(), "",
+            "# Flat regions and Rep-MTL, at toy size",
+            "",
+            (__doc__ or "").split("\n\n", 1)[1].strip(),
+            "",
             f"{machine()}; {datetime.date.today()}; `make bench ONLY=balancing_regularisers`; ± is the 95 % t interval over "
-            f"seeds, paired; radius of F-MTL 0.05, of the random perturbation {RADIUS:g}.", "",
-            "## Flat regions", "", *flat, *note, "## Rep-MTL", "", *rep, "", "## Reading", kept.rstrip(), "",
-        ]  # fmt: skip
+            f"seeds, paired; radius of F-MTL 0.05, of the random perturbation {RADIUS:g}.",
+            "",
+            "## Flat regions",
+            "",
+            *flat,
+            *note,
+            "## Rep-MTL",
+            "",
+            *rep,
+            "",
+            "## Reading",
+            kept.rstrip(),
+            "",
+        ]
         path.write_text("\n".join(page), "utf-8")

@@ -12,19 +12,7 @@ import torch
 from torch import Tensor
 
 from benchmarks.ratio import RESULTS, machine
-from pluribus.balancing import (
-    IMTLG,
-    MGDA,
-    AlignedMTL,
-    CAGrad,
-    ConFIG,
-    DualProj,
-    FairGrad,
-    GradVac,
-    NashMTL,
-    PCGrad,
-    UPGrad,
-)
+from pluribus.balancing import IMTLG, MGDA, AlignedMTL, CAGrad, ConFIG, DualProj, FairGrad, GradVac, NashMTL, PCGrad, UPGrad
 
 TARGET = {"NashMTL": 1.0, "FairGrad": 1.0, "PCGrad": 1.0, "MGDA": 5.0, "UPGrad": 5.0}  # ms at T = 40
 OURS = (NashMTL, FairGrad, PCGrad, GradVac, MGDA, UPGrad, DualProj, CAGrad, IMTLG, ConFIG, AlignedMTL)
@@ -60,10 +48,16 @@ def peers(size: int) -> dict[str, Callable[[Tensor], object]]:
     except ImportError:
         return {}
     made: dict[str, Callable[[], Any]] = {
-        "FairGrad": lambda: a.FairGradWeighting(alpha=2.0), "PCGrad": a.PCGradWeighting, "GradVac": a.GradVacWeighting,
-        "MGDA": a.MGDAWeighting, "UPGrad": a.UPGradWeighting, "DualProj": a.DualProjWeighting,
-        "CAGrad": lambda: a.CAGradWeighting(c=0.4), "IMTLG": a.IMTLGWeighting, "AlignedMTL": a.AlignedMTLWeighting,
-    }  # fmt: skip
+        "FairGrad": lambda: a.FairGradWeighting(alpha=2.0),
+        "PCGrad": a.PCGradWeighting,
+        "GradVac": a.GradVacWeighting,
+        "MGDA": a.MGDAWeighting,
+        "UPGrad": a.UPGradWeighting,
+        "DualProj": a.DualProjWeighting,
+        "CAGrad": lambda: a.CAGradWeighting(c=0.4),
+        "IMTLG": a.IMTLGWeighting,
+        "AlignedMTL": a.AlignedMTLWeighting,
+    }
     found: dict[str, Callable[[Tensor], object]] = {}
     for name, make in made.items():
         try:

@@ -17,17 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.ratio import RESULTS, Ratio, machine, ratio, table
-from pluribus.balancing import (
-    IMTLG,
-    MGDA,
-    AlignedMTL,
-    Balancer,
-    EqualWeighting,
-    PCGrad,
-    UPGrad,
-    backward,
-    combine,
-)
+from pluribus.balancing import IMTLG, MGDA, AlignedMTL, Balancer, EqualWeighting, PCGrad, UPGrad, backward, combine
 
 TASKS = (3, 10, 40)
 COMBINE = {3: "<= 1.15", 10: "<= 1.25", 40: "<= 1.5"}
@@ -218,9 +208,12 @@ def _memory() -> list[str]:
 
 def _child(way: str) -> float:
     done = subprocess.run(
-        [sys.executable, "-m", "benchmarks.balancing_speed", way], capture_output=True, text=True, check=True,
+        [sys.executable, "-m", "benchmarks.balancing_speed", way],
+        capture_output=True,
+        text=True,
+        check=True,
         env={**os.environ, "OMP_NUM_THREADS": "1", "MALLOC_TRIM_THRESHOLD_": "0"},
-    )  # fmt: skip
+    )
     return float(done.stdout.split()[-1])
 
 

@@ -96,16 +96,21 @@ def run(full: bool) -> None:
         found.append(ratio(name, loop, bank, target="≥ 5 (width 32)", pairs=7))
     seconds, scores = _whole_study(data)
     lines = [
-        "# The bank of single-task networks against a loop", "",
+        "# The bank of single-task networks against a loop",
+        "",
         "Four optimiser steps of every network; CPU time of the loop over CPU time of the bank, medians of 7 interleaved pairs.",
         "Width 32 is what the default settings choose for schools of this size. The gain is in the calls: the wider the",
-        "networks, the more of the time is arithmetic, which is the same on both sides.", "",
-        table(found).replace("| ours, ms | other, ms |", "| loop, ms | bank, ms |"), "",
+        "networks, the more of the time is arithmetic, which is the same on both sides.",
+        "",
+        table(found).replace("| ours, ms | other, ms |", "| loop, ms | bank, ms |"),
+        "",
         f"All {len(data.tasks)} specialists with default settings, each to its own early stop: {seconds:.0f} s on one thread;",
         f"explained variance pooled over schools {100 * scores:.1f} %, on the very pupils that stopped the training: a sign",
-        "that they learn, not a figure to compare with published ones (which have their own ten splits).", "",
-        f"{machine()}; {datetime.date.today().isoformat()}; {'full' if full else 'default'} set of cells.", "",
-    ]  # fmt: skip
+        "that they learn, not a figure to compare with published ones (which have their own ten splits).",
+        "",
+        f"{machine()}; {datetime.date.today().isoformat()}; {'full' if full else 'default'} set of cells.",
+        "",
+    ]
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "bank.md").write_text("\n".join(lines), "utf-8")
 

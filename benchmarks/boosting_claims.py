@@ -54,10 +54,13 @@ def synthetic(scenario: int, rows: int, seed: int, tasks: int = 10, outliers: in
 
 
 GROUPED = {
-    "school": ("school/school", "task", "rmse"), "landmine": ("landmine/landmine", "task", "auc"),
-    "abalone": ("abalone/abalone", "Task", "rmse"), "parkinsons": ("parkinsons_telemonitoring/parkinson", "task", "rmse"),
-    "computer": ("computer/computer", "task", "rmse"), "bank": ("bank/bank", "remainder__Task", "auc"),
-}  # fmt: skip
+    "school": ("school/school", "task", "rmse"),
+    "landmine": ("landmine/landmine", "task", "auc"),
+    "abalone": ("abalone/abalone", "Task", "rmse"),
+    "parkinsons": ("parkinsons_telemonitoring/parkinson", "task", "rmse"),
+    "computer": ("computer/computer", "task", "rmse"),
+    "bank": ("bank/bank", "remainder__Task", "auc"),
+}
 
 
 def grouped(name: str, seed: int) -> tuple[Any, ...]:
@@ -85,16 +88,20 @@ def _share(task: Any, share: float, rng: np.random.Generator) -> Any:
 
 def settings(method: str) -> list[dict[str, Any]]:
     blocks = {
-        "pooled": [(75, 0, 0), (150, 0, 0), (300, 0, 0)], "per task": [(0, 0, 75), (0, 0, 150), (0, 0, 300)],
-        "MTGB": [(100, 0, 50), (50, 0, 100), (20, 0, 130)], "R-MTGB": [(50, 50, 50), (20, 80, 50), (0, 100, 50)],
-    }  # fmt: skip
+        "pooled": [(75, 0, 0), (150, 0, 0), (300, 0, 0)],
+        "per task": [(0, 0, 75), (0, 0, 150), (0, 0, 300)],
+        "MTGB": [(100, 0, 50), (50, 0, 100), (20, 0, 130)],
+        "R-MTGB": [(50, 50, 50), (20, 80, 50), (0, 100, 50)],
+    }
     if method in blocks:
         names = ("n_shared", "n_outlier", "n_task")
         return [{**dict(zip(names, b)), "max_leaf_nodes": leaves} for b, leaves in product(blocks[method], (4, 8))]
     if method == "RMB-CLE":
         rounds = [(100, 50), (50, 100), (150, 25)]
-        return [{"n_estimators": a, "n_task": b, "max_leaf_nodes": leaves, "min_samples_leaf": 5}
-                for (a, b), leaves in product(rounds, (4, 8))]  # fmt: skip
+        return [
+            {"n_estimators": a, "n_task": b, "max_leaf_nodes": leaves, "min_samples_leaf": 5}
+            for (a, b), leaves in product(rounds, (4, 8))
+        ]
     more = {"min_samples_leaf": 5, "task_id": True} if method == "pooled + id" else {"output_weight": None}
     return [{"n_estimators": n, "max_leaf_nodes": leaves, **more} for n, leaves in product((75, 150, 300), (4, 8))]
 
@@ -134,9 +141,12 @@ def tuned(method: str, data: tuple[Any, ...], classify: bool) -> dict[str, Any]:
     model = make(method, classify, best[1]).fit(X, y, task=task)
     outlier = model.outlier_score_ if method == "R-MTGB" else None
     return {
-        "found": score(model, X_test, task_test, classify), "valid": best[2], "valid_task": task[~fit], "setting": best[1],
+        "found": score(model, X_test, task_test, classify),
+        "valid": best[2],
+        "valid_task": task[~fit],
+        "setting": best[1],
         "outlier": outlier,
-    }  # fmt: skip
+    }
 
 
 def judged(y: Any, found: Any, task: Any, metric: str) -> Any:
@@ -254,15 +264,25 @@ def tox21(seed: int) -> None:
             if method == "LightGBM per task":
                 model = boosting.PerTaskClassifier(**given, min_samples_leaf=5)
             else:
-                more = {"vector leaf, top-4 sketch": {"sketch": "top", "sketch_size": 4},
-                        "vector leaf, gain of sum": {"split_by": "gain_of_sum"}}.get(method, {})  # fmt: skip
+                more = {
+                    "vector leaf, top-4 sketch": {"sketch": "top", "sketch_size": 4},
+                    "vector leaf, gain of sum": {"split_by": "gain_of_sum"},
+                }.get(method, {})
                 model = boosting.VectorLeafBoostingClassifier(**given, **more, min_samples_leaf=5)
             model.fit(X[train], Y[train])
             value = auc(model.predict_proba(X[valid]), valid)
             if value > best[0]:
                 best = (value, model)
-        keep("tox21", seed, method, {"mean": auc(best[1].predict_proba(X[test]), test), "seconds": time.process_time() - start,
-                                     "setting": {"features": what}})  # fmt: skip
+        keep(
+            "tox21",
+            seed,
+            method,
+            {
+                "mean": auc(best[1].predict_proba(X[test]), test),
+                "seconds": time.process_time() - start,
+                "setting": {"features": what},
+            },
+        )
 
 
 # the page ---------------------------------------------------------------------------------------------------------------
@@ -279,8 +299,9 @@ def interval(values: Any) -> str:
     return f"{values.mean():.4f} ± {half:.4f}"
 
 
-def rows_of(cells: dict[tuple[str, int, str], dict[str, Any]], name: str, methods: tuple[str, ...], reference: str,
-            parts: tuple[str, ...]) -> Iterator[str]:  # fmt: skip
+def rows_of(
+    cells: dict[tuple[str, int, str], dict[str, Any]], name: str, methods: tuple[str, ...], reference: str, parts: tuple[str, ...]
+) -> Iterator[str]:
     """A row a method: its mean a part, and the paired difference from the reference over the seeds that both have."""
     for method in methods:
         seeds = sorted(s for d, s, m in cells if d == name and m == method)
@@ -305,17 +326,26 @@ def page() -> str:
     cells = {(r["data"], r["seed"], r["method"]): r for r in found}
     spent = sum(r["seconds"] for r in found)
     out = [
-        "# Do the multi-task boosters help?", "",
+        "# Do the multi-task boosters help?",
+        "",
         f"Written by `make bench ONLY=boosting_claims` on {date.today()} ({machine()}). {len(found)} cells (data, seed, method), "
         f"{spent / 60:.0f} CPU minutes. Mean ± half-width of the 95 % t interval over seeds; *minus reference* is the paired "
-        "difference from one booster a task, so that what all methods share of a seed's luck cancels.", "",
+        "difference from one booster a task, so that what all methods share of a seed's luck cancels.",
+        "",
         "Every method tried six settings (three on tox21) on a quarter of the training rows and was refitted on all of them; "
         "the test rows were used once, for what stands here. *R-MTGB or own* takes for each task the better of R-MTGB and its "
         "own booster on those validation rows. *Pooled + id* and *RMB-CLE* grow LightGBM's trees, the others ours. A "
-        "difference whose interval holds 0 is undecided.", "", "## Synthetic tasks (test RMSE, mean over tasks)", "",
-    ]  # fmt: skip
-    for scenario, text in ((1, "one function for all tasks"), (2, "one function a task"), (3, "0.9 common + 0.1 own"),
-                           (4, "as 3, but two of ten tasks share another common function")):  # fmt: skip
+        "difference whose interval holds 0 is undecided.",
+        "",
+        "## Synthetic tasks (test RMSE, mean over tasks)",
+        "",
+    ]
+    for scenario, text in (
+        (1, "one function for all tasks"),
+        (2, "one function a task"),
+        (3, "0.9 common + 0.1 own"),
+        (4, "as 3, but two of ten tasks share another common function"),
+    ):
         for rows in (100, 300):
             name = f"scenario{scenario}-{rows}"
             parts = ("inlier", "outlier") if scenario == 4 else ("mean",)
@@ -324,8 +354,11 @@ def page() -> str:
                 out += [f"### Scenario {scenario}: {text}; {rows} rows a task", "", header(parts), *lines, ""]
             auroc = [r["auroc"] for r in found if r["data"] == name and "auroc" in r]
             if auroc:
-                out += [f"AUROC of R-MTGB's outlier score: {interval(auroc)} ({sum(a == 1 for a in auroc)} of {len(auroc)} "
-                        "seeds rank both outliers first).", ""]  # fmt: skip
+                out += [
+                    f"AUROC of R-MTGB's outlier score: {interval(auroc)} ({sum(a == 1 for a in auroc)} of {len(auroc)} "
+                    "seeds rank both outliers first).",
+                    "",
+                ]
     out += ["## Groups of rows as tasks (mean over tasks)", ""]
     for name, (_, _, metric) in GROUPED.items():
         lines = list(rows_of(cells, name, METHODS, "per task", ("mean",)))
@@ -336,10 +369,15 @@ def page() -> str:
     if lines:
         what = next(r["setting"]["features"] for r in found if r["data"] == "tox21")
         out += [
-            "## Missing labels: tox21 (mean AUC over 12 assays, higher is better)", "", f"Features: {what}. Random 80/10/10 "
-            "splits, settings chosen by validation AUC. The reference is LightGBM, one booster an assay, on labelled rows.", "",
-            header(("mean",)), *lines, "",
-        ]  # fmt: skip
+            "## Missing labels: tox21 (mean AUC over 12 assays, higher is better)",
+            "",
+            f"Features: {what}. Random 80/10/10 "
+            "splits, settings chosen by validation AUC. The reference is LightGBM, one booster an assay, on labelled rows.",
+            "",
+            header(("mean",)),
+            *lines,
+            "",
+        ]
     return "\n".join(out) + "\n" + NOTES
 
 

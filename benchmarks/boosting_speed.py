@@ -142,8 +142,13 @@ def pooled_pair(n: int, pairs: int) -> list[Ratio]:
         settings = {"num_leaves": 64, "max_depth": 6, "num_threads": 1, "verbose": -1, "seed": 0, "min_data_in_leaf": 20}
         fits["lightgbm"] = lightgbm.train(settings, lightgbm.Dataset(X, y), 300)
 
-    fit = ratio(f"fit, {n:,} rows x 20 x 10 tasks, depth 6, 100+100+100, against LightGBM pooled x 300", ours, theirs,
-                target="<= 3.5", pairs=pairs)  # fmt: skip
+    fit = ratio(
+        f"fit, {n:,} rows x 20 x 10 tasks, depth 6, 100+100+100, against LightGBM pooled x 300",
+        ours,
+        theirs,
+        target="<= 3.5",
+        pairs=pairs,
+    )
     few = min(n, 50_000)
 
     def predict() -> None:
@@ -154,8 +159,13 @@ def pooled_pair(n: int, pairs: int) -> list[Ratio]:
 
     # as many trees for both: a pooled booster of 300 trees of ours
     fits["pooled"] = RMTGBRegressor(300, 0, 0, max_depth=6, max_leaf_nodes=None, min_samples_leaf=20).fit(X[:few], y[:few])
-    prediction = ratio(f"predict, {few:,} rows, 300 trees of depth 6, against LightGBM", predict, predict_lightgbm,
-                       target="<= 3", pairs=max(pairs, 3))  # fmt: skip
+    prediction = ratio(
+        f"predict, {few:,} rows, 300 trees of depth 6, against LightGBM",
+        predict,
+        predict_lightgbm,
+        target="<= 3",
+        pairs=max(pairs, 3),
+    )
     return [fit, prediction]
 
 

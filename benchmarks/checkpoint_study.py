@@ -23,9 +23,15 @@ from pluribus.files import safetensors
 from pluribus.study.checkpoints import CheckpointsStudy, parse
 
 METHODS: list[Any] = [
-    "average", "task_arithmetic", "ties", "tsv_m", "emr", "tall_masks", {"method": "twin", "settings": {"rank": 16}},
+    "average",
+    "task_arithmetic",
+    "ties",
+    "tsv_m",
+    "emr",
+    "tall_masks",
+    {"method": "twin", "settings": {"rank": 16}},
     {"method": "lora", "settings": {"rank": 16}},
-]  # fmt: skip
+]
 
 
 def run(full: bool) -> None:
@@ -50,8 +56,13 @@ def run(full: bool) -> None:
         for task in TASKS:
             head = {f"head.{n}": t.detach() for n, t in made.heads[task].state_dict().items()}
             safetensors.save(home / f"{task}.safetensors", {**made.experts[task], **head})
-            experts[task] = {"path": str(home / f"{task}.safetensors"), "metric": "accuracy", "direction": "max",
-                             "valid": "valid", "test": "test"}  # fmt: skip
+            experts[task] = {
+                "path": str(home / f"{task}.safetensors"),
+                "metric": "accuracy",
+                "direction": "max",
+                "valid": "valid",
+                "test": "test",
+            }
         row = {"kind": "checkpoints", "base": str(home / "base.safetensors"), "experts": experts, "methods": METHODS}
         done = CheckpointsStudy(parse(row, where="benchmark"), evaluate, folder=home / "runs", say=print).run()
         summary = json.loads((done.folder / "report.json").read_text("utf-8"))
@@ -60,22 +71,35 @@ def run(full: bool) -> None:
         shutil.rmtree(home / "runs")
     rows = sorted(summary["candidates"].items(), key=lambda pair: -pair[1]["delta"])
     lines = [
-        "# A study of checkpoints", "", (__doc__ or "").split("\n\n")[1].replace("\n", " "), "",
+        "# A study of checkpoints",
+        "",
+        (__doc__ or "").split("\n\n")[1].replace("\n", " "),
+        "",
         f"One seed; {len(TASKS)} tasks, {summary['parts']['valid']} valid and {summary['parts']['test']} test images; "
         f"{date.today()}, {machine()}, load {os.getloadavg()[0]:.1f}; `make bench ONLY=checkpoint_study`. "
-        f"{summary['seconds']:.0f} core-seconds in all.", "",
-        "| road | Δm over the experts on test, % | stored, MB | worst loss on valid, % |", "|---|---|---|---|",
-    ]  # fmt: skip
+        f"{summary['seconds']:.0f} core-seconds in all.",
+        "",
+        "| road | Δm over the experts on test, % | stored, MB | worst loss on valid, % |",
+        "|---|---|---|---|",
+    ]
     for name, about in rows:
         lost = "" if name == "experts" else f"{100 * max(summary['choice']['lost'][name].values()):.1f}"
         lines.append(f"| {name} | {about['delta'] + 0.0:+.1f} | {about['bytes'] / 1e6:.2f} | {lost} |")
-    lines += ["", f"Chosen on valid: {summary['choice']['reason']}; deployed: {summary['choice']['deployed']}.", "",
-              f"The verdict on test ({done.verdict.challenger} against the experts): {done.verdict.headline}", "",
-              "| task | expert | " + done.verdict.challenger + " | gain, 95 % | word |", "|---|---|---|---|---|"]  # fmt: skip
+    lines += [
+        "",
+        f"Chosen on valid: {summary['choice']['reason']}; deployed: {summary['choice']['deployed']}.",
+        "",
+        f"The verdict on test ({done.verdict.challenger} against the experts): {done.verdict.headline}",
+        "",
+        "| task | expert | " + done.verdict.challenger + " | gain, 95 % | word |",
+        "|---|---|---|---|---|",
+    ]
     for t in words.tasks:
         gain = t.gain.file
-        lines.append(f"| {t.task} | {t.reference.file.value:.3f} | {t.challenger.file.value:.3f} "
-                     f"| {gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}) | {t.word} |")  # fmt: skip
+        lines.append(
+            f"| {t.task} | {t.reference.file.value:.3f} | {t.challenger.file.value:.3f} "
+            f"| {gain.value:+.3f} ({gain.low:+.3f} to {gain.high:+.3f}) | {t.word} |"
+        )
     print("\n".join(lines[6:]), flush=True)
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "checkpoint_study.md").write_text("\n".join([*lines, ""]), "utf-8")

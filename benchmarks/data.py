@@ -81,24 +81,36 @@ def run(full: bool) -> None:
 
     assert ours() == loader() == batch_loader() == n
     rows = [
-        ratio("batches of 1024, 4 tasks with holes, against DataLoader(TensorDataset)", ours, loader,
-              target="≤ 0.10", pairs=pairs),
+        ratio(
+            "batches of 1024, 4 tasks with holes, against DataLoader(TensorDataset)", ours, loader, target="≤ 0.10", pairs=pairs
+        ),
         ratio("the same against a DataLoader that fetches whole batches", ours, batch_loader, target="none", pairs=pairs),
-    ]  # fmt: skip
+    ]
     speeds = [f"{n / rows[0].ours:,.0f} rows/s against {n / rows[0].theirs:,.0f}"]
     many = _many(139, 110)
     wide = _dataset(many)
     rows.append(
-        ratio("batches of 1024, 139 tasks, one label a row, against DataLoader(TensorDataset)", lambda: ours(many),
-              lambda: loader(wide), target="none", pairs=pairs)
-    )  # fmt: skip
+        ratio(
+            "batches of 1024, 139 tasks, one label a row, against DataLoader(TensorDataset)",
+            lambda: ours(many),
+            lambda: loader(wide),
+            target="none",
+            pairs=pairs,
+        )
+    )
     with tempfile.TemporaryDirectory() as folder:
         path = _flights_csv(Path(folder))
         for name, clock in (("CPU", time.process_time), ("wall clock", time.perf_counter)):
             rows.append(
-                ratio(f"read, check, fit and encode 336,776 flights, against pandas.read_csv alone ({name})",
-                      lambda: _read_and_encode(path), lambda: pd.read_csv(path), target="≤ 3", pairs=pairs, clock=clock)
-            )  # fmt: skip
+                ratio(
+                    f"read, check, fit and encode 336,776 flights, against pandas.read_csv alone ({name})",
+                    lambda: _read_and_encode(path),
+                    lambda: pd.read_csv(path),
+                    target="≤ 3",
+                    pairs=pairs,
+                    clock=clock,
+                )
+            )
     today = datetime.date.today().isoformat()
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "data.md").write_text(

@@ -77,9 +77,14 @@ FILMS: Ways = {
 
 
 FULL_ONLY = (
-    "AITM without calibrator", "APEM, 8 fields kept", "APEM with calibrator", "… interests only", "… refinement only",
-    "shared bottom on shared interests", "DTRN + shared bottom",
-)  # fmt: skip
+    "AITM without calibrator",
+    "APEM, 8 fields kept",
+    "APEM with calibrator",
+    "… interests only",
+    "… refinement only",
+    "shared bottom on shared interests",
+    "DTRN + shared bottom",
+)
 
 
 def planted(step: int) -> np.ndarray[Any, Any]:
@@ -143,11 +148,15 @@ def shop(rows: int) -> Any:
 
     like = 1.5 * same(colour, "clicked") - same(shape, "clicked") + 0.5 * rng.logistic(size=rows)
     buy = 1.5 * same(shape, "bought") - same(colour, "bought") + 0.5 * rng.logistic(size=rows)
-    frame = pd.DataFrame({
-        "age": rng.normal(size=rows), "item": [f"i{j}" for j in target],
-        **{name: [[f"i{j}" for j in each] for each in found] for name, found in lists.items()},
-        "like": (like > 0.7).astype(int), "buy": (buy > 0.7).astype(int),
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "age": rng.normal(size=rows),
+            "item": [f"i{j}" for j in target],
+            **{name: [[f"i{j}" for j in each] for each in found] for name, found in lists.items()},
+            "like": (like > 0.7).astype(int),
+            "buy": (buy > 0.7).astype(int),
+        }
+    )
     return frame, [Task("like", "binary"), Task("buy", "binary")], {}
 
 
@@ -170,20 +179,27 @@ def films(rows: int) -> Any:
                 held[name].append(before[name][-20:])
             if stars >= 4 or stars <= 2:
                 before[names[stars <= 2]].append(f"m{film}")
-    frame = pd.DataFrame({
-        "film": [f"m{film}" for film in ratings["movieid"]], **held,
-        "year": about["title"].str.extract(r"\((\d{4})\)\s*$")[0].astype(float).reindex(ratings["movieid"]).to_numpy(),
-        "genre": about["genres"].str.split("|").str[0].reindex(ratings["movieid"]).to_numpy(),
-        "like": (ratings["rating"] >= 4).to_numpy(int), "dislike": (ratings["rating"] <= 2).to_numpy(int),
-        "at": pd.to_datetime(ratings["timestamp"], unit="s").to_numpy(),
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "film": [f"m{film}" for film in ratings["movieid"]],
+            **held,
+            "year": about["title"].str.extract(r"\((\d{4})\)\s*$")[0].astype(float).reindex(ratings["movieid"]).to_numpy(),
+            "genre": about["genres"].str.split("|").str[0].reindex(ratings["movieid"]).to_numpy(),
+            "like": (ratings["rating"] >= 4).to_numpy(int),
+            "dislike": (ratings["rating"] <= 2).to_numpy(int),
+            "at": pd.to_datetime(ratings["timestamp"], unit="s").to_numpy(),
+        }
+    )
     kept = np.sort(np.random.default_rng(24).permutation(len(frame))[:rows])
     return frame.iloc[kept].reset_index(drop=True), [Task("like", "binary"), Task("dislike", "binary")], {"split": "time:at"}
 
 
 WORLDS: dict[str, tuple[Callable[[int], Any], Ways]] = {
-    "funnel": (funnel, FUNNEL), "selection": (selection, SELECTION), "shop": (shop, SHOP), "films": (films, FILMS),
-}  # fmt: skip
+    "funnel": (funnel, FUNNEL),
+    "selection": (selection, SELECTION),
+    "shop": (shop, SHOP),
+    "films": (films, FILMS),
+}
 
 
 def prepared(name: str, rows: int) -> tuple[Any, dict[str, Any]]:
@@ -320,9 +336,12 @@ def cell(name: str, way: str, data: Any, truth: Any, rows: int, seed: int, secon
     spent = time.process_time() - start
     parameters = fitted.parameters if isinstance(fitted, Apart) else sum(p.numel() for p in fitted.model.parameters())
     row = {
-        "way": way, "scores": JUDGES[name](data, fitted, truth), "seconds": spent, "parameters": parameters,
+        "way": way,
+        "scores": JUDGES[name](data, fitted, truth),
+        "seconds": spent,
+        "parameters": parameters,
         "undertrained": fitted.record["undertrained"],
-    }  # fmt: skip
+    }
     CELLS.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(row), "utf-8")
     return row
@@ -340,24 +359,32 @@ def interval(values: Sequence[float], digits: int = 4) -> str:
 
 TEXTS = {
     "funnel": (
-        "Three steps, 24 fields", "shared bottom", "mean",
+        "Three steps, 24 fields",
+        "shared bottom",
+        "mean",
         "P_k: AUC of P(all steps up to k) over all exposures, the product of the steps' columns. pay, own cells: AUC of the last "
         "step on its own cells. recovery: AUROC of the selector's mean relevance against the planted fields, mean over steps "
         "(0.5: chance).",
     ),
     "selection": (
-        "Conversion over all exposures", "shared bottom (clicked rows only)", "AUC, all",
+        "Conversion over all exposures",
+        "shared bottom (clicked rows only)",
+        "AUC, all",
         "Judged with what the world knows: would a row that was not clicked have converted? error of p: mean |p − true p|.",
     ),
     "shop": (
-        "Two behaviours that contradict each other", "PLE on shared interests", "mean",
+        "Two behaviours that contradict each other",
+        "PLE on shared interests",
+        "mean",
         "cosine: of the tasks' loss gradients at the items' embedding, after training, on test rows.",
     ),
     "films": (
-        "Ratings of MovieLens, liked or disliked", "PLE on shared interests", "mean",
+        "Ratings of MovieLens, liked or disliked",
+        "PLE on shared interests",
+        "mean",
         "From the film, its year and first genre, and the latest films that the same person liked and disliked; split by time.",
     ),
-}  # fmt: skip
+}
 
 
 def section(name: str, rows: int, cells: dict[tuple[str, int], dict[str, Any]], seconds: float) -> list[str]:
@@ -366,10 +393,13 @@ def section(name: str, rows: int, cells: dict[tuple[str, int], dict[str, Any]], 
     seeds = sorted({seed for _, seed in cells})
     columns = list(dict.fromkeys(key for row in cells.values() for key in row["scores"]))
     lines = [
-        f"## {name}: {title}, {rows} rows, up to {len(seeds)} seeds, at most {seconds:g} core-seconds a fit", "", text, "",
+        f"## {name}: {title}, {rows} rows, up to {len(seeds)} seeds, at most {seconds:g} core-seconds a fit",
+        "",
+        text,
+        "",
         f"| | {' | '.join(columns)} | {main}, against {reference} (95 %) | core-seconds | parameters | cut short, of seeds |",
         "|" + "---|" * (len(columns) + 5),
-    ]  # fmt: skip
+    ]
     for way in ways:
         both = [seed for seed in seeds if (way, seed) in cells]
         own = [cells[way, seed] for seed in both]
@@ -389,9 +419,10 @@ AGAINST = {
     "selection": ("ESCM², IPS, lambda_c = 1", ("shared bottom (clicked rows only)", "ESMM")),
     "shop": ("DTRN + PLE", ("PLE on shared interests", "MMoE on shared interests", "DTRN + MMoE", "DTRN + PLE, one per task")),
     "films": (
-        "DTRN + PLE", ("PLE on shared interests", "MMoE on shared interests", "PLE, no sequences", "DTRN + PLE, one per task"),
+        "DTRN + PLE",
+        ("PLE on shared interests", "MMoE on shared interests", "PLE, no sequences", "DTRN + PLE, one per task"),
     ),
-}  # fmt: skip
+}
 
 
 def against(name: str, cells: dict[tuple[str, int], dict[str, Any]]) -> list[str]:
@@ -428,11 +459,12 @@ def samples() -> list[str]:
     after = {"click": [], "conversion": ["click"]}
     sets = {
         "AliExpress": (
-            shown.assign(conversion=shown["conversion"].where(shown["click"] == 1)), after,
+            shown.assign(conversion=shown["conversion"].where(shown["click"] == 1)),
+            after,
             ("mmoe", "ple", "esmm", "escm2_ips", "escm2_dr", "aitm", "apem"),
         ),
         "ByteRec": (watched.rename(columns={"c6": "finish", "c7": "like"}), {"finish": [], "like": []}, ("mmoe", "ple")),
-    }  # fmt: skip
+    }
     lines = ["## Published samples", "", "Far too few rows to judge anything; that the road is walked:", ""]
     for name, (frame, steps, candidates) in sets.items():
         table = Table(frame, [Task(step, "binary", after=tuple(before)) for step, before in steps.items()], split="random")
@@ -478,12 +510,14 @@ def page(full: bool, more: Sequence[str] = ()) -> None:
         if whole and waiting:
             body += [f"Not run yet, with the seed: {', '.join(waiting)}; `make bench ONLY=interest_claims` goes on.", ""]
     head = [
-        "# Funnels, picked fields, and interests per task", "",
+        "# Funnels, picked fields, and interests per task",
+        "",
         "Generated worlds, in which the truth is known; every candidate ran its defaults (but for the settings that its name",
         "tells) once a seed; nothing was searched or tuned. Intervals are over seeds of training alone: one split, one draw of",
         "the world, so that test rows are not in them.",
-        "APEM and DTRN are reconstructions from abstracts: what fails here need not fail in the papers' own form.", "",
-    ]  # fmt: skip
+        "APEM and DTRN are reconstructions from abstracts: what fails here need not fail in the papers' own form.",
+        "",
+    ]
     kind = "full" if full else "default"
     foot = [f"{machine()}; {datetime.date.today().isoformat()}; the {kind} set, as far as the headings say.", ""]
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -119,13 +119,15 @@ def run(full: bool) -> None:
         fusion = LogitsFusion()
         alpha = fusion.weights(l_large, l_small, [l_expert])[:, 0]
         row = {
-            "large": nats(l_large, test), "small expert": nats(l_expert, test), "large tuned": nats(l_tuned, test),
+            "large": nats(l_large, test),
+            "small expert": nats(l_expert, test),
+            "large tuned": nats(l_tuned, test),
             **{f"fixed {a:g}": nats(l_large + a * (l_expert - l_small), test) for a in FIXED},
             "dynamic": nats(fusion(l_large, l_small, [l_expert]), test),
             "all experts, fixed 1/T": nats(l_large + sum(e - l_small for e in [l_expert, *others]) / len(dialects), test),
             "all experts, dynamic": nats(fusion(l_large, l_small, [l_expert, *others]), test),
             "all experts, single": nats(LogitsFusion(direction="single")(l_large, l_small, [l_expert, *others]), test),
-        }  # fmt: skip
+        }
         rows.append((dialect, row))
         quartiles = np.percentile(alpha.numpy(), [5, 25, 50, 75, 95])
         alphas.append(f"- {dialect}: " + ", ".join(f"{q:.2f}" for q in quartiles))

@@ -277,7 +277,7 @@ ENTRIES = (
     Entry("atlas", learned("atlas", steps=300), LABELLED, full=True),
     Entry("atlas × 10", learned("atlas", steps=300, partitions=10), LABELLED, full=True),
     Entry("self_positioning", learned("self_positioning", steps=150, lr=2e-2), LABELLED, full=True),
-)  # fmt: skip
+)
 
 
 # Memory: what learning coefficients of eight experts holds beyond the model, against building the merge inside the graph
@@ -369,30 +369,61 @@ def run(full: bool) -> None:
 
 def _page() -> None:
     cells = on_file(CACHE, SEEDS, ENTRIES)
-    compared = [n for n in ("task_arithmetic tuned", "adamerging layer-wise", "adamerging layer-wise, accurate tasks",
-                            "layer-wise cross-entropy", "experts (one a task)") if n in cells]  # fmt: skip
+    compared = [
+        n
+        for n in (
+            "task_arithmetic tuned",
+            "adamerging layer-wise",
+            "adamerging layer-wise, accurate tasks",
+            "layer-wise cross-entropy",
+            "experts (one a task)",
+        )
+        if n in cells
+    ]
     why = "\n".join(
         [f"| seed | {' | '.join(compared)} |", "|---" * (len(compared) + 1) + "|"]
-        + [f"| {s} | " + " | ".join(
-            f"{100 * np.mean([cells[n][s]['test'][t] for t in ACCURATE]):.1f}" if s in cells[n] else "" for n in compared
-        ) + " |" for s in SEEDS]
-    )  # fmt: skip
+        + [
+            f"| {s} | "
+            + " | ".join(
+                f"{100 * np.mean([cells[n][s]['test'][t] for t in ACCURATE]):.1f}" if s in cells[n] else "" for n in compared
+            )
+            + " |"
+            for s in SEEDS
+        ]
+    )
     size = sum(t.numel() for t in SmallCNN().state_dict().values())
     (RESULTS / "merging.md").write_text(
         PAGE.format(
-            **tables(cells, ENTRIES), size=size, claims=claims(cells, CLAIMED, "task_arithmetic tuned"),
-            total=len(ENTRIES) * len(SEEDS), path=_path_table(), why=why, five=", ".join(ACCURATE),
+            **tables(cells, ENTRIES),
+            size=size,
+            claims=claims(cells, CLAIMED, "task_arithmetic tuned"),
+            total=len(ENTRIES) * len(SEEDS),
+            path=_path_table(),
+            why=why,
+            five=", ".join(ACCURATE),
             held=json.loads((CACHE / "memory.json").read_text("utf-8")),
         ),
         "utf-8",
-    )  # fmt: skip
+    )
 
 
 CLAIMED = (
-    "adamerging layer-wise", "adamerging task-wise", "adamerging layer-wise, accurate tasks", "layer-wise cross-entropy",
-    "adamerging++ layer-wise", "doge → adamerging", "concrete adamerging", "twin rank 4, routed", "twin rank 16, routed",
-    "atlas", "self_positioning", "emr", "tall_masks tuned", "tsv_m", "joint training",
-)  # fmt: skip
+    "adamerging layer-wise",
+    "adamerging task-wise",
+    "adamerging layer-wise, accurate tasks",
+    "layer-wise cross-entropy",
+    "adamerging++ layer-wise",
+    "doge → adamerging",
+    "concrete adamerging",
+    "twin rank 4, routed",
+    "twin rank 16, routed",
+    "atlas",
+    "self_positioning",
+    "emr",
+    "tall_masks tuned",
+    "tsv_m",
+    "joint training",
+)
 ACCURATE = ("mnist", "fashion", "notmnist", "signs", "pneumonia")
 
 

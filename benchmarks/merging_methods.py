@@ -321,9 +321,12 @@ def learned(method: str, supervised: bool = False, batch: int = 16, **settings: 
         goal = case.cross_entropy if labelled else case.entropy
         batches: Any = case.labelled(batch) if labelled else case.unlabelled(batch)
         made: Any = {
-            "adamerging": adamerging, "doge_adamerging": doge_adamerging, "atlas": atlas, "concrete": concrete,
+            "adamerging": adamerging,
+            "doge_adamerging": doge_adamerging,
+            "atlas": atlas,
+            "concrete": concrete,
             "self_positioning": self_positioning,
-        }[method]  # fmt: skip
+        }[method]
         name = {"atlas": "objective", "self_positioning": "loss"}.get(method, "objective")
         found = made(case.bed.base, case.bed.experts, case.model, batches, **{name: goal}, **settings)
         c = found.coefficients
@@ -409,16 +412,25 @@ def tables(cells: Cells, entries: Sequence[Entry]) -> dict[str, Any]:
     for e in order:
         rows = [np.mean([c["test"][t] for c in cells[e.name].values()]) for t in tasks]
         by_task.append(f"| {e.name} | " + " | ".join(f"{100 * r:.1f}" for r in rows) + " |")
-    notes = [f"- {e.name}: " + "; ".join(f"seed {s}: {c['note']}" for s, c in cells[e.name].items()) for e in order
-             if any(c["note"] for c in cells[e.name].values())]  # fmt: skip
+    notes = [
+        f"- {e.name}: " + "; ".join(f"seed {s}: {c['note']}" for s, c in cells[e.name].items())
+        for e in order
+        if any(c["note"] for c in cells[e.name].values())
+    ]
     free = [e.name for e in order if e.free]
     dates = sorted({c["when"] for row in cells.values() for c in row.values()})
     machines = sorted({c["machine"] for row in cells.values() for c in row.values()})
     return {
-        "table": "\n".join(lines), "by_task": "\n".join(by_task), "notes": "\n".join(notes),
-        "best": free[0], "second": free[1], "worst": free[-1], "cells": sum(map(len, cells.values())),
-        "dates": " to ".join(dict.fromkeys((dates[0], dates[-1]))), "machine": "; ".join(machines),
-    }  # fmt: skip
+        "table": "\n".join(lines),
+        "by_task": "\n".join(by_task),
+        "notes": "\n".join(notes),
+        "best": free[0],
+        "second": free[1],
+        "worst": free[-1],
+        "cells": sum(map(len, cells.values())),
+        "dates": " to ".join(dict.fromkeys((dates[0], dates[-1]))),
+        "machine": "; ".join(machines),
+    }
 
 
 def claims(cells: Cells, names: Sequence[str], other: str) -> str:

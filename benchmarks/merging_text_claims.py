@@ -248,14 +248,26 @@ ENTRIES = (
     Entry("wudi adam", static("wudi", solver="adam"), free=True, full=True),
     Entry("adamerging++ layer-wise", learned("adamerging", plus_plus=True, **LEARN), UNLABELLED, full=True),
     Entry("doge → adamerging", learned("doge_adamerging", **LEARN), UNLABELLED, full=True),
-    Entry("concrete t. a.", learned("concrete", form="task_arithmetic", mask_steps=60, lr=5e-2, batch=BLOCK), UNLABELLED,
-          full=True),
+    Entry(
+        "concrete t. a.", learned("concrete", form="task_arithmetic", mask_steps=60, lr=5e-2, batch=BLOCK), UNLABELLED, full=True
+    ),
     Entry("self_positioning", learned("self_positioning", **LEARN), LABELLED, full=True),
-)  # fmt: skip
+)
 CLAIMED = (
-    "adamerging layer-wise", "adamerging task-wise", "layer-wise cross-entropy", "twin rank 16, routed", "twin rank 4, routed",
-    "emr", "tall_masks 0.4", "atlas", "self_positioning", "regmean", "tsv_m", "joint training", "pretrained",
-)  # fmt: skip
+    "adamerging layer-wise",
+    "adamerging task-wise",
+    "layer-wise cross-entropy",
+    "twin rank 16, routed",
+    "twin rank 4, routed",
+    "emr",
+    "tall_masks 0.4",
+    "atlas",
+    "self_positioning",
+    "regmean",
+    "tsv_m",
+    "joint training",
+    "pretrained",
+)
 
 
 def run(full: bool) -> None:
@@ -276,27 +288,39 @@ def run(full: bool) -> None:
 def page() -> None:
     cells = on_file(CACHE, SEEDS, ENTRIES)
     gain = {
-        task: 100 * np.mean([
-            cells["experts (one a task)"][s]["test"][task] - cells["pretrained"][s]["test"][task] for s in cells["pretrained"]
-        ])
+        task: 100
+        * np.mean(
+            [cells["experts (one a task)"][s]["test"][task] - cells["pretrained"][s]["test"][task] for s in cells["pretrained"]]
+        )
         for task in TASKS
-    }  # fmt: skip
+    }
     moved = ", ".join(f"{task} {points:+.1f}" for task, points in gain.items())
     leader = next(n for n in cells if n not in ("experts (one a task)", "joint training"))
     seeds = [s for s in cells.get("task_arithmetic tuned", {}) if s in cells["experts (one a task)"]]
-    tuned_share = 100 * np.mean([
-        np.mean([cells["task_arithmetic tuned"][s]["test"][t] / cells["experts (one a task)"][s]["test"][t] for t in TASKS])
-        for s in seeds
-    ])  # fmt: skip
+    tuned_share = 100 * np.mean(
+        [
+            np.mean([cells["task_arithmetic tuned"][s]["test"][t] / cells["experts (one a task)"][s]["test"][t] for t in TASKS])
+            for s in seeds
+        ]
+    )
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "merging_text.md").write_text(
         PAGE.format(
-            **tables(cells, ENTRIES), total=len(ENTRIES) * len(SEEDS), sizes=SIZES, moved=moved, leader=leader, tokens=TOKENS,
-            claims=claims(cells, CLAIMED, "task_arithmetic tuned"), steps=STEPS, batch=BATCH, learn=LEARN["steps"], block=BLOCK,
+            **tables(cells, ENTRIES),
+            total=len(ENTRIES) * len(SEEDS),
+            sizes=SIZES,
+            moved=moved,
+            leader=leader,
+            tokens=TOKENS,
+            claims=claims(cells, CLAIMED, "task_arithmetic tuned"),
+            steps=STEPS,
+            batch=BATCH,
+            learn=LEARN["steps"],
+            block=BLOCK,
             tuned_share=tuned_share,
         ),
         "utf-8",
-    )  # fmt: skip
+    )
 
 
 PAGE = """# Merging: what the methods give on six text tasks

@@ -90,12 +90,18 @@ def run(full: bool) -> None:
         rows.append(f"| {name} | {figures} | {f'≥ {TARGET}' if at == 0 else ''} |")
     cores = statistics.median(two[2] / one[2] for one, two in zip(ones, twos))
     page = [
-        "# Two processes on one training", "", (__doc__ or "").split("\n\n", 1)[1].strip(), "",
+        "# Two processes on one training",
+        "",
+        (__doc__ or "").split("\n\n", 1)[1].strip(),
+        "",
         f"{machine()}; {datetime.date.today()}; `make bench ONLY=processes`; {int(ones[0][3]):,} parameters, batch {BATCH}; "
         f"medians of {PAIRS} interleaved pairs; load at the end {os.getloadavg()[0]:.1f}, of which two are the benchmark's. The "
-        f"two processes together spend {cores:.2f} times the core-seconds of the one.", "",
+        f"two processes together spend {cores:.2f} times the core-seconds of the one.",
+        "",
         "| seconds by | one process | two processes | faster by | quartiles | best pair | target |",
-        "|---|---|---|---|---|---|---|", *rows, "",
-    ]  # fmt: skip
+        "|---|---|---|---|---|---|---|",
+        *rows,
+        "",
+    ]
     (RESULTS / "processes.md").write_text("\n".join(page), "utf-8")
     print("\n".join(rows))

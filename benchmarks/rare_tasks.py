@@ -129,12 +129,14 @@ def section() -> list[str]:
     home = {c: gain(HOME, c, rows, parts) for c in CANDIDATES if c != HOME}
     single = {c: gain(c, SINGLE, rows, parts) for c in CANDIDATES if c != SINGLE}
     lines = [
-        "## Rare tasks, on test rows enough", "",
+        "## Rare tasks, on test rows enough",
+        "",
         f"The world of funnel6; {len(seeds)} times {ROWS:,} new rows to train on, and {TEST:,} others to test on. The rare tasks",
-        f"are {names}; a fit sees {few} positive cells of them, validation included.", "",
+        f"are {names}; a fit sees {few} positive cells of them, validation included.",
+        "",
         f"| candidate | AUC of {', '.join(RARE)} | of all six | rare: gain over specialists | rare: HoME's gain over it | s |",
         "|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for c in CANDIDATES:
         own = [rows[c, s] for s in seeds]
         each = ", ".join(f"{np.mean([row['auc'][task] for row in own]):.4f}" for task in RARE)
@@ -146,12 +148,14 @@ def section() -> list[str]:
     shows = "gains over" in words.values() and "loses to" not in words.values()
     helped = [c for c, g in single.items() if g.low > 0]
     lines += [
-        "", "On the rare tasks HoME " + "; ".join(f"{word} {', '.join(who)}" for word, who in groups) + ".",
+        "",
+        "On the rare tasks HoME " + "; ".join(f"{word} {', '.join(who)}" for word, who in groups) + ".",
         f"That they gain more by it than by other mixtures of experts is {'' if shows else 'not '}shown here.",
         f"Over specialists of the same encoder {len(helped)} of {len(single)} gain: {'; '.join(helped) or 'none'}.",
         "The intervals (95 %) hold the variance between fits, training rows and start together, and that of the test rows; they",
-        "are not adjusted for being several. s: core-seconds a fit.", "",
-    ]  # fmt: skip
+        "are not adjusted for being several. s: core-seconds a fit.",
+        "",
+    ]
     return lines
 
 

@@ -122,10 +122,15 @@ def walks(rows: int) -> tuple[Any, Any]:
     leaf = np.arange(2000) % 100
     warm = rng.permutation(2000) >= 400
     after = rng.permutation(100)
-    catalogue = pd.DataFrame({
-        "sku": np.arange(2000), "category": [f"c{n // 5}" for n in leaf], "sub": [f"s{n}" for n in leaf],
-        "price": np.exp(rng.normal(size=2000) + leaf % 7 / 7), "maker": [f"m{n}" for n in rng.integers(0, 50, 2000)],
-    })  # fmt: skip
+    catalogue = pd.DataFrame(
+        {
+            "sku": np.arange(2000),
+            "category": [f"c{n // 5}" for n in leaf],
+            "sub": [f"s{n}" for n in leaf],
+            "price": np.exp(rng.normal(size=2000) + leaf % 7 / 7),
+            "maker": [f"m{n}" for n in rng.integers(0, 50, 2000)],
+        }
+    )
     by_leaf = [np.flatnonzero(leaf == n) for n in range(100)]
     by_leaf_warm = [items[warm[items]] for items in by_leaf]
     part = np.where(np.arange(rows) < 0.6 * rows, "train", np.where(np.arange(rows) < 0.7 * rows, "valid", "test"))
@@ -148,9 +153,11 @@ def sessions(full: bool) -> list[str]:
     data, warm = walks(rows)
     groups = {"warm": warm, "cold": ~warm}
     arms: dict[str, tuple[str, dict[str, Any]]] = {
-        "session_ids": ("session_ids", {}), "m2trec, next item alone": ("m2trec", {"category_weight": 0.0}),
-        "m2trec": ("m2trec", {}), "m2trec, mentioned items as rivals": ("m2trec", {"rivals": "mentioned"}),
-    }  # fmt: skip
+        "session_ids": ("session_ids", {}),
+        "m2trec, next item alone": ("m2trec", {"category_weight": 0.0}),
+        "m2trec": ("m2trec", {}),
+        "m2trec, mentioned items as rivals": ("m2trec", {"rivals": "mentioned"}),
+    }
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in range(SEEDS):
         for arm, (candidate, settings) in arms.items():
@@ -163,11 +170,13 @@ def sessions(full: bool) -> list[str]:
     chance = {"warm": 20 / 2000, "cold": 20 / 2000}
     best = "0.70 where the leaf's successor follows, were every item of a leaf found"
     return [
-        f"## Sessions over a catalogue of which a fifth is new: {rows:,} rows, at most {seconds:g} core-seconds a fit", "",
+        f"## Sessions over a catalogue of which a fifth is new: {rows:,} rows, at most {seconds:g} core-seconds a fit",
+        "",
         "Recall@20 over all 2,000 items, of test rows whose next item training rows mention (warm) or not (cold). A leaf holds "
-        f"20 items, so that the best possible is about {best}.", "",
+        f"20 items, so that the best possible is about {best}.",
+        "",
         *lines_of(found, ["warm", "cold"], "session_ids", {"chance": chance, "most frequent": popular(data, 20, groups)}),
-    ]  # fmt: skip
+    ]
 
 
 # Clicks
@@ -197,19 +206,24 @@ def clicks(full: bool) -> list[str]:
                 key = f"clicks-{total}-{share:g}-{arm.replace(', ', '-')}-{seed}-{seconds:g}"
 
                 def run(
-                    candidate: str = candidate, settings: dict[str, Any] = settings, seed: int = seed,
-                    data: Any = data, groups: dict[str, Any] = groups,
-                ) -> dict[str, Any]:  # fmt: skip
+                    candidate: str = candidate,
+                    settings: dict[str, Any] = settings,
+                    seed: int = seed,
+                    data: Any = data,
+                    groups: dict[str, Any] = groups,
+                ) -> dict[str, Any]:
                     return recall(fitted(candidate, settings, data, seconds, seed), data, 50, groups)
 
                 found.setdefault(arm, []).append(cell(key, run))
         rest = {"most frequent": popular(data, 50, groups), "chance": {"all": 50 / 5000, "rare": 50 / 5000}}
         tested = len(data.labelled("item", "test"))
         lines += [
-            f"## Clicks on 5,000 items, {share:.0%} of {total:,} clicks, at most {seconds:g} core-seconds a fit", "",
-            f"Recall@50 over the whole catalogue on {tested:,} test clicks, and on those of them on rare items.", "",
+            f"## Clicks on 5,000 items, {share:.0%} of {total:,} clicks, at most {seconds:g} core-seconds a fit",
+            "",
+            f"Recall@50 over the whole catalogue on {tested:,} test clicks, and on those of them on rare items.",
+            "",
             *lines_of(found, ["all", "rare"], "two_tower", rest),
-        ]  # fmt: skip
+        ]
     return lines
 
 
@@ -272,10 +286,12 @@ def movielens(full: bool, seeds: int = SEEDS) -> list[str]:
     catalogue = data.columns.items["film"]
     groups = {"all": np.ones(len(catalogue), bool), "warm": catalogue.seen, "cold": ~catalogue.seen}
     arms: dict[str, tuple[str, dict[str, Any]]] = {
-        "session_ids": ("session_ids", {}), "m2trec": ("m2trec", {}),
+        "session_ids": ("session_ids", {}),
+        "m2trec": ("m2trec", {}),
         "m2trec, mentioned items as rivals": ("m2trec", {"rivals": "mentioned"}),
-        "two_tower": ("two_tower", {}), "two_tower_ssl": ("two_tower_ssl", {}),
-    }  # fmt: skip
+        "two_tower": ("two_tower", {}),
+        "two_tower_ssl": ("two_tower_ssl", {}),
+    }
     found: dict[str, list[dict[str, Any]]] = {}
     for seed in range(seeds):
         for arm, (candidate, settings) in arms.items():
@@ -290,12 +306,15 @@ def movielens(full: bool, seeds: int = SEEDS) -> list[str]:
     cold = int((~catalogue.seen[cells.values.astype(int)]).sum())
     return [
         f"## MovieLens: the next film that a user likes, {rows:,} rows, {seeds} seed{'s' * (seeds > 1)}, at most "
-        f"{seconds:g} core-seconds a fit", "",
+        f"{seconds:g} core-seconds a fit",
+        "",
         f"Recall@20 over {len(catalogue):,} films on the latest {len(cells):,} rows; {cold} of them are films that no training "
-        "row mentions. Attributes: genres, year, the words of the title.", "",
+        "row mentions. Attributes: genres, year, the words of the title.",
+        "",
         *lines_of(found, ["all", "warm", "cold"], "session_ids", {"most frequent": popular(data, 20, groups)}),
-        f"Share of films that no training row mentions in the lists of twenty: {listed}.", "",
-    ]  # fmt: skip
+        f"Share of films that no training row mentions in the lists of twenty: {listed}.",
+        "",
+    ]
 
 
 # Samples
@@ -322,10 +341,12 @@ def samples(full: bool) -> list[str]:
 
         walked.append(f"`{arm}` fitted and predicted {cell(key, run)['rows']} rows")
     return [
-        "## Published samples", "",
+        "## Published samples",
+        "",
         f"DeepCTR's sample of MovieLens ({len(read)} rows, {len(films_)} films) is far too small to judge anything: "
-        f"{'; '.join(walked)}.", "",
-    ]  # fmt: skip
+        f"{'; '.join(walked)}.",
+        "",
+    ]
 
 
 EXPERIMENTS: tuple[Callable[[bool], list[str]], ...] = (sessions, clicks, movielens, samples)
@@ -342,13 +363,15 @@ def run(full: bool) -> None:
 
 def write(body: list[str], full: bool) -> None:
     head = [
-        "# Ranking items: attributes, ids, and the self-supervised task", "",
+        "# Ranking items: attributes, ids, and the self-supervised task",
+        "",
         "Each arm is a candidate with its documented defaults but for what its name says. One default, the rivals of M2TRec's",
         "softmax, was chosen on the validation rows of MovieLens; nothing else was tuned, and nothing on test rows. Δ is the",
         f"difference to the reference arm with the same seed, with its 95 % t interval over {SEEDS} seeds of training (one draw",
         "of the data; the test rows' own noise is not in it); intervals that leave out 0 are in bold. Every score ranks the",
-        "whole catalogue, without leaving out what was seen before.", "",
-    ]  # fmt: skip
+        "whole catalogue, without leaving out what was seen before.",
+        "",
+    ]
     kind = "full" if full else "default"
     foot = [*READING, f"{machine()}; {datetime.date.today().isoformat()}; the {kind} set.", ""]
     RESULTS.mkdir(parents=True, exist_ok=True)
@@ -356,7 +379,8 @@ def write(body: list[str], full: bool) -> None:
 
 
 READING = [
-    "## What this says", "",
+    "## What this says",
+    "",
     "- M2TRec holds where attributes decide what comes next: it ranks items that no training row mentions as well as the others,",
     "  both at what is possible (0.70), and reaches that in a third of the time in which the transformer over ids learns half of",
     "  it for the items it knows and nothing for the others.",
@@ -371,5 +395,6 @@ READING = [
     "  new items are as good as old ones, it makes no difference.",
     "- The self-supervised task raises recall neither on all clicks nor on rare items by more than seeds move it. What the paper",
     "  reports at the scale of hundreds of millions of examples is not seen at this one. With a tenth of the clicks no tower",
-    "  beats the list of the most frequent items on all clicks.", "",
+    "  beats the list of the most frequent items on all clicks.",
+    "",
 ]

@@ -153,8 +153,10 @@ def _page(
     table = ["| server | requests a second | p50, ms | p99, ms | CPU a request, ms |", "|---|---|---|---|---|"]
     for mode, found in rates.items():
         each = statistics.quantiles(seconds[mode], n=100)
-        table.append(f"| {mode} | {statistics.median(found):.0f} | {1e3 * each[49]:.1f} | {1e3 * each[98]:.1f} "
-                     f"| {1e3 * statistics.median(spent[mode]):.2f} |")  # fmt: skip
+        table.append(
+            f"| {mode} | {statistics.median(found):.0f} | {1e3 * each[49]:.1f} | {1e3 * each[98]:.1f} "
+            f"| {1e3 * statistics.median(spent[mode]):.2f} |"
+        )
     lines, inverse = [], {mode: [1 / value for value in found] for mode, found in spent.items()}
     for other, target in (("constant", 0.6), ("one forward each", 2.0)):
         for what, found in (("requests a second", rates), ("requests a CPU second", inverse)):
@@ -167,10 +169,19 @@ def _page(
     what = (__doc__ or "").split("\n\n")[1].replace("\n", " ")
     load = os.getloadavg()[0]
     page = [
-        "# Serving", "", what, "",
+        "# Serving",
+        "",
+        what,
+        "",
         f"{CLIENTS} clients, {rounds} rounds of {REQUESTS} requests a server, rows of {columns} columns, 4 tasks; {machine()}, "
-        f"load {load:.1f} (other work on the machine counts into it); {datetime.date.today()}; `make bench ONLY=serving`.", "",
-        *table, "", "| ratio | median | quartiles | target | |", "|---|---|---|---|---|", *lines, "",
-    ]  # fmt: skip
+        f"load {load:.1f} (other work on the machine counts into it); {datetime.date.today()}; `make bench ONLY=serving`.",
+        "",
+        *table,
+        "",
+        "| ratio | median | quartiles | target | |",
+        "|---|---|---|---|---|",
+        *lines,
+        "",
+    ]
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "serving.md").write_text("\n".join(page), "utf-8")

@@ -74,15 +74,25 @@ def run(full: bool) -> None:
     n = 60_000 if full else 20_000
     events = pd.DataFrame({"user": rng.integers(0, n // 8, n), "item": rng.integers(0, 500, n), "at": rng.random(n)})
     ratios.append(
-        ratio(f"{n:,} events to sessions: `next_item_rows` against a loop over sessions", lambda: next_item_rows(events, "user",
-              "item", "at", longest=20), lambda: _loop(events, 20), target="none", pairs=pairs)
-    )  # fmt: skip
+        ratio(
+            f"{n:,} events to sessions: `next_item_rows` against a loop over sessions",
+            lambda: next_item_rows(events, "user", "item", "at", longest=20),
+            lambda: _loop(events, 20),
+            target="none",
+            pairs=pairs,
+        )
+    )
     lines = [
-        "# Batches of sessions", "",
+        "# Batches of sessions",
+        "",
         "CPU seconds on one thread, medians over interleaved pairs. A session's items lie in one array with all others', so that",
         "a padded batch copies windows of that array, and masks of few lengths, whatever the number of rows. `pad_sequence`",
-        "loops over the rows in C++, behind a loop in Python that picks them.", "",
-        table(ratios), "", f"{machine()}; {datetime.date.today().isoformat()}.", "",
-    ]  # fmt: skip
+        "loops over the rows in C++, behind a loop in Python that picks them.",
+        "",
+        table(ratios),
+        "",
+        f"{machine()}; {datetime.date.today().isoformat()}.",
+        "",
+    ]
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "session_speed.md").write_text("\n".join(lines), "utf-8")

@@ -28,8 +28,18 @@ CELLS = Path(__file__).parents[1] / "build" / "sharing_claims"
 REFERENCE = "single_networks"
 WOVEN = ("star", "pepnet", "stem", "cross_stitch_networks")  # from the columns' embeddings on
 CANDIDATES = (
-    REFERENCE, "shared_bottom_equal", "mmoe", "cgc", "ple", "cross_stitch", "dselect_k", "mtan", "adatt", "home", *WOVEN,
-)  # fmt: skip
+    REFERENCE,
+    "shared_bottom_equal",
+    "mmoe",
+    "cgc",
+    "ple",
+    "cross_stitch",
+    "dselect_k",
+    "mtan",
+    "adatt",
+    "home",
+    *WOVEN,
+)
 PLAIN_HOME = "home, norm=False"  # on funnel6: what the batch norms do to its rare tasks
 CATEGORIES = {"interaction": ["like", "comment", "share"], "watch": ["start", "half", "full"]}
 RATES = {"start": 0.3, "like": 0.1, "half": 0.05, "full": 0.02, "comment": 0.01, "share": 0.005}
@@ -124,9 +134,14 @@ def mulan(name: str, targets: int) -> Callable[[int], tuple[Any, list[str]]]:
 
 
 SETS: dict[str, Callable[[int], tuple[Any, list[str]]]] = {
-    "funnel6": funnel6, "bench_0.2": bench(0.2), "bench_0.9": bench(0.9), "adult": adult, "census": census,
-    "wq": mulan("wq", 14), "enb": mulan("enb", 2),
-}  # fmt: skip
+    "funnel6": funnel6,
+    "bench_0.2": bench(0.2),
+    "bench_0.9": bench(0.9),
+    "adult": adult,
+    "census": census,
+    "wq": mulan("wq", 14),
+    "enb": mulan("enb", 2),
+}
 NAMES = ("enb", "wq", "census", "flights", "school", "adult", "funnel6", "bench_0.9", "bench_0.2")
 
 
@@ -195,9 +210,11 @@ def cell(data: Any, name: str, rows: int, candidate: str, seed: int, seconds: fl
         metric = task.main_metric.name
         scores[task.name] = {metric: float(metrics.compute(metric, value, cells.values))}
     row = {
-        "scores": scores, "seconds": spent, "parameters": fitted.costs().parameters,
+        "scores": scores,
+        "seconds": spent,
+        "parameters": fitted.costs().parameters,
         "undertrained": fitted.record["undertrained"],
-    }  # fmt: skip
+    }
     if "expert_health" in fitted.record:
         batch = data.batch(torch.from_numpy(data.parts["test"][:2000]), tasks=())
         row["health"] = health(fitted.model, batch.inputs).to_dict()
@@ -258,9 +275,11 @@ def summary(found: dict[str, tuple[Any, Cells]]) -> list[str]:
             lines.append(f"| {candidate} | {count} | " + " | ".join(told.get(name, "") for name in found) + " |")
     out = words.count(1) + words.count(-1)
     lines += [
-        "", f"Of {len(words)} intervals {out} leave out 0 ({words.count(1)} better, {words.count(-1)} worse); "
-        f"chance alone would make that some {len(words) / 20:.0f}.", "",
-    ]  # fmt: skip
+        "",
+        f"Of {len(words)} intervals {out} leave out 0 ({words.count(1)} better, {words.count(-1)} worse); "
+        f"chance alone would make that some {len(words) / 20:.0f}.",
+        "",
+    ]
     return lines
 
 
@@ -273,7 +292,7 @@ def section(name: str, data: Any, cells: Cells, seconds: float) -> list[str]:
         "",
         f"| candidate | Δm, % (95 % over seeds) | {metric}, mean | core-seconds | parameters | cut short |",
         "|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for candidate in present:
         own = [row for (c, _), row in cells.items() if c == candidate]
         mean = np.mean([value for row in own for one in row["scores"].values() for value in one.values()])
@@ -288,10 +307,11 @@ def section(name: str, data: Any, cells: Cells, seconds: float) -> list[str]:
 def experts(cells: Cells) -> list[str]:
     """What HoME promises of its experts, beside other mixtures: units that never answer, scales, who occupies the shared ones."""
     lines = [
-        "The experts after training, on test rows (means over seeds; the spread is the largest of any seed):", "",
+        "The experts after training, on test rows (means over seeds; the spread is the largest of any seed):",
+        "",
         "| candidate | dead units, % | zero activations, % | scale spread, at most | highest occupancy |",
         "|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     dead, spreads, occupied = {}, {}, {}
     for candidate in ("mmoe", "cgc", "ple", "adatt", "home", PLAIN_HOME):
         own = [row["health"] for (c, _), row in cells.items() if c == candidate]
@@ -315,8 +335,9 @@ def experts(cells: Cells) -> list[str]:
             f"{dead['home']:.1f} %, in the others {others[0][0]:.1f} to {others[0][1]:.1f} %.",
             f"Scales: {within} a factor of 2 ({spreads['home']:.1f}; the others up to {others[1][1]:.1f}). The largest share",
             f"of one task in a shared expert: {occupied['home']:.2f}, in the others {others[2][0]:.2f} to {others[2][1]:.2f}.",
-            "What it promises rare tasks is measured in the last section.", "",
-        ]  # fmt: skip
+            "What it promises rare tasks is measured in the last section.",
+            "",
+        ]
     return lines
 
 
@@ -371,15 +392,17 @@ def page(form: dict[str, tuple[int, float]], seeds: int, data: dict[str, Any], f
 
 def write(body: list[str], full: bool) -> None:
     head = [
-        "# Sharing architectures against specialists of the same settings", "",
+        "# Sharing architectures against specialists of the same settings",
+        "",
         "Δm is the mean relative change of the tasks' main metric against the specialists (`single_networks`) with the same",
         "seed, up is good; behind it its 95 % interval, from the seeds of training alone: one split, one set of test rows, so",
         "that neither other rows nor the same rows split otherwise are in it. Few seeds make it wide. Bold: it leaves out 0",
         "(better or worse; else undecided); of so many intervals one in twenty does by chance. †: at least one fit was",
         "cut short. Every candidate ran its defaults once a seed; nothing was searched or tuned. `star`, `pepnet`, `stem` and",
         "`cross_stitch_networks` are woven from the columns' embeddings on: the last has exactly the specialists' networks,",
-        "`star` and `pepnet` have layers of their own. Sets, candidates and seeds that are missing have not been run.", "",
-    ]  # fmt: skip
+        "`star` and `pepnet` have layers of their own. Sets, candidates and seeds that are missing have not been run.",
+        "",
+    ]
     kind = "full" if full else "default"
     foot = [f"{machine()}; {datetime.date.today().isoformat()}; cells of the {kind} set that the headings name.", ""]
     RESULTS.mkdir(parents=True, exist_ok=True)

@@ -335,34 +335,50 @@ def run(full: bool) -> None:
             found += [training(kind, n, batch, target[n], pairs, shape) for shape in (LARGE, DEEP) for n in (8, 32)]
         found += [one for batch in (1, 256, 4096) if (one := rechub(kind, batch, pairs)) is not None]
     requests = [
-        one_of_eight("MMoE top-1", shape=SMALL), one_of_eight("MMoE top-1"), one_of_eight("HoME", shape=SMALL),
-        one_of_eight("HoME", own=2, shape=SMALL), one_of_eight("HoME"), one_of_eight("HoME", own=2),
-    ]  # fmt: skip
+        one_of_eight("MMoE top-1", shape=SMALL),
+        one_of_eight("MMoE top-1"),
+        one_of_eight("HoME", shape=SMALL),
+        one_of_eight("HoME", own=2, shape=SMALL),
+        one_of_eight("HoME"),
+        one_of_eight("HoME", own=2),
+    ]
     asked, path = [r for r, _ in requests], [f"{share:.2f}" for r, share in requests if r.name.startswith("HoME")]
     missed = [r.name for r in found if r.value < float(r.target.split()[1])]
     missed += [r.name for r in asked if r.value > 0.4]
     lines = [
-        "# Stacked banks against lists of modules", "",
+        "# Stacked banks against lists of modules",
+        "",
         f"CPU time of the list over CPU time of the bank, medians of {pairs} (inference: 15) interleaved pairs; the weights are",
         "the same on both sides and so are the outputs (against torch-rechub: the same sizes). The gain is in the calls: large",
         "with few rows, small where arithmetic rules. With one row, ours are packed (`pluribus.modeling.experts.Packed`), as a",
-        "fitted network is: what reads the same rows is one product, at the cost of reading the weights once.", "",
-        table(found).replace("| ours, ms | other, ms |", "| list, ms | bank, ms |"), "",
+        "fitted network is: what reads the same rows is one product, at the cost of reading the weights once.",
+        "",
+        table(found).replace("| ours, ms | other, ms |", "| list, ms | bank, ms |"),
+        "",
         f"For one row, the product alone of MMoE with 8 experts takes {product(8, SMALL):.2f} ms (×50) at {named(SMALL)} and",
         f"{product(8, LARGE):.2f} ms at {named(LARGE)}, whose weights outgrow a core's cache: there the gain from fewer calls is",
-        "smaller.", "",
-        "What a request for one task costs, as a share of the cost of all eight:", "",
-        table(asked).replace("| ours, ms | other, ms |", "| one, ms | eight, ms |"), "",
+        "smaller.",
+        "",
+        "What a request for one task costs, as a share of the cost of all eight:",
+        "",
+        table(asked).replace("| ours, ms | other, ms |", "| one, ms | eight, ms |"),
+        "",
         f"{named(SMALL)} are the candidates' defaults. In HoME every request runs level 1 whole, because the shared meta",
         "representation mixes the meta experts of all categories, and level 1 alone reads the wide input. Of all weights, the",
         f"path of one task reads {', '.join(path)} in HoME's four shapes: where that is above 0.4, so is the time. Narrower",
-        "inputs or more experts of a task's own bring it down.", "",
-        f"Missed on this run: {'; '.join(missed) if missed else 'none'}.", "",
-        "## Plans of one stacked layer", "",
+        "inputs or more experts of a task's own bring it down.",
+        "",
+        f"Missed on this run: {'; '.join(missed) if missed else 'none'}.",
+        "",
+        "## Plans of one stacked layer",
+        "",
         "Forward and backward through a layer 320 → 128 whose slices all read the same rows, with ReLU and the mixture of four",
-        "gates behind it. The rule (`pluribus.modeling.experts.plan`) takes `wide` from 4 slices and 4096 slice-rows on.", "",
-        *plans(), "",
-        f"{machine()}; {datetime.date.today().isoformat()}; {'full' if full else 'default'} set of cells.", "",
-    ]  # fmt: skip
+        "gates behind it. The rule (`pluribus.modeling.experts.plan`) takes `wide` from 4 slices and 4096 slice-rows on.",
+        "",
+        *plans(),
+        "",
+        f"{machine()}; {datetime.date.today().isoformat()}; {'full' if full else 'default'} set of cells.",
+        "",
+    ]
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "sharing_speed.md").write_text("\n".join(lines), "utf-8")

@@ -45,7 +45,7 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "MultiTab-Net, one per task": ("single_multitab_net", {}, None),
     **{name: ("multitab_net", settings, "MultiTab-Net, one per task") for name, settings in MULTITAB.items()},
     "LightGBM, one per task": ("lightgbm_per_task", {}, None),
-}  # fmt: skip
+}
 FIRST = "MLP, one per task"
 
 
@@ -97,9 +97,14 @@ def mulan(name: str, targets: int) -> Callable[[int], Any]:
 
 
 SETS: dict[str, Callable[[int], Any]] = {
-    "bench_0.2": bench(0.2), "bench_0.9": bench(0.9), "adult": people(adult), "census": people(census), "flights": flown,
-    "enb": mulan("enb", 2), "wq": mulan("wq", 14),
-}  # fmt: skip
+    "bench_0.2": bench(0.2),
+    "bench_0.9": bench(0.9),
+    "adult": people(adult),
+    "census": people(census),
+    "flights": flown,
+    "enb": mulan("enb", 2),
+    "wq": mulan("wq", 14),
+}
 
 
 def prepared(name: str, rows: int) -> Any:
@@ -136,9 +141,11 @@ def cell(data: Any, name: str, rows: int, shown: str, seed: int, seconds: float)
         metric = task.main_metric.name
         scores[task.name] = {metric: float(metrics.compute(metric, value, cells.values))}
     row = {
-        "scores": scores, "seconds": spent, "parameters": fitted.costs().parameters,
+        "scores": scores,
+        "seconds": spent,
+        "parameters": fitted.costs().parameters,
         "undertrained": fitted.record["undertrained"],
-    }  # fmt: skip
+    }
     CELLS.mkdir(parents=True, exist_ok=True)
     path.write_text(json.dumps(row), "utf-8")
     return row
@@ -187,11 +194,12 @@ def section(name: str, data: Any, cells: Cells, seconds: float) -> list[str]:
     seeds = len({seed for _, seed in cells})
     metric = ", ".join(dict.fromkeys(task.main_metric.name for task in data.tasks))
     lines = [
-        f"## {name}: {len(data.tasks)} tasks, {data.n_rows} rows, {seeds} seeds, at most {seconds:g} core-seconds a fit", "",
+        f"## {name}: {len(data.tasks)} tasks, {data.n_rows} rows, {seeds} seeds, at most {seconds:g} core-seconds a fit",
+        "",
         "| candidate | Δm to MLPs, % | Δm to its own kind, one per task, % "
         f"| {metric}, mean | core-seconds | parameters | cut short |",
         "|---|---|---|---|---|---|---|",
-    ]  # fmt: skip
+    ]
     for shown, (_, _, alone) in CANDIDATES.items():
         own = [row for (who, _), row in cells.items() if who == shown]
         if not own:
@@ -224,10 +232,13 @@ def claims(found: dict[str, Found]) -> list[str]:
         for words, one, other in pairs
     }
     lines = [
-        "## The papers' claims", "",
-        "*Holds*: all of the interval is above 0; *contradicted*: below; *open*: 0 is inside, as often with three seeds.", "",
-        "| claim | " + " | ".join(("holds", "contradicted", "open")) + " |", "|---|---|---|---|",
-    ]  # fmt: skip
+        "## The papers' claims",
+        "",
+        "*Holds*: all of the interval is above 0; *contradicted*: below; *open*: 0 is inside, as often with three seeds.",
+        "",
+        "| claim | " + " | ".join(("holds", "contradicted", "open")) + " |",
+        "|---|---|---|---|",
+    ]
     for words, row in each.items():
         said = {name: verdict(one) for name, one in row.items()}
         cells_ = [", ".join(name for name in said if said[name] == word) for word in ("holds", "contradicted", "open")]
@@ -240,9 +251,14 @@ def claims(found: dict[str, Found]) -> list[str]:
 
 
 DEFAULT = {  # rows, and core-seconds a fit: many tasks need more
-    "enb": (768, 12.0), "bench_0.9": (1600, 60.0), "bench_0.2": (1600, 60.0), "adult": (1600, 12.0), "census": (1600, 12.0),
-    "flights": (1600, 12.0), "wq": (1060, 30.0),
-}  # fmt: skip
+    "enb": (768, 12.0),
+    "bench_0.9": (1600, 60.0),
+    "bench_0.2": (1600, 60.0),
+    "adult": (1600, 12.0),
+    "census": (1600, 12.0),
+    "flights": (1600, 12.0),
+    "wq": (1060, 30.0),
+}
 
 
 def run(full: bool) -> None:
@@ -271,15 +287,17 @@ def run(full: bool) -> None:
 
 def write(found: dict[str, Found], missing: list[str], full: bool) -> None:
     head = [
-        "# Encoders of tables, joint and one per task", "",
+        "# Encoders of tables, joint and one per task",
+        "",
         "Written by `make bench ONLY=tabular_claims`. Δm is the mean relative change of the tasks' main metric, up is good,",
         "against the reference of the same seed; intervals are 95 % t intervals over seeds of training (one split): test rows",
         "are not in them. Every candidate ran its documented defaults once a seed; nothing was searched or tuned, so that a row",
         "says what the defaults do on a small table and a small budget, not what the method can do. *Cut short*: fits that ended",
         "by the budget, before their early stop; their figures are those of the best weights until then. MultiTab-Net has column",
         "layers only; in one of them F↛T changes nothing, since nobody reads what the features answer: masks are compared in",
-        "two.", "",
-    ]  # fmt: skip
+        "two.",
+        "",
+    ]
     if (RESULTS / "recommendation.md").exists():
         head += ["Recommendation (sequences, funnels, items): [recommendation](recommendation.md).", ""]
     body = [line for name, one in found.items() for line in section(name, *one)]

@@ -45,8 +45,12 @@ def same_size(net: Any, depth: int, width: int, heads: int, hidden: int) -> nn.M
     own = net.encoder
     with torch.no_grad():
         for block, theirs in zip(own.columns, stack.layers):
-            for name, part in (("self_attn.in_proj_", block.attention.qkv), ("self_attn.out_proj.", block.attention.out),
-                               ("linear1.", block.feed_forward.first), ("linear2.", block.feed_forward.second)):  # fmt: skip
+            for name, part in (
+                ("self_attn.in_proj_", block.attention.qkv),
+                ("self_attn.out_proj.", block.attention.out),
+                ("linear1.", block.feed_forward.first),
+                ("linear2.", block.feed_forward.second),
+            ):
                 theirs.get_parameter(f"{name}weight").copy_(part.weight[0].T)
                 theirs.get_parameter(f"{name}bias").copy_(part.bias[0])
     forbidden = None if own.may is None else ~own.may
@@ -104,9 +108,11 @@ def multitab(batch: int, depth: int, width: int) -> Ratio:
         torch.testing.assert_close(a[name], b[name], rtol=1e-3, atol=1e-4)
     name = f"MultiTab-Net, {depth} layer{'s' * (depth > 1)} of width {width}, {tasks} tasks, {columns} columns, batch {batch}"
     return ratio(
-        name, stepper(ours, ours.heads, inputs, labels), stepper(theirs, ours.heads, inputs, labels),
+        name,
+        stepper(ours, ours.heads, inputs, labels),
+        stepper(theirs, ours.heads, inputs, labels),
         target="time ≤ 1.11 (speed ≥ 0.9)",
-    )  # fmt: skip
+    )
 
 
 def tabm(batch: int, width: int, depth: int, columns: int = 14, tasks: int = 2) -> Ratio:
@@ -181,9 +187,15 @@ def trained(name: str, data: Any, epochs: int) -> tuple[Callable[[], None], int,
     def run() -> None:
         torch.manual_seed(0)
         stage = Stage(
-            balancer=candidate.balancer(data), objective=candidate.objective(data), epochs=epochs, batch_size=batch,
-            lr=settings["lr"], weight_decay=settings["weight_decay"], patience=epochs, listen=True,
-        )  # fmt: skip
+            balancer=candidate.balancer(data),
+            objective=candidate.objective(data),
+            epochs=epochs,
+            batch_size=batch,
+            lr=settings["lr"],
+            weight_decay=settings["weight_decay"],
+            patience=epochs,
+            listen=True,
+        )
         Trainer(build(data.tasks, data.columns, candidate.config(data)), [stage], seed=0).fit(data)
 
     return run, width_of(data), batch
@@ -221,29 +233,42 @@ def write(multi: list[Ratio], users: list[Ratio], members: list[Ratio], loops: l
     met = [r.name.split(", ", 2)[2] for r in members if r.value <= 4]
     missed = [r.name.split(", ", 2)[2] for r in members if r.value > 4]
     text = [
-        "# Speed of the encoders of tables", "",
+        "# Speed of the encoders of tables",
+        "",
         "Written by `make bench ONLY=tabular_speed`. CPU seconds of one training step, medians of 7 interleaved pairs, one",
-        "thread, float32; forward, backward and fused AdamW on both sides. A ratio below 1 is faster than the other side.", "",
-        "## MultiTab-Net against `nn.TransformerEncoder`", "",
+        "thread, float32; forward, backward and fused AdamW on both sides. A ratio below 1 is faster than the other side.",
+        "",
+        "## MultiTab-Net against `nn.TransformerEncoder`",
+        "",
         "The other side is the same network with `nn.TransformerEncoder` (pre-norm, GELU, same mask, same start) in place of the",
         "column layers; outputs are compared first. What is saved: the last layer answers for the task tokens alone, which are",
-        "all that the heads read; with 8 tasks and 32 columns that is a fifth of the queries and of the feed-forward.", "",
-        table(multi), "",
-        "## TabM against its plain MLP", "",
+        "all that the heads read; with 8 tasks and 32 columns that is a fifth of the queries and of the feed-forward.",
+        "",
+        table(multi),
+        "",
+        "## TabM against its plain MLP",
+        "",
         "What a user waits for: the candidate `tabm` (32 members) against the MLP candidate `shared_bottom_equal`, both at their",
-        "defaults, by the trainer: batches, the losses of two tasks, dropout, clipping, optimiser.", "",
-        table(users), "",
+        "defaults, by the trainer: batches, the losses of two tasks, dropout, clipping, optimiser.",
+        "",
+        table(users),
+        "",
         "The bare networks, without dropout, on random numbers. 32 members do 32 times the arithmetic of the plain perceptron,",
         "and no part of it can be shared exactly: each member scales the inputs of a product before it is summed. So 32 is what",
         "the ratio goes to on one CPU thread as layers and batches grow, and 4 can only be met where the plain step is mostly",
         "fixed cost (calls, optimiser). "
         + (f"It is met for: {'; '.join(met)}. " if met else "It is met at none of these sizes. ")
         + (f"Not met for: {'; '.join(missed)}. " if missed else "")
-        + "No accelerator, whose idle units the members could fill, was at hand for this page.", "",
-        table(members), "",
-        "The same 32 members one after another, 32 steps of one member each, for comparison:", "",
-        table(loops), "",
-        f"{machine()}; {datetime.date.today().isoformat()}.", "",
-    ]  # fmt: skip
+        + "No accelerator, whose idle units the members could fill, was at hand for this page.",
+        "",
+        table(members),
+        "",
+        "The same 32 members one after another, 32 steps of one member each, for comparison:",
+        "",
+        table(loops),
+        "",
+        f"{machine()}; {datetime.date.today().isoformat()}.",
+        "",
+    ]
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "tables_speed.md").write_text("\n".join(text), "utf-8")

@@ -103,9 +103,14 @@ def run(full: bool) -> None:
         f"one epoch of {len(data.parts['train'])} rows, 4 tasks with holes", ours(data), bare(data), target="≤ 1.10", pairs=9
     )
     page = [
-        "# The trainer against a bare loop", "", (__doc__ or "").split("\n\n")[1].replace("\n", " "), "",
+        "# The trainer against a bare loop",
+        "",
+        (__doc__ or "").split("\n\n")[1].replace("\n", " "),
+        "",
         f"CPU seconds, medians of 9 interleaved pairs; {machine()}; {datetime.date.today()}; `make bench ONLY=trainer`.",
-        "", table([found]), "",
-    ]  # fmt: skip
+        "",
+        table([found]),
+        "",
+    ]
     RESULTS.mkdir(parents=True, exist_ok=True)
     (RESULTS / "trainer.md").write_text("\n".join(page), "utf-8")

@@ -133,9 +133,13 @@ class World:
         return units, scores, truth
 
     def predictions(
-        self, random: np.random.Generator, scores: Mapping[str, np.ndarray], truth: Mapping[str, TaskTruth], seeds: int,
+        self,
+        random: np.random.Generator,
+        scores: Mapping[str, np.ndarray],
+        truth: Mapping[str, TaskTruth],
+        seeds: int,
         quality: float = 1.0,
-    ) -> dict[str, list[np.ndarray]]:  # fmt: skip
+    ) -> dict[str, list[np.ndarray]]:
         """`seeds` models: each shrinks the true score by its own factor around `quality` and adds noise to every row."""
         found: dict[str, list[np.ndarray]] = {}
         for task in TASKS:
@@ -216,11 +220,20 @@ def flights_pool(
         pool[task.name] = []
         for seed in range(seeds):
             made = lightgbm.train(
-                {"objective": "binary" if task.kind == "binary" else "regression", "seed": seed, "bagging_fraction": 0.8,
-                 "bagging_freq": 1, "feature_fraction": 0.8, "num_leaves": 31, "learning_rate": 0.05, "verbose": -1,
-                 "num_threads": 1},
-                lightgbm.Dataset(inputs[train], y[train]), 120,
-            )  # fmt: skip
+                {
+                    "objective": "binary" if task.kind == "binary" else "regression",
+                    "seed": seed,
+                    "bagging_fraction": 0.8,
+                    "bagging_freq": 1,
+                    "feature_fraction": 0.8,
+                    "num_leaves": 31,
+                    "learning_rate": 0.05,
+                    "verbose": -1,
+                    "num_threads": 1,
+                },
+                lightgbm.Dataset(inputs[train], y[train]),
+                120,
+            )
             pool[task.name].append(np.asarray(made.predict(inputs[test]), float))
     return list(FLIGHTS), truth, day[later], pool, constants
 

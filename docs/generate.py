@@ -16,10 +16,22 @@ from typing import Any
 
 ROOT = Path(__file__).parents[1]
 PACKAGES = (
-    "pluribus", "pluribus.tasks", "pluribus.data", "pluribus.modeling", "pluribus.training", "pluribus.balancing",
-    "pluribus.merging", "pluribus.sharing", "pluribus.adapters", "pluribus.boosting", "pluribus.tabular", "pluribus.text",
-    "pluribus.evaluation", "pluribus.study", "pluribus.serving",
-)  # fmt: skip
+    "pluribus",
+    "pluribus.tasks",
+    "pluribus.data",
+    "pluribus.modeling",
+    "pluribus.training",
+    "pluribus.balancing",
+    "pluribus.merging",
+    "pluribus.sharing",
+    "pluribus.adapters",
+    "pluribus.boosting",
+    "pluribus.tabular",
+    "pluribus.text",
+    "pluribus.evaluation",
+    "pluribus.study",
+    "pluribus.serving",
+)
 COST = {
     "losses": "none beyond the losses",
     "norms": "one gradient a task, of which only the length is kept",
@@ -55,13 +67,16 @@ def balancers() -> str:
         strange = sorted(set(fails) - {entry.name for entry in found})
         raise ValueError(f"docs/balancers.toml: add a line for {unwritten}, remove {strange}")
     page = [
-        "# Every balancer on one page", "",
+        "# Every balancer on one page",
+        "",
         f"All {len(found)} methods of the catalog's family *balancer*: who is heard when tasks share parameters. T tasks, P "
         "shared parameters. `combine` makes one scalar for an ordinary `.backward()`; `backward` does the whole step for methods "
         "that need more. Start with `equal`: whatever you choose has to beat it on *your* validation data "
-        "([measured](results/balancing.md)).", "",
-        "| name | idea | hears | doors | status |", "|---|---|---|---|---|",
-    ]  # fmt: skip
+        "([measured](results/balancing.md)).",
+        "",
+        "| name | idea | hears | doors | status |",
+        "|---|---|---|---|---|",
+    ]
     for e in found:
         hears, doors = ", ".join(e.signal), ", ".join(e.doors)
         page.append(f"| [`{e.name}`](#{e.name}) | {cell(e.summary)} | {hears} | {doors} | {e.status} |")
@@ -74,10 +89,16 @@ def balancers() -> str:
         if "closure" in e.signal:
             cost += "; the losses once more on other data"
         page += [
-            "", f"## `{e.name}` {{ #{e.name} }}", "", f"{e.summary}. `from pluribus.balancing import {method.__name__}`", "",
-            f"- **Hears** {', '.join(e.signal)}. **Doors** {', '.join(e.doors)}.", f"- **Cost** {cost}.",
-            f"- **Parameters** {parameters(method)}.", f"- **When it fails** {fails[e.name]}",
-        ]  # fmt: skip
+            "",
+            f"## `{e.name}` {{ #{e.name} }}",
+            "",
+            f"{e.summary}. `from pluribus.balancing import {method.__name__}`",
+            "",
+            f"- **Hears** {', '.join(e.signal)}. **Doors** {', '.join(e.doors)}.",
+            f"- **Cost** {cost}.",
+            f"- **Parameters** {parameters(method)}.",
+            f"- **When it fails** {fails[e.name]}",
+        ]
         if e.paper:
             page += [f"- **Paper** [{e.paper.title}]({e.paper.url}) ({e.paper.year})", "", "```bibtex", e.paper.bibtex, "```"]
     return "\n".join(page) + "\n"
@@ -103,11 +124,13 @@ def catalog_page() -> str:
     for entry in catalog.entries():
         families.setdefault(entry.family, []).append(entry)
     page = [
-        "# Catalog", "",
+        "# Catalog",
+        "",
         "What `pluribus catalog` prints. *Verified*: it agrees with an independent source, its properties hold for any input, "
         "and a benchmark has put its paper's claim to the test; whether the claim held is [on the page](results/index.md). "
-        "Everything else is *experimental*.", "",
-    ]  # fmt: skip
+        "Everything else is *experimental*.",
+        "",
+    ]
     for family in sorted(families):
         page += [f"## {family.replace('_', ' ').capitalize()} {{ #{family} }}", "", "| name | road | what | paper | status |"]
         page.append("|---|---|---|---|---|")
@@ -172,18 +195,25 @@ def on_config(config: Any, **_: Any) -> Any:
     measured = sorted(f"results/{path.name}" for path in (ROOT / "docs" / "results").glob("*.md"))
     config["nav"] = [
         {"Start": "index.md"},
-        {"Guides": [
-            {"Reading the verdict": "guides/verdict.md"},
-            {"Which road for my checkpoints": "guides/checkpoints.md"},
-            {"Tables": "guides/tables.md"}, {"Text": "guides/text.md"}, {"Funnels": "guides/funnels.md"},
-            {"Recommendation": "guides/recommendation.md"}, {"Adapters": "guides/adapters.md"},
-            {"Your own loop": "guides/loop.md"}, {"Several processes": "guides/processes.md"}, {"Serving": "guides/serving.md"},
-        ]},
+        {
+            "Guides": [
+                {"Reading the verdict": "guides/verdict.md"},
+                {"Which road for my checkpoints": "guides/checkpoints.md"},
+                {"Tables": "guides/tables.md"},
+                {"Text": "guides/text.md"},
+                {"Funnels": "guides/funnels.md"},
+                {"Recommendation": "guides/recommendation.md"},
+                {"Adapters": "guides/adapters.md"},
+                {"Your own loop": "guides/loop.md"},
+                {"Several processes": "guides/processes.md"},
+                {"Serving": "guides/serving.md"},
+            ]
+        },
         {"Methods": [{"Every balancer": "balancers.md"}, {"Catalog": "catalog.md"}]},
         {"Concepts": [{"The table with holes": "concepts/cells.md"}, {"Architecture": "architecture.md"}]},
         {"Results": ["results/index.md", *measured]},
         {"Reference": [{"API": "api.md"}, {"Stability": "stability.md"}, {"Contributing": "contributing.md"}]},
-    ]  # fmt: skip
+    ]
     return config
 
 

@@ -14,18 +14,32 @@ SRC = Path(__file__).parents[1] / "src" / "pluribus"
 # A package imports only from floors below its own.
 FLOORS: dict[str, float] = {
     "errors": -1,  # the ground
-    "catalog": 0, "files": 0, "linalg": 0,
+    "catalog": 0,
+    "files": 0,
+    "linalg": 0,
     "tasks": 1,
-    "data": 2, "balancing": 2, "merging": 2,
+    "data": 2,
+    "balancing": 2,
+    "merging": 2,
     "evaluation": 3,
     "modeling": 3.5,  # a fitted model carries its calibration
-    "sharing": 4, "adapters": 4,
-    "training": 5, "boosting": 5,
+    "sharing": 4,
+    "adapters": 4,
+    "training": 5,
+    "boosting": 5,
     "continual": 6,
-    "tabular": 7, "text": 7, "vision": 7, "graphs": 7, "rl": 7, "science": 7, "generative": 7, "retrieval": 7,
-    "study": 8, "serving": 8,
+    "tabular": 7,
+    "text": 7,
+    "vision": 7,
+    "graphs": 7,
+    "rl": 7,
+    "science": 7,
+    "generative": 7,
+    "retrieval": 7,
+    "study": 8,
+    "serving": 8,
     "cli": 9,
-}  # fmt: skip
+}
 ALONE = {"balancing", "merging"}  # they serve a stranger's loop and a stranger's checkpoint: floor 0 only
 
 

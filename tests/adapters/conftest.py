@@ -38,9 +38,14 @@ def bert() -> Callable[..., Any]:
     def make(double: bool = False, **settings: Any) -> Any:
         torch.manual_seed(0)
         config = transformers.BertConfig(
-            vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32,
-            max_position_embeddings=32, **settings,
-        )  # fmt: skip
+            vocab_size=40,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=32,
+            max_position_embeddings=32,
+            **settings,
+        )
         model = transformers.BertModel(config).eval()
         for p in model.parameters():
             nn.init.normal_(p, std=0.2)

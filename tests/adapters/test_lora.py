@@ -290,12 +290,22 @@ def test_the_block_map_knows_the_family(name: str) -> None:
     transformers = pytest.importorskip("transformers")
     kind, family, settings, count = FAMILIES[name]
     torch.manual_seed(0)
-    config = getattr(transformers, f"{kind.removesuffix('Encoder')}Config")(
-        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, intermediate_size=32,
-        bos_token_id=1, eos_token_id=2, pad_token_id=0,
-    ) if not settings or name in ("llama", "vit") else getattr(transformers, f"{kind.removesuffix('Encoder')}Config")(
-        vocab_size=40, bos_token_id=1, eos_token_id=2, pad_token_id=0, **settings
-    )  # fmt: skip
+    config = (
+        getattr(transformers, f"{kind.removesuffix('Encoder')}Config")(
+            vocab_size=40,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            intermediate_size=32,
+            bos_token_id=1,
+            eos_token_id=2,
+            pad_token_id=0,
+        )
+        if not settings or name in ("llama", "vit")
+        else getattr(transformers, f"{kind.removesuffix('Encoder')}Config")(
+            vocab_size=40, bos_token_id=1, eos_token_id=2, pad_token_id=0, **settings
+        )
+    )
     for key, value in settings.items():
         setattr(config, key, value)
     model = getattr(transformers, f"{kind}Model")(config).eval()

@@ -417,9 +417,16 @@ def test_prefix_equals_cached_keys_and_values(inside: str, padded: bool) -> None
     transformers = pytest.importorskip("transformers")
     torch.manual_seed(0)
     config = transformers.LlamaConfig(
-        vocab_size=40, hidden_size=16, num_hidden_layers=2, num_attention_heads=4, num_key_value_heads=2, intermediate_size=32,
-        attn_implementation=inside, bos_token_id=1, eos_token_id=2,
-    )  # fmt: skip
+        vocab_size=40,
+        hidden_size=16,
+        num_hidden_layers=2,
+        num_attention_heads=4,
+        num_key_value_heads=2,
+        intermediate_size=32,
+        attn_implementation=inside,
+        bos_token_id=1,
+        eos_token_id=2,
+    )
     model = transformers.LlamaModel(config).eval()
     mask = torch.ones(4, 6, dtype=torch.int64)
     if padded:
@@ -436,9 +443,11 @@ def test_prefix_equals_cached_keys_and_values(inside: str, padded: bool) -> None
         cache.update(k, v, i)
     with torch.no_grad():
         wanted = model(
-            IDS, attention_mask=torch.cat((torch.ones(4, 3, dtype=torch.int64), mask), 1), past_key_values=cache,
+            IDS,
+            attention_mask=torch.cat((torch.ones(4, 3, dtype=torch.int64), mask), 1),
+            past_key_values=cache,
             position_ids=torch.arange(6)[None],
-        ).last_hidden_state  # fmt: skip
+        ).last_hidden_state
     kept = mask.bool()
     torch.testing.assert_close(got[kept], wanted[kept], rtol=1e-4, atol=1e-5)
 
@@ -569,9 +578,11 @@ def test_poly_and_mhr_equal_peft(heads: int) -> None:
     ).eval()
     layer = theirs.base_model.model[0]
     model = linear()
-    ours: Any = Poly(model, ["a", "b", "c"], where="0", rank=4, skills=5) if heads == 1 else MHR(
-        model, ["a", "b", "c"], where="0", rank=4, skills=5, heads=heads
-    )  # fmt: skip
+    ours: Any = (
+        Poly(model, ["a", "b", "c"], where="0", rank=4, skills=5)
+        if heads == 1
+        else MHR(model, ["a", "b", "c"], where="0", rank=4, skills=5, heads=heads)
+    )
     shake(ours)
     site = ours.site("0")
     with torch.no_grad():

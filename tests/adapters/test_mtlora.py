@@ -171,9 +171,13 @@ def test_one_pass_is_a_pass_for_each_task(model: Hierarchy) -> None:
 def test_streams_may_leave_after_the_downsampling(model: Hierarchy) -> None:
     """Patch merging takes every stream with the same weights; MTLoRA trains it, MTLoRA+ gives it an update and freezes it."""
     plus = MTLoRAPlus(
-        model, TASKS, forks={"stages.0.1": "merge", "stages.1.1": "stages.1.1"}, rank=4, task_rank=2,
+        model,
+        TASKS,
+        forks={"stages.0.1": "merge", "stages.1.1": "stages.1.1"},
+        rank=4,
+        task_rank=2,
         downsampling="merge.reduction",
-    )  # fmt: skip
+    )
     shake(plus)
     assert not plus.base_parameters()
     bank: Any = plus.shared["merge/reduction"]

@@ -245,7 +245,7 @@ def hyper_parameters():
         SDMGrad,
         UncertaintyWeighting,
         UPGrad,
-    )  # fmt: skip
+    )
 
     return [
         (lambda: UPGrad(preference=[1.0, -1.0]), "preference of task 1 is -1"),

@@ -19,7 +19,7 @@ from pluribus.balancing.diagnostics import (
     effective_tasks,
     group_tasks,
     pareto_gap,
-)  # fmt: skip
+)
 from pluribus.errors import BadInput
 
 J = torch.tensor([[1.0, 0, 0], [0, 2, 0], [-3, 0, 0]], dtype=torch.float64)

@@ -85,9 +85,7 @@ def test_the_full_gram_is_autograd_s(network: Any, jacobian: Callable[..., Tenso
     losses, z = net.losses(net.make(15), {t: CELLS[t] for t in tasks})
     J = jacobian(losses, list(net.shared.parameters()))
     heads = heads_of(net, losses)
-    step = backward(
-        losses, Inverse(), shared=net.shared, features=z if through == "features" else None, gram="full", scale=3.0
-    )
+    step = backward(losses, Inverse(), shared=net.shared, features=z if through == "features" else None, gram="full", scale=3.0)
     close(step.gram, J @ J.T)
     assert (step.source, step.tasks) == ("full", tasks)
     check_written(net, heads, J.T @ (J @ J.T).diagonal().rsqrt(), 3.0)
@@ -161,9 +159,7 @@ def test_independent_batches(build: Callable[[str], Any], jacobian: Callable[...
     check_written(net, heads, J[2].T @ (J[0] @ J[1].T).sum(1))
 
 
-def test_extra_is_added_unbalanced_and_gradients_accumulate(
-    build: Callable[[str], Any], jacobian: Callable[..., Tensor]
-) -> None:
+def test_extra_is_added_unbalanced_and_gradients_accumulate(build: Callable[[str], Any], jacobian: Callable[..., Tensor]) -> None:
     net = build("mlp")
     shared = list(net.shared.parameters())
     wanted: Any = 0

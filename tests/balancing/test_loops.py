@@ -27,15 +27,15 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         torch.manual_seed(4)
-        self.encoder = nn.Sequential(
-            nn.Sequential(nn.Linear(6, 16), nn.GELU()), nn.Sequential(nn.Linear(16, 8), nn.Tanh())
-        )
+        self.encoder = nn.Sequential(nn.Sequential(nn.Linear(6, 16), nn.GELU()), nn.Sequential(nn.Linear(16, 8), nn.Tanh()))
         self.heads = nn.ModuleList([nn.Sequential(nn.Linear(8, 8), nn.ReLU(), nn.Linear(8, 1)) for _ in range(2)])
 
     def losses(self, x: Tensor, y: Tensor, encoder: Any = None) -> tuple[dict[str, Tensor], Tensor]:
         z = (encoder or self.encoder)(x)
-        return {n: s * (h(z)[:, 0].float() - y[:, t]).square().mean() for t, (n, s, h) in enumerate(
-            zip(("seg", "depth"), (1.0, 30.0), self.heads))}, z  # fmt: skip
+        return {
+            n: s * (h(z)[:, 0].float() - y[:, t]).square().mean()
+            for t, (n, s, h) in enumerate(zip(("seg", "depth"), (1.0, 30.0), self.heads))
+        }, z
 
 
 def grads(net: nn.Module) -> list[Tensor]:
@@ -164,9 +164,16 @@ def test_lightning(quiet: None, tmp_path: Path) -> None:
 
     module = Module()
     trainer = lightning.Trainer(
-        max_epochs=2, accumulate_grad_batches=2, logger=False, enable_checkpointing=False, enable_progress_bar=False,
-        enable_model_summary=False, accelerator="cpu", devices=1, default_root_dir=tmp_path,
-    )  # fmt: skip
+        max_epochs=2,
+        accumulate_grad_batches=2,
+        logger=False,
+        enable_checkpointing=False,
+        enable_progress_bar=False,
+        enable_model_summary=False,
+        accelerator="cpu",
+        devices=1,
+        default_root_dir=tmp_path,
+    )
     trainer.fit(module, torch.utils.data.DataLoader(Batches(), batch_size=8, shuffle=False))
     assert_same([p.detach() for p in module.net.parameters()], loop(2, accumulate=2))
 
@@ -209,13 +216,24 @@ def test_hugging_face_trainer(quiet: None, tmp_path: Path) -> None:
     trainer = Trainer(
         model=net,
         args=transformers.TrainingArguments(
-            output_dir=str(tmp_path), num_train_epochs=1, per_device_train_batch_size=8, gradient_accumulation_steps=2,
-            learning_rate=0.01, lr_scheduler_type="constant", max_grad_norm=0.0, use_cpu=True, report_to=[], disable_tqdm=True,
-            save_strategy="no", logging_strategy="no", remove_unused_columns=False, label_names=["y"],
+            output_dir=str(tmp_path),
+            num_train_epochs=1,
+            per_device_train_batch_size=8,
+            gradient_accumulation_steps=2,
+            learning_rate=0.01,
+            lr_scheduler_type="constant",
+            max_grad_norm=0.0,
+            use_cpu=True,
+            report_to=[],
+            disable_tqdm=True,
+            save_strategy="no",
+            logging_strategy="no",
+            remove_unused_columns=False,
+            label_names=["y"],
         ),
         train_dataset=Batches(),
         optimizers=(torch.optim.SGD(net.parameters(), lr=0.01), None),
-    )  # fmt: skip
+    )
     trainer.train()
     assert trainer.evaluate(Batches())["eval_loss"] > 0  # the same compute_loss, without gradients
     assert_same([p.detach() for p in net.parameters()], loop(1, accumulate=2), 1e-4)

@@ -28,9 +28,22 @@ from pluribus.balancing import (
 )
 
 GRAM = [
-    MGDA(), PCGrad(shuffle=False), GradVac(shuffle=False), CAGrad(), IMTLG(), ConFIG(), NashMTL(max_norm=None), NashMTL(),
-    FairGrad(), AlignedMTL(), AlignedMTL("median"), AlignedMTL("rmse"), UPGrad(), DualProj(), DBMTL(beta=0),
-]  # fmt: skip
+    MGDA(),
+    PCGrad(shuffle=False),
+    GradVac(shuffle=False),
+    CAGrad(),
+    IMTLG(),
+    ConFIG(),
+    NashMTL(max_norm=None),
+    NashMTL(),
+    FairGrad(),
+    AlignedMTL(),
+    AlignedMTL("median"),
+    AlignedMTL("rmse"),
+    UPGrad(),
+    DualProj(),
+    DBMTL(beta=0),
+]
 
 
 def sample(size, rank, seed, spread=0.0, dtype=torch.float64, columns=50):
@@ -218,9 +231,20 @@ def test_never_a_nan(balancer, dtype):
     g = torch.randn(20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     h = torch.randn(20, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
     cases = [
-        [g], [g * 0], [g, g * 0], [g * 0, h * 0, g * 0], [g, g], [g, -g], [g, h, g], [g, -g, h], [g, h, -g - h],
-        [1e-6 * g, 1e6 * h], [1e-6 * g, h, 1e6 * g], [1e-6 * g, 1e-6 * h], [g, 2 * g, -1e-3 * g, 1e3 * g],
-    ]  # fmt: skip
+        [g],
+        [g * 0],
+        [g, g * 0],
+        [g * 0, h * 0, g * 0],
+        [g, g],
+        [g, -g],
+        [g, h, g],
+        [g, -g, h],
+        [g, h, -g - h],
+        [1e-6 * g, 1e6 * h],
+        [1e-6 * g, h, 1e6 * g],
+        [1e-6 * g, 1e-6 * h],
+        [g, 2 * g, -1e-3 * g, 1e3 * g],
+    ]
     for rows in cases:
         j = torch.stack(rows).to(dtype)
         d = call(balancer, j)

@@ -105,9 +105,10 @@ def test_the_gradient_is_right(net: Net) -> None:
         z = torch.nn.functional.linear(X, state["encoder.weight"], state["encoder.bias"])
         losses = {
             str(t): (torch.tanh(torch.nn.functional.linear(z, state[f"heads.{t}.weight"], state[f"heads.{t}.bias"])) - t)
-            .square().mean()
+            .square()
+            .mean()
             for t in range(2)
-        }  # fmt: skip
+        }
         return sum(losses.values()) + RepMTL(0.5, 0.5, 0.5)(losses, features=z)
 
     assert torch.autograd.gradcheck(objective, leaves, atol=1e-6)

@@ -21,11 +21,7 @@ from pluribus.balancing import (
     UPGrad,
 )
 
-JACOBIANS = {
-    "P": [[-4, 1, 1], [6, 1, 1]],
-    "Q": [[1, 0, 2], [-1, 3, 0], [2, -1, -4]],
-    "R": [[1, 0], [0, 10]],
-}
+JACOBIANS = {"P": [[-4, 1, 1], [6, 1, 1]], "Q": [[1, 0, 2], [-1, 3, 0], [2, -1, -4]], "R": [[1, 0], [0, 10]]}
 
 third, ninth = 1 / 3, 1 / 9
 TABLE = [
@@ -51,9 +47,10 @@ def jacobian(name, dtype=torch.float64):
     return torch.tensor(JACOBIANS[name], dtype=dtype)
 
 
-@pytest.mark.parametrize(("make", "name", "expected"), [
-    pytest.param(make, name, values, id=f"{make()}-{name}") for make, *row in TABLE for name, values in zip("PQR", row)
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("make", "name", "expected"),
+    [pytest.param(make, name, values, id=f"{make()}-{name}") for make, *row in TABLE for name, values in zip("PQR", row)],
+)
 def test_table_of_values(make, name, expected):
     for dtype, tolerance in ((torch.float64, 1e-6), (torch.float32, 1e-4)):
         j = jacobian(name, dtype)
@@ -66,9 +63,9 @@ def test_table_of_values(make, name, expected):
             torch.testing.assert_close(d, j.T @ w, atol=10 * tolerance, rtol=tolerance)
 
 
-@pytest.mark.parametrize(("name", "d"), [
-    ("P", [0.158809, 2.070607, 2.070607]), ("Q", [2.380021, 1.703319, -0.224832]), ("R", [5.5, 5.5]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("name", "d"), [("P", [0.158809, 2.070607, 2.070607]), ("Q", [2.380021, 1.703319, -0.224832]), ("R", [5.5, 5.5])]
+)
 def test_config_direction(name, d):
     torch.testing.assert_close(ConFIG().direction(jacobian(name)), torch.tensor(d, dtype=torch.float64), atol=1e-6, rtol=0)
 
@@ -91,9 +88,10 @@ def test_cagrad_rescales():
     torch.testing.assert_close(CAGrad(0.0).direction(j), j.mean(0))
 
 
-@pytest.mark.parametrize(("normalise", "w"), [
-    ("none", [0.6, 0.4]), ("l2", [0.5, 0.5]), ("loss", [0.250996, 0.749004]), ("loss+", [0.183938, 0.816062]),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("normalise", "w"),
+    [("none", [0.6, 0.4]), ("l2", [0.5, 0.5]), ("loss", [0.250996, 0.749004]), ("loss+", [0.183938, 0.816062])],
+)
 def test_mgda_normalised(normalise, w):
     """The simplex weights act on the raw gradients or, by default, on the normalised ones."""
     j, losses = jacobian("P"), torch.tensor([0.5, 2.0], dtype=torch.float64)

@@ -40,12 +40,19 @@ def test_equals_a_plain_lightgbm_call(mixed: Prepared) -> None:
     whole = lightgbm.Dataset(matrix[train.rows], train.values, categorical_feature=words)
     held_out = lightgbm.Dataset(matrix[valid.rows], valid.values, categorical_feature=words, reference=whole)
     params = {
-        "objective": "regression", "metric": "rmse", "learning_rate": 0.05, "num_leaves": 31, "min_data_in_leaf": 20,
-        "feature_fraction": 0.9, "seed": 3, "verbosity": -1, "num_threads": 1, "deterministic": True, "force_row_wise": True,
-    }  # fmt: skip
-    theirs = lightgbm.train(
-        params, whole, 200, valid_sets=[held_out], callbacks=[lightgbm.early_stopping(20, verbose=False)]
-    )
+        "objective": "regression",
+        "metric": "rmse",
+        "learning_rate": 0.05,
+        "num_leaves": 31,
+        "min_data_in_leaf": 20,
+        "feature_fraction": 0.9,
+        "seed": 3,
+        "verbosity": -1,
+        "num_threads": 1,
+        "deterministic": True,
+        "force_row_wise": True,
+    }
+    theirs = lightgbm.train(params, whole, 200, valid_sets=[held_out], callbacks=[lightgbm.early_stopping(20, verbose=False)])
     assert fitted.boosters["loss"].num_trees() == theirs.best_iteration
     rows = np.arange(mixed.n_rows)
     np.testing.assert_allclose(fitted.scores(mixed, rows, ["loss"])["loss"], theirs.predict(matrix), rtol=1e-9)

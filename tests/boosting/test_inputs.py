@@ -60,9 +60,9 @@ def test_the_categorical_split_is_the_best_partition() -> None:
     rng = np.random.default_rng(0)
     code = rng.integers(0, 8, 200)
     y = rng.standard_normal(8)[code] + rng.standard_normal(200)
-    model = VectorLeafBoostingRegressor(
-        1, learning_rate=1.0, max_depth=1, cat_smooth=0.0, categorical_features=[0]
-    ).fit(code[:, None].astype(float), y)  # fmt: skip
+    model = VectorLeafBoostingRegressor(1, learning_rate=1.0, max_depth=1, cat_smooth=0.0, categorical_features=[0]).fit(
+        code[:, None].astype(float), y
+    )
     best = np.inf
     for subset in range(1, 128):
         left = (subset >> code) & 1 == 1
@@ -111,8 +111,11 @@ def test_dict_of_tables() -> None:
     X, y, task = make_long()
     tables, labels = {t: X[task == t] for t in "abcd"}, {t: y[task == t] for t in "abcd"}
     model = RMTGBRegressor(5, 5, 5, **SMALL).fit(tables, labels)
-    same = RMTGBRegressor(5, 5, 5, **SMALL).fit(np.concatenate(list(tables.values())), np.concatenate(list(labels.values())),
-                                               task=np.repeat(list("abcd"), [len(v) for v in labels.values()]))  # fmt: skip
+    same = RMTGBRegressor(5, 5, 5, **SMALL).fit(
+        np.concatenate(list(tables.values())),
+        np.concatenate(list(labels.values())),
+        task=np.repeat(list("abcd"), [len(v) for v in labels.values()]),
+    )
     found = model.predict(tables)
     assert list(found) == list("abcd")
     np.testing.assert_array_equal(found["c"], same.predict(tables["c"], ["c"] * len(tables["c"])))

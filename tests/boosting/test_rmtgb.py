@@ -222,9 +222,9 @@ def test_rows_left_out_by_subsampling_are_scored_too() -> None:
     """The cached scores equal the sum of the trees: else residuals would be wrong for the rows not drawn."""
     X, y, task = make_long(5, missing=0.1)
     seen: list[float] = []
-    model = RMTGBRegressor(
-        10, 10, 10, subsample=0.4, random_state=0, progress=lambda r: seen.append(r["train"])
-    ).fit(X, y, task=task)  # fmt: skip
+    model = RMTGBRegressor(10, 10, 10, subsample=0.4, random_state=0, progress=lambda r: seen.append(r["train"])).fit(
+        X, y, task=task
+    )
     assert seen[-1] == pytest.approx(0.5 * np.mean((y - model.predict(X, task)) ** 2), rel=1e-9)
 
 

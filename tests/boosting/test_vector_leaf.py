@@ -179,9 +179,11 @@ def test_mixed_kinds_each_learn_their_own_loss() -> None:
     rng = np.random.default_rng(0)
     X, y, _ = make_long(0, n=600)
     labels: dict[str, Any] = {
-        "value": y, "sign": np.where(y > 0, "up", "down").astype(object), "size": np.digitize(y, [-0.6, 0.6]).astype(object),
+        "value": y,
+        "sign": np.where(y > 0, "up", "down").astype(object),
+        "size": np.digitize(y, [-0.6, 0.6]).astype(object),
         "number": rng.poisson(np.exp(y)).astype(float),
-    }  # fmt: skip
+    }
     for name in labels:
         labels[name] = labels[name].copy()
         labels[name][rng.random(len(y)) < 0.3] = None if labels[name].dtype == object else np.nan
@@ -277,9 +279,17 @@ def test_monotone_values_equal_lightgbms(seed: int) -> None:
     cst = [1, 0, -1, 0]
     ours = VectorLeafBoostingRegressor(15, monotone_constraints=cst, **TREE).fit(X, Y[:, 0])
     settings = {
-        "objective": "l2", "num_leaves": 8, "max_depth": 3, "min_data_in_leaf": 10, "min_sum_hessian_in_leaf": 0, "verbose": -1,
-        "monotone_constraints": cst, "monotone_constraints_method": "basic", "min_data_in_bin": 1, "num_threads": 1,
-    }  # fmt: skip
+        "objective": "l2",
+        "num_leaves": 8,
+        "max_depth": 3,
+        "min_data_in_leaf": 10,
+        "min_sum_hessian_in_leaf": 0,
+        "verbose": -1,
+        "monotone_constraints": cst,
+        "monotone_constraints_method": "basic",
+        "min_data_in_bin": 1,
+        "num_threads": 1,
+    }
     theirs = lightgbm.train(settings, lightgbm.Dataset(X, Y[:, 0], params=settings), 15)
     np.testing.assert_allclose(ours.predict(X), theirs.predict(X), atol=1e-6)
 

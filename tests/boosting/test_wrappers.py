@@ -11,9 +11,14 @@ from pluribus import boosting
 from pluribus.boosting import rmb_cle
 
 SETTINGS = {
-    "objective": "regression", "learning_rate": 0.1, "num_leaves": 31, "min_data_in_leaf": 20, "verbose": -1, "num_threads": 1,
+    "objective": "regression",
+    "learning_rate": 0.1,
+    "num_leaves": 31,
+    "min_data_in_leaf": 20,
+    "verbose": -1,
+    "num_threads": 1,
     "min_data_in_bin": 1,
-}  # fmt: skip
+}
 
 
 def test_per_task_is_lightgbm_on_each_tasks_rows() -> None:

@@ -21,8 +21,14 @@ def files(tmp_path: Path) -> Path:
     r = np.random.default_rng(0)
     n = 500
     x, z = r.normal(size=n), r.normal(size=n)
-    truth = pd.DataFrame({"loan": np.arange(n), "opened": pd.Timestamp("2024-01-01") + pd.to_timedelta(np.arange(n) // 10, "D"),
-                          "default": (r.random(n) < 1 / (1 + np.exp(-2 * x))).astype(int), "loss": z})  # fmt: skip
+    truth = pd.DataFrame(
+        {
+            "loan": np.arange(n),
+            "opened": pd.Timestamp("2024-01-01") + pd.to_timedelta(np.arange(n) // 10, "D"),
+            "default": (r.random(n) < 1 / (1 + np.exp(-2 * x))).astype(int),
+            "loss": z,
+        }
+    )
     truth.to_parquet(tmp_path / "y.parquet")
     for name, noise in (("old", 0.5), ("new", 0.1)):
         for seed in range(3):
@@ -33,9 +39,20 @@ def files(tmp_path: Path) -> Path:
 
 
 def _words(files: Path, *more: str, reference: str = "old", challenger: str = "new") -> list[str]:
-    return ["compare", "--truth", str(files / "y.parquet"), "--id", "loan", "--repeats", "200", *more,
-            "--reference", *(str(files / f"{reference}-{i}.parquet") for i in range(3)),
-            "--challenger", *(str(files / f"{challenger}-{i}.parquet") for i in range(3))]  # fmt: skip
+    return [
+        "compare",
+        "--truth",
+        str(files / "y.parquet"),
+        "--id",
+        "loan",
+        "--repeats",
+        "200",
+        *more,
+        "--reference",
+        *(str(files / f"{reference}-{i}.parquet") for i in range(3)),
+        "--challenger",
+        *(str(files / f"{challenger}-{i}.parquet") for i in range(3)),
+    ]
 
 
 def test_words_page_and_json(files: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -90,8 +107,22 @@ def test_bad_input_is_one_line_and_writes_nothing(
 @pytest.mark.parametrize("content", [b"", b"loan,loss\n", b"loan,loss\n1,2,3\n", b"loan,loss\n1,\xff\n", b"loan,loan\n1,2\n"])
 def test_hostile_csv_files_are_one_line(files: Path, content: bytes, capsys: pytest.CaptureFixture[str]) -> None:
     (files / "bad.csv").write_bytes(content)
-    assert run(["compare", "--truth", str(files / "y.parquet"), "--id", "loan", "--reference", str(files / "bad.csv"),
-                "--challenger", str(files / "new-0.parquet")]) == 2  # fmt: skip
+    assert (
+        run(
+            [
+                "compare",
+                "--truth",
+                str(files / "y.parquet"),
+                "--id",
+                "loan",
+                "--reference",
+                str(files / "bad.csv"),
+                "--challenger",
+                str(files / "new-0.parquet"),
+            ]
+        )
+        == 2
+    )
     error = capsys.readouterr().err
     assert "bad.csv" in error
     assert error.count("\n") == 1

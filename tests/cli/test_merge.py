@@ -29,8 +29,11 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """base/, ft-cars/, ft-birds/ and 'ft-two words/' with heads of 3, 5 and 2 classes."""
     home = tmp_path_factory.mktemp("models")
     g = torch.Generator().manual_seed(0)
-    base = {"vit.layer.0.weight": torch.randn(16, 16, generator=g), "vit.layer.1.weight": torch.randn(16, 16, generator=g),
-            "vit.norm.bias": torch.randn(16, generator=g)}  # fmt: skip
+    base = {
+        "vit.layer.0.weight": torch.randn(16, 16, generator=g),
+        "vit.layer.1.weight": torch.randn(16, 16, generator=g),
+        "vit.norm.bias": torch.randn(16, generator=g),
+    }
     for folder, classes in (("base", 0), ("ft-cars", 3), ("ft-birds", 5), ("ft-moths", 2)):
         (home / folder).mkdir()
         state = {n: v + (0.1 * torch.randn(v.shape, generator=g) if classes else 0) for n, v in base.items()}
@@ -86,8 +89,11 @@ def test_a_recipe_equals_the_words(models: Path) -> None:
         "experts:\n  - {path: ft-cars, task: cars, weight: 2}\n  - {path: ft-birds, task: birds}\n"
     )
     a = shell(f"{PLURIBUS} merge recipe.yaml -o by-recipe", models)
-    b = shell(f"{PLURIBUS} merge --base base --expert cars=ft-cars birds=ft-birds --method task_arithmetic --set scale=0.5 "
-              "--weight cars=2 --seed 1 -o by-words", models)  # fmt: skip
+    b = shell(
+        f"{PLURIBUS} merge --base base --expert cars=ft-cars birds=ft-birds --method task_arithmetic --set scale=0.5 "
+        "--weight cars=2 --seed 1 -o by-words",
+        models,
+    )
     assert (a.returncode, b.returncode) == (0, 0), a.stderr + b.stderr
     files = [(models / f / "model.safetensors").read_bytes() for f in ("by-recipe", "by-words")]
     assert files[0] == files[1]
@@ -127,9 +133,10 @@ def test_the_doctor_sees_heads_and_layers(models: Path) -> None:
         ("absent.yaml -o x", "no such merge recipe"),
         ("-o x", "there is no expert"),
     ],
-)  # fmt: skip
-def test_wrong_words_are_one_line(models: Path, words: str, message: str, capsys: pytest.CaptureFixture[str],
-                                  monkeypatch: pytest.MonkeyPatch) -> None:  # fmt: skip
+)
+def test_wrong_words_are_one_line(
+    models: Path, words: str, message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     from glob import glob
 
     from pluribus.cli import run
@@ -146,13 +153,18 @@ def test_wrong_words_are_one_line(models: Path, words: str, message: str, capsys
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("experts: []", "names no experts"), ("expert: [a]", "unknown key 'expert'; did you mean 'experts'?"),
-        ("schema_version: 2\nexperts: [{path: a}]", "schema version 2"), ("experts: [{task: a}]", "has no path"),
-        ("experts: [{path: a, weigth: 1}]", "unknown key 'weigth'"), ("experts: [{path: a, weight: x}]", "has the weight 'x'"),
-        ("experts: [{path: a, task: t}, {path: b, task: t}]", "named twice"), ("- 1", "is not a table"),
-        ("experts: [{path: a}]\nsettings: 3", "settings is not a table"), ("experts: [", "is not valid YAML"),
+        ("experts: []", "names no experts"),
+        ("expert: [a]", "unknown key 'expert'; did you mean 'experts'?"),
+        ("schema_version: 2\nexperts: [{path: a}]", "schema version 2"),
+        ("experts: [{task: a}]", "has no path"),
+        ("experts: [{path: a, weigth: 1}]", "unknown key 'weigth'"),
+        ("experts: [{path: a, weight: x}]", "has the weight 'x'"),
+        ("experts: [{path: a, task: t}, {path: b, task: t}]", "named twice"),
+        ("- 1", "is not a table"),
+        ("experts: [{path: a}]\nsettings: 3", "settings is not a table"),
+        ("experts: [", "is not valid YAML"),
     ],
-)  # fmt: skip
+)
 def test_a_bad_recipe_is_one_line(tmp_path: Path, text: str, message: str, capsys: pytest.CaptureFixture[str]) -> None:
     from pluribus.cli import run
 
@@ -200,28 +212,37 @@ def test_a_killed_merge_leaves_no_half_folder(tmp_path: Path, number: signal.Sig
 def test_search_tries_and_prints_the_best(models: Path) -> None:
     pytest.importorskip("optuna")
     (models / "mine.py").write_text("def nearest(t):\n    return -abs(float(t['vit.norm.bias'].sum()) - 1.0)\n")
-    done = shell(f"{PLURIBUS} merge search --base base --expert ft-*/ --method task_arithmetic --space scale=-2.0:2.0 "
-                 "--score mine.py:nearest --trials 8", models)  # fmt: skip
+    done = shell(
+        f"{PLURIBUS} merge search --base base --expert ft-*/ --method task_arithmetic --space scale=-2.0:2.0 "
+        "--score mine.py:nearest --trials 8",
+        models,
+    )
     assert done.returncode == 0, done.stderr
     assert "best of 8 trials" in done.stdout
     assert "--set scale=" in done.stdout
 
 
-@pytest.mark.parametrize(("space", "function", "line"), [
-    ("scal=0.0:1.0", "half", "unknown setting of task_arithmetic 'scal'; did you mean 'scale'?"),
-    ("weight:nobody=0.0:1.0", "half", "unknown"),
-    ("scale=0.0:1.0", "nan", "none of 3 trials has a finite score"),
-    ("scale=0.0:1.0", "words", "gave 'good', not a number"),
-    ("scale=0.0:1.0", "broken", "score: raised KeyError: 'head'; mend it"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("space", "function", "line"),
+    [
+        ("scal=0.0:1.0", "half", "unknown setting of task_arithmetic 'scal'; did you mean 'scale'?"),
+        ("weight:nobody=0.0:1.0", "half", "unknown"),
+        ("scale=0.0:1.0", "nan", "none of 3 trials has a finite score"),
+        ("scale=0.0:1.0", "words", "gave 'good', not a number"),
+        ("scale=0.0:1.0", "broken", "score: raised KeyError: 'head'; mend it"),
+    ],
+)
 def test_a_search_that_cannot_be_is_one_line(space: str, function: str, line: str, models: Path) -> None:
     """Broken: a wrong setting is a traceback of the sampler's, or a score of NaN is called the best."""
     pytest.importorskip("optuna")
     text = "def half(t):\n    return 0.5\ndef nan(t):\n    return float('nan')\ndef words(t):\n    return 'good'\n"
     text += "def broken(t):\n    return t['head']\n"
     (models / "mine.py").write_text(text)
-    done = shell(f"{PLURIBUS} merge search --base base --expert ft-*/ --method task_arithmetic --space {space} "
-                 f"--score mine.py:{function} --trials 3", models)  # fmt: skip
+    done = shell(
+        f"{PLURIBUS} merge search --base base --expert ft-*/ --method task_arithmetic --space {space} "
+        f"--score mine.py:{function} --trials 3",
+        models,
+    )
     assert done.returncode == 2, (done.returncode, done.stdout, done.stderr)
     assert line in done.stderr
     assert len(done.stderr.strip().splitlines()) == 1, done.stderr

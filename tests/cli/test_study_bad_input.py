@@ -61,11 +61,22 @@ CASES: dict[str, tuple[Write, str]] = {
     "kind that does not fit": (csv(same, "--target", "loss:count", "--target", "good"), "loss"),
     "infinite numbers": (csv(lambda f: f.assign(x=np.where(f.index == 5, np.inf, f["x"])), *BOTH), "infinit"),
     "date that does not parse": (
-        csv(lambda f: f.assign(day=np.where(f.index == 5, "soon", "2024-01-01")), *BOTH, "--split", "time:day"), "day"),
+        csv(lambda f: f.assign(day=np.where(f.index == 5, "soon", "2024-01-01")), *BOTH, "--split", "time:day"),
+        "day",
+    ),
     "few labels in train": (csv(lambda f: f.assign(loss=f["loss"].where(f.index < 12)), *BOTH), "labels in train"),
     "none in test": (
-        csv(lambda f: f.assign(part=np.where(f.index < 100, "train", np.where(f.index < 150, "valid", "test")),
-                               loss=f["loss"].where(f.index < 150)), *BOTH, "--split", "column:part"), "no label in test"),
+        csv(
+            lambda f: f.assign(
+                part=np.where(f.index < 100, "train", np.where(f.index < 150, "valid", "test")),
+                loss=f["loss"].where(f.index < 150),
+            ),
+            *BOTH,
+            "--split",
+            "column:part",
+        ),
+        "no label in test",
+    ),
     "bad budget": (csv(same, *BOTH, "--budget", "soon"), "not a duration"),
     "bad jobs": (csv(same, *BOTH, "--jobs", "0"), "jobs"),
     "bad jobs word": (csv(same, *BOTH, "--jobs", "many"), "many"),
@@ -84,13 +95,14 @@ CASES: dict[str, tuple[Write, str]] = {
     "unknown candidate": (csv(same, *BOTH, "--candidate", "shared_botom_equal"), "did you mean 'shared_bottom_equal'"),
     "unknown LightGBM parameter": (
         lambda folder: [(folder / "p.yaml").write_text("num_leavs: 3"), *csv(same, *BOTH, "--lgbm-params", "p.yaml")(folder)][1:],
-        "num_leavs"),
+        "num_leavs",
+    ),
     "missing champion": (csv(same, *BOTH, "--id", "id", "--champion", "none.parquet"), "none.parquet"),
     "unknown option": (csv(same, *BOTH, "--budgte", "1m"), "did you mean '--budget'"),
     "unknown key in YAML": (raw("s.yaml", b"table: t.csv\ntargets: [good]\nbugdet: 3m\n"), "did you mean 'budget'"),
     "wrong type in YAML": (raw("s.yaml", b"table: t.csv\ntargets: [good]\nseeds: many\n"), "seeds"),
     "alias bomb in YAML": (raw("s.yaml", b"a: &a [x]\nb: &b [*a, *a]\ntable: t\ntargets: *b\n"), "alias"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)
@@ -211,9 +223,13 @@ def test_predict_refuses_damaged_models(
     ],
 )
 def test_predict_and_report_refuse(
-    words: list[str], message: str, model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch,
+    words: list[str],
+    message: str,
+    model: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
-) -> None:  # fmt: skip
+) -> None:
     table().to_csv(tmp_path / "t.csv", index=False)
     table().drop(columns="x").to_csv(tmp_path / "lacking.csv", index=False)
     monkeypatch.chdir(tmp_path)

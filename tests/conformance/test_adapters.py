@@ -34,11 +34,19 @@ def modules(model: nn.Module) -> LoRA:
 
 
 SMALL: dict[str, dict[str, Any]] = {
-    "lora": {"rank": 4}, "bottleneck": {"reduction": 4}, "compacter": {"reduction": 4}, "hyperformer": {"embedding": 6},
-    "poly": {"rank": 4, "skills": 3}, "mhr": {"rank": 4, "skills": 3, "heads": 2}, "mhr_z": {"rank": 4, "skills": 3, "heads": 2},
-    "mhr_mu": {"rank": 4}, "smora": {"rank": 8, "active": 2}, "mixlora": {"experts": 4, "rank": 4},
-    "mtlora": {"rank": 4, "task_rank": 2}, "mtlora_plus": {"rank": 4, "task_rank": 2},
-}  # fmt: skip
+    "lora": {"rank": 4},
+    "bottleneck": {"reduction": 4},
+    "compacter": {"reduction": 4},
+    "hyperformer": {"embedding": 6},
+    "poly": {"rank": 4, "skills": 3},
+    "mhr": {"rank": 4, "skills": 3, "heads": 2},
+    "mhr_z": {"rank": 4, "skills": 3, "heads": 2},
+    "mhr_mu": {"rank": 4},
+    "smora": {"rank": 8, "active": 2},
+    "mixlora": {"experts": 4, "rank": 4},
+    "mtlora": {"rank": 4, "task_rank": 2},
+    "mtlora_plus": {"rank": 4, "task_rank": 2},
+}
 MADE: dict[str, Callable[[nn.Module], dict[str, Any]]] = {
     **{name: lambda model: {"sources": sources(model)} for name in ("adapterfusion", "scalearn")},
     **{name: lambda model: {"sources": sources(model)} for name in ("scalearn_uniform", "scalearn_pp", "scalearn_uniform_pp")},
@@ -197,8 +205,15 @@ def test_merging_is_exact_or_refused(name: str, model: Encoder) -> None:
     wanted = answers(model, "b")
     state = {n: p.clone() for n, p in model.state_dict().items()}
     if name in (
-        "bottleneck", "prefix", "prompt", "compacter", "hyperformer", "adapterfusion", "smora", "mixlora",
-    ) or name.startswith("scalearn"):  # fmt: skip
+        "bottleneck",
+        "prefix",
+        "prompt",
+        "compacter",
+        "hyperformer",
+        "adapterfusion",
+        "smora",
+        "mixlora",
+    ) or name.startswith("scalearn"):
         with pytest.raises(BadInput, match="no change of weights"):
             adapters.merge("b")
         return

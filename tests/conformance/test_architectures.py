@@ -59,9 +59,7 @@ def test_absent_tasks_stay_bit_identical(model: MultiTaskModel, mixed: Prepared)
     owned = model.parameters_of(names[1])
     assert owned
     before = [(p if where is None else p[where]).detach().clone() for p, where in owned]
-    moments = [
-        {k: (v if where is None else v[where]).clone() for k, v in optimizer.state[p].items()} for p, where in owned
-    ]
+    moments = [{k: (v if where is None else v[where]).clone() for k, v in optimizer.state[p].items()} for p, where in owned]
     step([name for name in names if name != names[1]])
     for (p, where), old, old_moments in zip(owned, before, moments):
         assert torch.equal(p if where is None else p[where], old)

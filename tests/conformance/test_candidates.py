@@ -82,10 +82,14 @@ def sessions() -> Prepared:
     from pluribus.data import ItemTable, Table, prepare, split
 
     rng = np.random.default_rng(6)
-    items = pd.DataFrame({
-        "sku": [f"i{i}" for i in range(60)], "kind": [f"k{i % 6}" for i in range(60)], "price": rng.normal(size=60),
-        "tags": [[f"t{i % 4}", f"u{i % 5}"] for i in range(60)],
-    })  # fmt: skip
+    items = pd.DataFrame(
+        {
+            "sku": [f"i{i}" for i in range(60)],
+            "kind": [f"k{i % 6}" for i in range(60)],
+            "price": rng.normal(size=60),
+            "tags": [[f"t{i % 4}", f"u{i % 5}"] for i in range(60)],
+        }
+    )
     kind = rng.integers(6, size=900)
     viewed = [[f"i{6 * rng.integers(9) + k}" for _ in range(rng.integers(1, 6))] for k in kind]
     frame = pd.DataFrame({"viewed": viewed, "hour": rng.normal(size=900), "next": [row[0] for row in viewed]})
@@ -139,9 +143,14 @@ _made: dict[str, _Case] = {}
 
 @pytest.fixture(params=ENTRIES, ids=lambda entry: entry.name)
 def case(
-    request: pytest.FixtureRequest, mixed: Prepared, long_table: Prepared, funnel: Prepared, texts: Prepared,
-    sessions: Prepared, shop: Prepared,
-) -> _Case:  # fmt: skip
+    request: pytest.FixtureRequest,
+    mixed: Prepared,
+    long_table: Prepared,
+    funnel: Prepared,
+    texts: Prepared,
+    sessions: Prepared,
+    shop: Prepared,
+) -> _Case:
     entry = request.param
     if entry.name not in _made:
         _made[entry.name] = _Case(entry, [mixed, long_table, funnel, texts, sessions, shop])

@@ -87,9 +87,7 @@ def test_absent_tasks_stay_bit_identical(model: MultiTaskModel, mixed: Prepared)
         for p, where in owned
     ]
     read = set().union(*(set(model.sharing.reads(name)) for name in present))
-    unread = {
-        name: buffer.clone() for name, buffer in model.sharing.named_buffers() if name.split(".")[0] not in read
-    }
+    unread = {name: buffer.clone() for name, buffer in model.sharing.named_buffers() if name.split(".")[0] not in read}
     for _ in range(2):
         step(present)
     for (p, where), old, old_moments in zip(owned, before, moments):
@@ -119,9 +117,7 @@ def test_own_parameters_serve_one_task(model: MultiTaskModel, mixed: Prepared) -
 def test_rebuilt_from_state(model: MultiTaskModel, mixed: Prepared, request: pytest.FixtureRequest) -> None:
     name, settings = request.node.callspec.params["model"]
     encoder = catalog.get("encoder", "tabular_mlp").resolve().of(mixed.columns, width=16, depth=1, dropout=0.0)
-    again = MultiTaskModel(
-        mixed.tasks, encoder, catalog.get("sharing", name).resolve()(mixed.tasks, encoder.width, **settings)
-    )
+    again = MultiTaskModel(mixed.tasks, encoder, catalog.get("sharing", name).resolve()(mixed.tasks, encoder.width, **settings))
     again.load_state_dict(model.state_dict())
     before, after = model.predict(_inputs(mixed)), again.predict(_inputs(mixed))
     assert all(torch.equal(before[task], after[task]) for task in before)

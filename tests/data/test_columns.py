@@ -232,9 +232,12 @@ def test_prediction_tables() -> None:
 def test_other_types_that_mean_the_same() -> None:
     columns, data = fit(), frame()
     same = data.assign(
-        number=data["number"].astype(object), whole=data["whole"].astype(str), word=data["word"].astype("category"),
-        flag=data["flag"].astype(int), when=data["when"].astype(str),
-    )  # fmt: skip
+        number=data["number"].astype(object),
+        whole=data["whole"].astype(str),
+        word=data["word"].astype("category"),
+        flag=data["flag"].astype(int),
+        when=data["when"].astype(str),
+    )
     for ours, theirs in zip(columns.encode(data), columns.encode(same)):
         assert np.array_equal(ours, theirs, equal_nan=ours.dtype == np.float32)
 

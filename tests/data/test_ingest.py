@@ -141,9 +141,10 @@ def test_parquet_index_is_not_an_input(tmp_path: Path) -> None:
 @given(
     st.lists(
         st.tuples(st.one_of(st.none(), st.integers(-(2**40), 2**40)), st.text(st.characters(codec="utf-8"), max_size=8)),
-        min_size=1, max_size=20,
+        min_size=1,
+        max_size=20,
     )
-)  # fmt: skip
+)
 def test_csv_agrees_with_pandas(tmp_path_factory: pytest.TempPathFactory, rows: list[tuple[int | None, str]]) -> None:
     """Any numbers and any words, quoted as pandas writes them, come back."""
     path = tmp_path_factory.getbasetemp() / "round.csv"

@@ -21,10 +21,15 @@ def frame(**more: Any) -> pd.DataFrame:
     rng = np.random.default_rng(0)
     return pd.DataFrame(
         {
-            "x": rng.normal(size=N), "u": rng.normal(size=N), "word": rng.choice(list("abcde"), N),
-            "y": rng.integers(0, 2, N), "z": rng.normal(size=N), "k": rng.choice(["p", "q", "r"], N), **more,
+            "x": rng.normal(size=N),
+            "u": rng.normal(size=N),
+            "word": rng.choice(list("abcde"), N),
+            "y": rng.integers(0, 2, N),
+            "z": rng.normal(size=N),
+            "k": rng.choice(["p", "q", "r"], N),
+            **more,
         }
-    )  # fmt: skip
+    )
 
 
 def check(data: pd.DataFrame, targets: list[str] | None = None, **roles: Any) -> list[Finding]:
@@ -136,10 +141,13 @@ def test_keys_in_two_tasks_of_a_long_table() -> None:
     rng = np.random.default_rng(3)
     data = pd.DataFrame(
         {
-            "x": rng.normal(size=n), "who": np.tile(np.arange(n // 2), 2), "task": np.repeat(["a", "b"], n // 2),
-            "value": rng.normal(size=n), "part": rng.choice(["train", "valid", "test"], n, p=[0.6, 0.2, 0.2]),
+            "x": rng.normal(size=n),
+            "who": np.tile(np.arange(n // 2), 2),
+            "task": np.repeat(["a", "b"], n // 2),
+            "value": rng.normal(size=n),
+            "part": rng.choice(["train", "valid", "test"], n, p=[0.6, 0.2, 0.2]),
         }
-    )  # fmt: skip
+    )
     table = Table(data, ["value:regression"], task_column="task", group="who", split="column:part")
     found = leakage.overlap(table, split(table))
     part = data["part"].to_numpy()

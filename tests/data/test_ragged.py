@@ -35,8 +35,12 @@ def frame(**columns: Any) -> pd.DataFrame:
 
 
 def items(n: int = 12, **columns: Any) -> pd.DataFrame:
-    made = {"key": range(n), "brand": [f"b{i % 3}" for i in range(n)], "price": np.arange(n) / n,
-            "kinds": [[f"k{i % 4}", "all"] for i in range(n)]}  # fmt: skip
+    made = {
+        "key": range(n),
+        "brand": [f"b{i % 3}" for i in range(n)],
+        "price": np.arange(n) / n,
+        "kinds": [[f"k{i % 4}", "all"] for i in range(n)],
+    }
     return pd.DataFrame({**made, **columns})
 
 
@@ -326,10 +330,14 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "text is one word": (lambda: made(text="note"), r"write \['note'\]"),
     "text is a list": (lambda: made(text=["clicks"]), "column 'clicks': was fitted on text but holds list in row 1"),
     "no such key": (lambda: made(items={"item": ItemTable(items(), "kye", ["item"])}), "column 'kye'; did you mean 'key'"),
-    "key twice": (lambda: made(items={"item": ItemTable(items(key=[0, 1, 2, 1, *range(4, 12)]), "key", ["item"])}),
-                  "column 'key': the key '1' stands in row 2 and in row 4"),
-    "key empty": (lambda: made(items={"item": ItemTable(items(key=[0, None, *range(2, 12)]), "key", ["item"])}),
-                  "key is empty in row 2"),
+    "key twice": (
+        lambda: made(items={"item": ItemTable(items(key=[0, 1, 2, 1, *range(4, 12)]), "key", ["item"])}),
+        "column 'key': the key '1' stands in row 2 and in row 4",
+    ),
+    "key empty": (
+        lambda: made(items={"item": ItemTable(items(key=[0, None, *range(2, 12)]), "key", ["item"])}),
+        "key is empty in row 2",
+    ),
     "no such column": (lambda: made(items={"item": ItemTable(items(), "key", ["itme"])}), "unknown input column 'itme'"),
     "no column": (lambda: made(items={"shop": ItemTable(items(), "key")}), "items 'shop': no column holds its keys"),
     "columns are one word": (lambda: made(items={"item": ItemTable(items(), "key", "item")}), r"write \['item'\]"),
@@ -338,8 +346,10 @@ REFUSED: dict[str, tuple[Any, str]] = {
         lambda: made(frame(**{"item.brand": "x"}), items={"item": ItemTable(items(), "key", ["item"])}),
         "two features are called 'item.brand'",
     ),
-    "two tables": (lambda: made(items={"a": ItemTable(items(), "key", ["item"]), "b": ItemTable(items(), "key", ["item"])}),
-                   "joined to the items 'a' and 'b'"),
+    "two tables": (
+        lambda: made(items={"a": ItemTable(items(), "key", ["item"]), "b": ItemTable(items(), "key", ["item"])}),
+        "joined to the items 'a' and 'b'",
+    ),
     "no attributes": (lambda: made(items={"item": ItemTable(items()[["key"]], "key", ["item"])}), "no input column left"),
     "prediction: no list": (lambda: _predict(clicks=5), "column 'clicks': holds 5 in row 1, where the other rows hold lists"),
     "prediction: words": (lambda: _predict(delays=[["a"]] * N), "fitted on lists of numbers but holds 'a' in row 1"),
@@ -350,7 +360,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "growth: key twice": (lambda: joined()[1].columns.grown({"item": items(2, key=[99, 99])}), "'99' stands in row 1"),
     "growth: no such table": (lambda: joined()[1].columns.grown({"itme": items(2)}), "unknown item table 'itme'"),
     "growth: no table": (lambda: joined()[1].columns.grown({"item": ["i1"]}), "new items are a list; pass a DataFrame"),
-}  # fmt: skip
+}
 
 
 def _predict(**columns: Any) -> None:

@@ -53,13 +53,17 @@ def data(seed: int = 0) -> Prepared:
     table = Table(
         pd.DataFrame(
             {
-                "x": np.arange(n, dtype=float), "a": rng.normal(size=n), "w": rng.random(n) + 0.5,
+                "x": np.arange(n, dtype=float),
+                "a": rng.normal(size=n),
+                "w": rng.random(n) + 0.5,
                 "b": np.where(rng.random(n) < 0.6, np.nan, rng.normal(size=n)),
                 "c": np.where(rng.random(n) < 0.9, np.nan, rng.normal(size=n)),
             }
         ),
-        ["a:regression", "b:regression", "c:regression"], split="random", weight="w",
-    )  # fmt: skip
+        ["a:regression", "b:regression", "c:regression"],
+        split="random",
+        weight="w",
+    )
     return prepare(table, split(table))
 
 

@@ -81,9 +81,12 @@ def test_inputs_are_what_has_no_role() -> None:
 def test_holes_have_kinds() -> None:
     """Missing by default; not applicable below a parent that is 0 or where a column says so; delayed where a column says so."""
     data = frame(
-        click=[1, 0, 1, 0] * 30, buy=[1.0, 0.0, np.nan, np.nan] * 30, spend=[1.5, 2.0, np.nan, 3.0] * 30,
-        diverted=[0, 1, 0, 0] * 30, late=[0, 0, 0, 1] * 30,
-    )  # fmt: skip
+        click=[1, 0, 1, 0] * 30,
+        buy=[1.0, 0.0, np.nan, np.nan] * 30,
+        spend=[1.5, 2.0, np.nan, 3.0] * 30,
+        diverted=[0, 1, 0, 0] * 30,
+        late=[0, 0, 0, 1] * 30,
+    )
     data.loc[0, ["buy", "spend"]] = 0
     data.loc[4, "spend"] = 9.5
     tasks = ["click", Task("buy", "binary", after="click"), Task("spend", "regression")]
@@ -141,7 +144,8 @@ ODD = {
     "regression of words": (lambda: Table(frame(), ["colour:regression"]), "kind regression does not fit: it holds"),
     "ordinal of words": (lambda: Table(frame(), ["colour:ordinal"]), "order of the classes is not known"),
     "class unknown": (
-        lambda: Table(frame(), [Task("colour", "multiclass", classes=("red", "green"))]), "holds 'blue', which is none of",
+        lambda: Table(frame(), [Task("colour", "multiclass", classes=("red", "green"))]),
+        "holds 'blue', which is none of",
     ),
     "many words": (lambda: Table(frame(y=[f"w{i % 60}" for i in range(N)]), ["y"]), "60 different words; no kind fits"),
     "target is a date": (lambda: Table(frame(y=pd.date_range("2020", periods=N)), ["y"]), "a date cannot be a target"),
@@ -152,7 +156,8 @@ ODD = {
         "'soon' in row 120 is not a date",
     ),
     "date that does not parse": (
-        lambda: Table(frame(t=["2020-01-01"] * (N - 1) + ["2020-13-45"]), ["bought"]), "'2020-13-45' in row 120 is not a date",
+        lambda: Table(frame(t=["2020-01-01"] * (N - 1) + ["2020-13-45"]), ["bought"]),
+        "'2020-13-45' in row 120 is not a date",
     ),
     "time is empty": (
         lambda: Table(frame(t=[None, *pd.date_range("2020", periods=N - 1)]), ["bought"], split="time:t"),
@@ -182,7 +187,8 @@ ODD = {
         "comes after 'amount', which is regression",
     ),
     "unknown task of a hole": (
-        lambda: Table(frame(h=0), ["bought"], not_applicable={"boght": "h"}), "unknown task 'boght'.*did you mean 'bought'",
+        lambda: Table(frame(h=0), ["bought"], not_applicable={"boght": "h"}),
+        "unknown task 'boght'.*did you mean 'bought'",
     ),
     "a child without its parent": (
         lambda: Table(frame(click=[1, 0] * 60, buy=[1, 1, 0, 0] * 30), ["click:binary", Task("buy", "binary", after="click")]),
@@ -191,7 +197,7 @@ ODD = {
     "hole of words": (lambda: Table(frame(), ["bought"], delayed={"bought": "colour"}), "must hold true and false"),
     "two targets in the long layout": (lambda: Table(frame(), ["bought", "amount"], task_column="colour"), "one target column"),
     "task column of numbers": (lambda: Table(frame(), ["bought"], task_column="x"), "names 120 tasks in 120 rows"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", ODD)

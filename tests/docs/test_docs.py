@@ -167,8 +167,11 @@ def _serve(code: str, folder: Path) -> None:
 
 
 FIXTURES: dict[str, tuple[Callable[[Path, pd.DataFrame], None], ...]] = {
-    "index.md": (_model,), "guides/serving.md": (_model,), "concepts/cells.md": (_model,), "guides/verdict.md": (_predictions,),
-}  # fmt: skip
+    "index.md": (_model,),
+    "guides/serving.md": (_model,),
+    "concepts/cells.md": (_model,),
+    "guides/verdict.md": (_predictions,),
+}
 
 
 def _quick(code: str) -> str:

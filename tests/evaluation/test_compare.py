@@ -21,12 +21,20 @@ def _truth() -> pd.DataFrame:
     r = np.random.default_rng(0)
     x, z = r.normal(size=N), r.normal(size=N)
     band = np.array(["low", "mid", "high"])[np.digitize(x + r.normal(size=N), [-1, 1])]
-    frame = pd.DataFrame({
-        "id": np.arange(N) + 1000, "day": pd.Timestamp("2024-01-01") + pd.to_timedelta(np.arange(N) // 15, "D"),
-        "customer": [f"c{i % 100}" for i in range(N)], "exposure": r.random(N) + 0.5,
-        "default": (r.random(N) < 1 / (1 + np.exp(-2 * x))).astype(float), "loss": z + 0.5 * r.normal(size=N),
-        "calls": r.poisson(np.exp(0.5 * z)).astype(float), "band": band, "x": x, "z": z,
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "id": np.arange(N) + 1000,
+            "day": pd.Timestamp("2024-01-01") + pd.to_timedelta(np.arange(N) // 15, "D"),
+            "customer": [f"c{i % 100}" for i in range(N)],
+            "exposure": r.random(N) + 0.5,
+            "default": (r.random(N) < 1 / (1 + np.exp(-2 * x))).astype(float),
+            "loss": z + 0.5 * r.normal(size=N),
+            "calls": r.poisson(np.exp(0.5 * z)).astype(float),
+            "band": band,
+            "x": x,
+            "z": z,
+        }
+    )
     frame.loc[frame.index % 5 == 0, "default"] = np.nan
     frame.loc[frame.index % 3 == 0, "loss"] = np.nan
     return frame
@@ -37,10 +45,15 @@ def _predictions(noise: float, seed: int) -> pd.DataFrame:
     x, z = (truth[c].to_numpy() + noise * r.normal(size=N) for c in "xz")
     p = np.exp(-np.abs(np.stack((x + 1.5, x, x - 1.5), 1)))
     p /= p.sum(1, keepdims=True)
-    return pd.DataFrame({
-        "id": truth["id"], "default__p": 1 / (1 + np.exp(-2 * x)), "loss": z, "calls": np.exp(0.5 * z),
-        **{f"band__p_{c}": p[:, i] for i, c in enumerate(("low", "mid", "high"))},
-    }).sample(frac=1, random_state=seed)  # fmt: skip
+    return pd.DataFrame(
+        {
+            "id": truth["id"],
+            "default__p": 1 / (1 + np.exp(-2 * x)),
+            "loss": z,
+            "calls": np.exp(0.5 * z),
+            **{f"band__p_{c}": p[:, i] for i, c in enumerate(("low", "mid", "high"))},
+        }
+    ).sample(frac=1, random_state=seed)
 
 
 @pytest.fixture
@@ -65,8 +78,11 @@ def test_frames_and_files_give_the_same_verdict(truth: pd.DataFrame, tmp_path: P
     assert [t.word for t in a.tasks] == [t.word for t in b.tasks]
     assert [t.gain.file.value for t in a.tasks] == pytest.approx([t.gain.file.value for t in b.tasks])
     assert {t.task: t.metric for t in a.tasks} == {
-        "default": "auc", "loss": "rmse", "calls": "poisson_deviance", "band": "logloss",
-    }  # fmt: skip
+        "default": "auc",
+        "loss": "rmse",
+        "calls": "poisson_deviance",
+        "band": "logloss",
+    }
     assert a.of("loss").rows == truth["loss"].notna().sum()
 
 

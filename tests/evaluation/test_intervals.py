@@ -10,15 +10,7 @@ from scipy import stats
 
 from pluribus.errors import BadInput
 from pluribus.evaluation import intervals
-from pluribus.evaluation.intervals import (
-    Component,
-    draw_units,
-    holm,
-    seeds_component,
-    sign_flip,
-    t_interval,
-    units_component,
-)
+from pluribus.evaluation.intervals import Component, draw_units, holm, seeds_component, sign_flip, t_interval, units_component
 from pluribus.evaluation.metrics import Weightings, resampled
 
 
@@ -145,8 +137,13 @@ def test_sign_flip_cannot_fall_below_its_floor(k: int) -> None:
 @given(st.lists(st.integers(-5, 5), min_size=1, max_size=8))
 def test_sign_flip_equals_scipys_permutation_test(d: list[int]) -> None:
     values = np.array(d, float)
-    oracle = stats.permutation_test((values,), lambda x, axis: x.sum(axis), permutation_type="samples", n_resamples=np.inf,
-                                    vectorized=True).pvalue if len(d) > 1 else 1.0  # fmt: skip
+    oracle = (
+        stats.permutation_test(
+            (values,), lambda x, axis: x.sum(axis), permutation_type="samples", n_resamples=np.inf, vectorized=True
+        ).pvalue
+        if len(d) > 1
+        else 1.0
+    )
     assert sign_flip(values) == pytest.approx(oracle)
 
 

@@ -32,8 +32,16 @@ def _fill(folder: Path, seeds: int = 3, methods: tuple[str, ...] = ("single", "e
         for seed in range(seeds):
             for task, metric, base, direction in figures:
                 value = base * (1 + direction * (0.05 * shift + 0.01 * r.normal()))
-                ledger.log(method=method, seed=seed, task=task, metric=metric, value=value, selection=RULE,
-                           seconds=60.0 * (shift + 1), main=metric != "macro_auc")  # fmt: skip
+                ledger.log(
+                    method=method,
+                    seed=seed,
+                    task=task,
+                    metric=metric,
+                    value=value,
+                    selection=RULE,
+                    seconds=60.0 * (shift + 1),
+                    main=metric != "macro_auc",
+                )
     return folder
 
 
@@ -43,8 +51,17 @@ def test_rows_come_back_as_logged(tmp_path: Path) -> None:
     assert (rows[0].method, rows[0].seed, rows[0].task, rows[0].direction, rows[0].main) == ("single", 0, "seg", "max", True)
     lines = (tmp_path / "ledger.jsonl").read_text("utf-8").splitlines()
     assert set(json.loads(lines[0])) == {
-        "method", "seed", "task", "metric", "value", "direction", "selection", "seconds", "memory", "main",
-    }  # fmt: skip
+        "method",
+        "seed",
+        "task",
+        "metric",
+        "value",
+        "direction",
+        "selection",
+        "seconds",
+        "memory",
+        "main",
+    }
 
 
 def test_the_same_row_twice_is_one_and_another_value_is_an_error(tmp_path: Path) -> None:
@@ -164,8 +181,13 @@ def test_table_values_by_hand(tmp_path: Path) -> None:
     nash = next(line for line in made.lines if line.method == "nash")
     values = [row.value for row in rows if row.method == "nash" and row.metric == "mae"]
     assert nash.cells["depth", "mae"] == pytest.approx((np.mean(values), np.std(values, ddof=1)))
-    mean = {m: {t: {k: np.mean([r.value for r in rows if (r.method, r.task, r.metric) == (m, t, k)])} for t, k in
-                (("seg", "accuracy"), ("depth", "mae"))} for m in ("single", "nash")}  # fmt: skip
+    mean = {
+        m: {
+            t: {k: np.mean([r.value for r in rows if (r.method, r.task, r.metric) == (m, t, k)])}
+            for t, k in (("seg", "accuracy"), ("depth", "mae"))
+        }
+        for m in ("single", "nash")
+    }
     assert nash.delta == pytest.approx(delta("mean-relative", mean["nash"], mean["single"], {"accuracy": "max", "mae": "min"}))
     assert [line.rank for line in made.lines] == [3, 2, 1]
     assert nash.seconds == 180
@@ -384,7 +406,7 @@ def test_rows_that_contradict_each_other_in_rule_or_cost_are_refused(tmp_path: P
 
 
 def test_a_change_of_nothing_has_no_sign(tmp_path: Path) -> None:
-    """"-0 %" reads as a loss."""
+    """ "-0 %" reads as a loss."""
     ledger = Ledger(tmp_path)
     for method in ("single", "nash"):
         for seed, value in enumerate((0.5, 0.6)):

@@ -64,8 +64,12 @@ ORACLES: dict[str, tuple[str, Callable[[Any, Any, Any], float]]] = {
     "balanced_accuracy": ("binary", lambda p, y, w: sk.balanced_accuracy_score(y, p >= 0.5, sample_weight=w)),
     "f1": ("binary", lambda p, y, w: sk.f1_score(y, p >= 0.5, sample_weight=w)),
     "pcoc": ("binary", lambda p, y, w: (w * p).sum() / (w * y).sum()),
-    "ne": ("binary", lambda p, y, w: sk.log_loss(y, p, sample_weight=w)
-           / stats.entropy([np.average(y, weights=w), 1 - np.average(y, weights=w)])),
+    "ne": (
+        "binary",
+        lambda p, y, w: (
+            sk.log_loss(y, p, sample_weight=w) / stats.entropy([np.average(y, weights=w), 1 - np.average(y, weights=w)])
+        ),
+    ),
     "rmse": ("numbers", lambda p, y, w: sk.root_mean_squared_error(y, p, sample_weight=w)),
     "mae": ("numbers", lambda p, y, w: sk.mean_absolute_error(y, p, sample_weight=w)),
     "mape": ("numbers", lambda p, y, w: sk.mean_absolute_percentage_error(y[y > 0], p[y > 0], sample_weight=w[y > 0])),
@@ -73,12 +77,20 @@ ORACLES: dict[str, tuple[str, Callable[[Any, Any, Any], float]]] = {
     "explained_variance": ("numbers", lambda p, y, w: sk.explained_variance_score(y, p, sample_weight=w)),
     "poisson_deviance": ("numbers", lambda p, y, w: sk.mean_poisson_deviance(y, p, sample_weight=w)),
     "spearman": ("numbers", lambda p, y, w: stats.spearmanr(np.repeat(p, w.astype(int)), np.repeat(y, w.astype(int))).statistic),
-    "ks": ("binary", lambda p, y, w: stats.ks_2samp(
-        np.repeat(p[y > 0], w[y > 0].astype(int)), np.repeat(p[y == 0], w[y == 0].astype(int))).statistic),
-    "macro_auc": ("classes", lambda p, y, w: sk.roc_auc_score(
-        np.repeat(y, w.astype(int)), np.repeat(p, w.astype(int), 0), multi_class="ovr", average="macro")),
+    "ks": (
+        "binary",
+        lambda p, y, w: (
+            stats.ks_2samp(np.repeat(p[y > 0], w[y > 0].astype(int)), np.repeat(p[y == 0], w[y == 0].astype(int))).statistic
+        ),
+    ),
+    "macro_auc": (
+        "classes",
+        lambda p, y, w: sk.roc_auc_score(
+            np.repeat(y, w.astype(int)), np.repeat(p, w.astype(int), 0), multi_class="ovr", average="macro"
+        ),
+    ),
     "qwk": ("classes", lambda p, y, w: sk.cohen_kappa_score(y, p.argmax(1), weights="quadratic", sample_weight=w)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", ORACLES)
@@ -125,8 +137,11 @@ def test_group_aucs_equal_a_loop_over_groups() -> None:
     assert compute("uauc", p, y, w, groups=group) == pytest.approx(np.mean(aucs))
 
 
-ALL = [*((name, "binary") for name in (*BINARY, *GROUPED)), *((name, "classes") for name in CLASSES),
-       *((name, "numbers") for name in (*NUMBERS, "poisson_deviance"))]  # fmt: skip
+ALL = [
+    *((name, "binary") for name in (*BINARY, *GROUPED)),
+    *((name, "classes") for name in CLASSES),
+    *((name, "numbers") for name in (*NUMBERS, "poisson_deviance")),
+]
 
 
 @pytest.mark.parametrize(("name", "form"), ALL)

@@ -17,7 +17,7 @@ from pluribus.evaluation import TaskTruth, Verdict, judge
 from pluribus.evaluation.page import page
 from pluribus.tasks import Task
 
-EVIL = "<script>alert(1)</script>&\""
+EVIL = '<script>alert(1)</script>&"'
 
 
 def _verdict(name: str = "loss", swap: bool = False) -> Verdict:
@@ -25,8 +25,16 @@ def _verdict(name: str = "loss", swap: bool = False) -> Verdict:
     y = r.normal(size=500)
     one, other = ([y + noise * r.normal(size=500) for _ in range(3)] for noise in (0.1, 0.4))
     one, other = (other, one) if swap else (one, other)
-    return judge((Task(name),), {name: TaskTruth(np.arange(500), y)}, 500, {name: one}, {name: {name: other}},
-                 constants={name: 0.0}, repeats=100, notes=[name])  # fmt: skip
+    return judge(
+        (Task(name),),
+        {name: TaskTruth(np.arange(500), y)},
+        500,
+        {name: one},
+        {name: {name: other}},
+        constants={name: 0.0},
+        repeats=100,
+        notes=[name],
+    )
 
 
 class _Tags(HTMLParser):
@@ -104,12 +112,21 @@ def test_page_in_a_browser(tmp_path: Path, width: int, dark: bool) -> None:
     (tmp_path / "frame.html").write_text(f"<body style='margin:0'>{inner}{reader}", "utf-8")
     assert CHROMIUM is not None
     words = [
-        CHROMIUM, "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage", "--no-first-run",
-        "--hide-scrollbars", f"--user-data-dir={tmp_path / 'profile'}", "--allow-file-access-from-files",
+        CHROMIUM,
+        "--headless=new",
+        "--no-sandbox",
+        "--disable-gpu",
+        "--disable-dev-shm-usage",
+        "--no-first-run",
+        "--hide-scrollbars",
+        f"--user-data-dir={tmp_path / 'profile'}",
+        "--allow-file-access-from-files",
         "--virtual-time-budget=5000",
-        f"--blink-settings=preferredColorScheme={0 if dark else 1}", "--window-size=1600,900", "--dump-dom",
+        f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+        "--window-size=1600,900",
+        "--dump-dom",
         (tmp_path / "frame.html").as_uri(),
-    ]  # fmt: skip
+    ]
     done = subprocess.run(words, capture_output=True, text=True, timeout=120)
     title = re.search(r"<title>(.*?)</title>", done.stdout)
     assert title, done.stderr[-500:]

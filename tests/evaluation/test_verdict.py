@@ -132,8 +132,18 @@ def test_a_specialist_without_skill_leaves_it_undecided_with_tolerance_zero() ->
 
 def test_one_class_only_is_undecided_and_not_an_error() -> None:
     truth = {"default": TaskTruth(np.arange(100), np.ones(100))}
-    row = judge((BINARY,), truth, 100, {"default": [np.full(100, 0.5)]}, {"r": {"default": [np.full(100, 0.4)]}},
-                constants={"default": 0.5}).comparisons[0].tasks[0]  # fmt: skip
+    row = (
+        judge(
+            (BINARY,),
+            truth,
+            100,
+            {"default": [np.full(100, 0.5)]},
+            {"r": {"default": [np.full(100, 0.4)]}},
+            constants={"default": 0.5},
+        )
+        .comparisons[0]
+        .tasks[0]
+    )
     assert (row.word, row.reason) == ("undecided", "auc is not defined on these test labels")
 
 
@@ -209,8 +219,18 @@ def test_delta_m_by_hand_and_its_interval_resamples_both_sides() -> None:
     units, truth, signal, constants = _world()
     seeds = _models(signal, 0.5, 1, 1)
     # a challenger that is the reference times a constant error: nothing random is left of the ratio when both move together
-    pair = judge((NUMBER,), truth, units, {"loss": [truth["loss"].target + 2 * (seeds["loss"][0] - truth["loss"].target)]},
-                 {"r": {"loss": seeds["loss"]}}, constants=constants).comparisons[0].overall  # fmt: skip
+    pair = (
+        judge(
+            (NUMBER,),
+            truth,
+            units,
+            {"loss": [truth["loss"].target + 2 * (seeds["loss"][0] - truth["loss"].target)]},
+            {"r": {"loss": seeds["loss"]}},
+            constants=constants,
+        )
+        .comparisons[0]
+        .overall
+    )
     assert pair.delta.file.value == pytest.approx(-100)
     assert pair.delta.file.se == pytest.approx(0, abs=1e-9)
 
@@ -311,8 +331,14 @@ def test_bad_input_names_task_and_side() -> None:
         ({"units": units[:10]}, "labelled rows do not fit the test split"),
     ]
     for change, message in cases:
-        settings: dict[str, Any] = {"truth": truth, "units": units, "challenger": one, "references": {"r": one},
-                                    "constants": constants, **change}  # fmt: skip
+        settings: dict[str, Any] = {
+            "truth": truth,
+            "units": units,
+            "challenger": one,
+            "references": {"r": one},
+            "constants": constants,
+            **change,
+        }
         with pytest.raises(BadInput) as caught:
             judge((BINARY, NUMBER), **settings)
         assert message in str(caught.value)

@@ -22,9 +22,11 @@ def residual(gram, w, alpha, preference=1.0):
 
 
 @given(
-    st.sampled_from([1, 2, 3, 10, 40]), st.integers(0, 10**6), st.sampled_from([0.0, 1.0, 3.0, 6.0]),
+    st.sampled_from([1, 2, 3, 10, 40]),
+    st.integers(0, 10**6),
+    st.sampled_from([0.0, 1.0, 3.0, 6.0]),
     st.sampled_from([0.5, 1.0, 2.0, 5.0, 10.0]),
-)  # fmt: skip
+)
 def test_equation(size, seed, spread, alpha):
     j = rows(size, 60, seed, spread)
     gram = j @ j.T

@@ -11,24 +11,12 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from pluribus.errors import BadInput
-from pluribus.linalg.low_rank import (
-    PLANS,
-    Pick,
-    choose,
-    frozen_per_row,
-    mix_outputs,
-    mix_parameters,
-    mixed_parameters,
-    per_row,
-)
+from pluribus.linalg.low_rank import PLANS, Pick, choose, frozen_per_row, mix_outputs, mix_parameters, mixed_parameters, per_row
 
 
 def bank(size: int, rank: int, d_in: int, d_out: int, seed: int = 0, dtype: torch.dtype = torch.float32) -> tuple[Tensor, Tensor]:
     g = torch.Generator().manual_seed(seed)
-    return (
-        torch.randn(size, rank, d_in, generator=g, dtype=dtype),
-        torch.randn(size, d_out, rank, generator=g, dtype=dtype),
-    )
+    return (torch.randn(size, rank, d_in, generator=g, dtype=dtype), torch.randn(size, d_out, rank, generator=g, dtype=dtype))
 
 
 def pick(ids: list[int]) -> Pick:
@@ -46,12 +34,14 @@ def by_hand(x: Tensor, A: Tensor, B: Tensor, ids: list[int], y: Tensor | None, s
 
 
 @given(
-    ids=st.lists(st.integers(0, 4), min_size=1, max_size=6), tokens=st.integers(1, 4), rank=st.sampled_from([4, 8]),
-    with_y=st.booleans(), each=st.booleans(), plan=st.sampled_from([None, *PLANS]),
-)  # fmt: skip
-def test_every_plan_is_the_formula(
-    ids: list[int], tokens: int, rank: int, with_y: bool, each: bool, plan: str | None
-) -> None:
+    ids=st.lists(st.integers(0, 4), min_size=1, max_size=6),
+    tokens=st.integers(1, 4),
+    rank=st.sampled_from([4, 8]),
+    with_y=st.booleans(),
+    each=st.booleans(),
+    plan=st.sampled_from([None, *PLANS]),
+)
+def test_every_plan_is_the_formula(ids: list[int], tokens: int, rank: int, with_y: bool, each: bool, plan: str | None) -> None:
     """Oracle: y + s_e B_e A_e x by hand, with experts that no row uses, one row, one expert, a scale per expert."""
     torch.manual_seed(0)
     A, B = bank(5, rank, 8, 12)

@@ -62,9 +62,16 @@ def test_few_shot_linear_oracle() -> None:
     pool = {str(i): {n: t + draw(*t.shape) for n, t in base.items()} for i in range(2)}
     x, y = draw(40, 6), draw(40, 2)
     learned = atlas(
-        base, pool, model, {"target": [(x, y)]}, lambda m, t, b: ((m(b[0]) - b[1]) ** 2).mean(),
-        steps=800, lr=3e-2, weight_decay=0.0, max_norm=None,
-    )  # fmt: skip
+        base,
+        pool,
+        model,
+        {"target": [(x, y)]},
+        lambda m, t, b: ((m(b[0]) - b[1]) ** 2).mean(),
+        steps=800,
+        lr=3e-2,
+        weight_decay=0.0,
+        max_norm=None,
+    )
     columns = []
     for name, act in (("weight", lambda w: x @ w.T), ("bias", lambda b: b.expand(40, 2))):
         columns += [act(p[name] - base[name]).flatten() for p in pool.values()]
@@ -76,9 +83,7 @@ def test_few_shot_linear_oracle() -> None:
 def test_weight_decay_pulls_to_the_base(bed) -> None:  # type: ignore[no-untyped-def]
     """With a loss that says nothing, AdamW's decay shrinks c by (1 − lr·wd) a step, exactly."""
     model, base, experts, data = bed
-    learned = atlas(
-        base, experts, model, data, lambda m, t, b: 0 * m(b[0]).sum(), init=0.5, steps=10, lr=0.1, weight_decay=0.2
-    )
+    learned = atlas(base, experts, model, data, lambda m, t, b: 0 * m(b[0]).sum(), init=0.5, steps=10, lr=0.1, weight_decay=0.2)
     torch.testing.assert_close(learned.coefficients, torch.full_like(learned.coefficients, 0.5 * (1 - 0.02) ** 10))
 
 
@@ -89,9 +94,8 @@ def test_penalty_is_the_mean_norm_over_blocks(bed, p: float) -> None:  # type: i
     c = torch.full((3, 4), 0.5, dtype=torch.float64, requires_grad=True)
     (2.0 * sum(c[:, b].norm(p=p) for b in range(4)) / 4).backward()
     learned = atlas(
-        base, experts, model, data, lambda m, t, b: 0 * m(b[0]).sum(), init=0.5, gamma=2.0, p=p, steps=1, lr=0.1,
-        weight_decay=0.0,
-    )  # fmt: skip
+        base, experts, model, data, lambda m, t, b: 0 * m(b[0]).sum(), init=0.5, gamma=2.0, p=p, steps=1, lr=0.1, weight_decay=0.0
+    )
     assert c.grad is not None
     torch.testing.assert_close(learned.coefficients[..., 0], 0.5 - 0.1 * c.grad.sign(), atol=1e-6, rtol=1e-6)
 

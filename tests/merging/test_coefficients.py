@@ -195,9 +195,13 @@ def test_tied_tensors_merge_once() -> None:
         e["second.weight"] = e["first.weight"]
     c = C.Coefficients(C.TaskVectors(base, experts))
     learned = C.fit(
-        c, model, C.entropy_objective(C.forward_with()), {"a": [torch.randn(5, 4)]}, steps=5,
+        c,
+        model,
+        C.entropy_objective(C.forward_with()),
+        {"a": [torch.randn(5, 4)]},
+        steps=5,
         optimiser=lambda p: torch.optim.Adam(p, lr=0.05),
-    )  # fmt: skip
+    )
     state = learned.state()
     assert torch.equal(state["first.weight"], state["second.weight"])
     assert not torch.equal(state["first.weight"], base["first.weight"])
@@ -259,9 +263,15 @@ def test_the_best_score_is_kept() -> None:
         return seen[-1]
 
     learned = C.fit(
-        start, model, lambda m, t, b: -sum((p - base[n]).square().sum() for n, p in m.named_parameters()), {"a": [0]},
-        steps=6, optimiser=lambda p: torch.optim.SGD(p, lr=0.01), score=score, every=2,
-    )  # fmt: skip
+        start,
+        model,
+        lambda m, t, b: -sum((p - base[n]).square().sum() for n, p in m.named_parameters()),
+        {"a": [0]},
+        steps=6,
+        optimiser=lambda p: torch.optim.SGD(p, lr=0.01),
+        score=score,
+        every=2,
+    )
     assert seen[0] == max(seen)
     assert float(learned.coefficients.flatten()) == 0.5
     assert float((model[0].weight.detach() - base["0.weight"]).norm()) == pytest.approx(-seen[0])

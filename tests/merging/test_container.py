@@ -139,9 +139,7 @@ def _head_bytes(container: MergeContainer, task: str) -> int:
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_new_task_changes_nothing_for_the_others(
-    kind: str, bed: tuple[State, dict[str, State]], tmp_path: Path
-) -> None:
+def test_a_new_task_changes_nothing_for_the_others(kind: str, bed: tuple[State, dict[str, State]], tmp_path: Path) -> None:
     """Outputs by task id and the others' files keep every bit; a router goes on with the tasks it knows."""
     base, experts = bed
     container = made(kind, base, experts)

@@ -24,42 +24,74 @@ TWO = {"slerp", "nuslerp", "arcee_fusion"}
 ONE = {"nearswap"}
 VARIANTS: list[tuple[str, dict[str, Any]]] = [
     *((name, {}) for name in STATIC if name not in NEED_DATA | {"tall_masks", "doge"}),
-    ("ties", {"scope": "global"}), ("ties", {"reduce": "sum", "density": 0.5}),
+    ("ties", {"scope": "global"}),
+    ("ties", {"reduce": "sum", "density": 0.5}),
     ("dare", {"combine": "ties", "rescale": "l1"}),
-    ("della", {"rescale": "l1", "combine": "linear"}), ("slerp", {"space": "task_vectors"}), ("nuslerp", {"by_rows": True}),
-    ("model_stock", {"by_rows": True}), ("sce", {"density": 0.4}), ("pcb", {"scope": "per_tensor"}), ("emr", {"task": "b"}),
-    ("tall_masks", {"task": "b"}), ("consensus", {"source": "ties"}), ("wudi", {"solver": "adam", "steps": 40}),
+    ("della", {"rescale": "l1", "combine": "linear"}),
+    ("slerp", {"space": "task_vectors"}),
+    ("nuslerp", {"by_rows": True}),
+    ("model_stock", {"by_rows": True}),
+    ("sce", {"density": 0.4}),
+    ("pcb", {"scope": "per_tensor"}),
+    ("emr", {"task": "b"}),
+    ("tall_masks", {"task": "b"}),
+    ("consensus", {"source": "ties"}),
+    ("wudi", {"solver": "adam", "steps": 40}),
     ("knots", {"combine": "mean"}),
-    ("doge", {"steps": 30}), ("doge", {"optimiser": "sgd", "steps": 20}),
-    ("karcher", {"space": "task_vectors"}), ("fisher", {}), ("regmean", {}),
-]  # fmt: skip
+    ("doge", {"steps": 30}),
+    ("doge", {"optimiser": "sgd", "steps": 20}),
+    ("karcher", {"space": "task_vectors"}),
+    ("fisher", {}),
+    ("regmean", {}),
+]
 IDS = [f"{name}-{'-'.join(map(str, s.values()))}" if s else name for name, s in VARIANTS]
 
 # What one expert, coefficient 1, density 1 and nothing dropped means in each method's own settings; None: documented exceptions.
 ALONE: dict[str, dict[str, Any] | None] = {
-    "task_arithmetic": {"scale": 1.0}, "ties": {"density": 1.0}, "dare": {"density": 1.0},
-    "della": {"density": 1.0, "epsilon": 0.0}, "breadcrumbs": {"density": 1.0, "gamma": 0.0, "scale": 1.0},
-    "sce": {"density": 1.0}, "consensus": {"k": 1, "scale": 1.0}, "emr": {"task": "a"}, "tall_masks": {"task": "a"},
+    "task_arithmetic": {"scale": 1.0},
+    "ties": {"density": 1.0},
+    "dare": {"density": 1.0},
+    "della": {"density": 1.0, "epsilon": 0.0},
+    "breadcrumbs": {"density": 1.0, "gamma": 0.0, "scale": 1.0},
+    "sce": {"density": 1.0},
+    "consensus": {"k": 1, "scale": 1.0},
+    "emr": {"task": "a"},
+    "tall_masks": {"task": "a"},
     "nearswap": {"t": 1e9},
-    "slerp": None, "nuslerp": None, "arcee_fusion": None, "model_stock": None,  # need two
-    "iso_c": None, "iso_cts": None,  # flatten the spectrum
+    "slerp": None,
+    "nuslerp": None,
+    "arcee_fusion": None,
+    "model_stock": None,  # need two
+    "iso_c": None,
+    "iso_cts": None,  # flatten the spectrum
     "pcb": None,  # min-max makes the smallest kept entry 0
     "doge": None,  # λ = η/‖τ‖
-}  # fmt: skip
+}
 
 
 def world(seed: int, tasks: str = "abc", size: float = 0.1, dtype: torch.dtype = torch.float32) -> tuple[Any, Any]:
     """A base and experts: matrices, a kernel, vectors, a tensor of one entry, statistics, an integer, a long tensor."""
     g = torch.Generator().manual_seed(seed)
-    shapes = {"enc.0.weight": (12, 20), "enc.0.bias": (12,), "conv.weight": (4, 3, 3, 3), "norm.weight": (7,), "one": (1,),
-              "tall.weight": (9, 1), "norm.running_var": (7,), "norm.running_mean": (7,), "long.weight": (40, 1800)}  # fmt: skip
+    shapes = {
+        "enc.0.weight": (12, 20),
+        "enc.0.bias": (12,),
+        "conv.weight": (4, 3, 3, 3),
+        "norm.weight": (7,),
+        "one": (1,),
+        "tall.weight": (9, 1),
+        "norm.running_var": (7,),
+        "norm.running_mean": (7,),
+        "long.weight": (40, 1800),
+    }
     base: dict[str, Tensor] = {n: torch.randn(s, generator=g).to(dtype) for n, s in shapes.items()}
     base["norm.running_var"].abs_()
     base["steps"] = torch.tensor(5)
     experts = {}
     for t in tasks:
-        experts[t] = {n: (v + size * torch.randn(v.shape, generator=g)).to(dtype) if v.is_floating_point() else v + 1
-                      for n, v in base.items()}  # fmt: skip
+        experts[t] = {
+            n: (v + size * torch.randn(v.shape, generator=g)).to(dtype) if v.is_floating_point() else v + 1
+            for n, v in base.items()
+        }
         experts[t]["norm.running_var"].abs_()
     return base, experts
 
@@ -229,8 +261,12 @@ def test_the_bracket_of_a_sample_finds_the_very_border(seed: int, shape: str, ch
 
 
 @settings(max_examples=40)
-@given(seed=st.integers(0, 10**6), tasks=st.integers(1, 4), density=st.sampled_from([0.0, 0.01, 0.2, 0.5, 1.0]),
-       ties_in_magnitude=st.booleans())  # fmt: skip
+@given(
+    seed=st.integers(0, 10**6),
+    tasks=st.integers(1, 4),
+    density=st.sampled_from([0.0, 0.01, 0.2, 0.5, 1.0]),
+    ties_in_magnitude=st.booleans(),
+)
 def test_trim_keeps_exactly_its_share(seed: int, tasks: int, density: float, ties_in_magnitude: bool) -> None:
     """Against a stable sort: the kept set is exact, ties in magnitude go to the lower index, per tensor and over all tensors."""
     g = torch.Generator().manual_seed(seed)

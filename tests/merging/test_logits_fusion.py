@@ -152,9 +152,15 @@ def models():  # type: ignore[no-untyped-def]
     for seed, width in ((0, 32), (1, 16), (2, 16), (3, 16)):
         torch.manual_seed(seed)
         config = transformers.GPT2Config(
-            vocab_size=40, n_positions=64, n_embd=width, n_layer=2, n_head=2, bos_token_id=0, eos_token_id=None,
+            vocab_size=40,
+            n_positions=64,
+            n_embd=width,
+            n_layer=2,
+            n_head=2,
+            bos_token_id=0,
+            eos_token_id=None,
             initializer_range=0.4,
-        )  # fmt: skip
+        )
         found.append(transformers.GPT2LMHeadModel(config).eval())
     return found
 

@@ -281,14 +281,17 @@ def test_extraction_as_a_command(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert json.loads(capsys.readouterr().out)["error"] <= 0.1**0.5 + 1e-9
 
 
-@pytest.mark.parametrize(("field", "value", "line"), [
-    ("r", "x", "r has 'x'; give a whole number"),
-    ("r", True, "r has True; give a whole number"),
-    ("lora_alpha", "a", "lora_alpha has 'a'; give a number"),
-    ("rank_pattern", [1], "rank_pattern is [1]; give a table"),
-    ("rank_pattern", {"up": 2.5}, "rank_pattern has 2.5; give a whole number"),
-    ("alpha_pattern", {"(": 4}, "alpha_pattern has '('"),
-])  # fmt: skip
+@pytest.mark.parametrize(
+    ("field", "value", "line"),
+    [
+        ("r", "x", "r has 'x'; give a whole number"),
+        ("r", True, "r has True; give a whole number"),
+        ("lora_alpha", "a", "lora_alpha has 'a'; give a number"),
+        ("rank_pattern", [1], "rank_pattern is [1]; give a table"),
+        ("rank_pattern", {"up": 2.5}, "rank_pattern has 2.5; give a whole number"),
+        ("alpha_pattern", {"(": 4}, "alpha_pattern has '('"),
+    ],
+)
 def test_a_configuration_that_is_none_is_one_line(field: str, value: object, line: str, tmp_path: Path) -> None:
     """Broken: a stranger's adapter_config.json ends a merge with a traceback of the regular expressions'."""
     factors = {"up": Factors(torch.ones(6, 2), torch.ones(2, 4), 1.0)}

@@ -97,8 +97,14 @@ def test_dare_is_unbiased() -> None:
     assert float(error.max()) < 4.5
     assert abs(float((found != 0).double().mean()) - (1 - p)) < 0.01
     assert torch.allclose(found[found != 0], (tau.expand_as(found) / (1 - p))[found != 0].double(), rtol=1e-6)
-    masks = merge({"x": torch.zeros(500), "y": torch.zeros(500)}, {t: {"x": torch.ones(500), "y": torch.ones(500)} for t in "ab"},
-                  "dare", density=0.5, rescale="none", weights={"a": 1, "b": 10})  # fmt: skip
+    masks = merge(
+        {"x": torch.zeros(500), "y": torch.zeros(500)},
+        {t: {"x": torch.ones(500), "y": torch.ones(500)} for t in "ab"},
+        "dare",
+        density=0.5,
+        rescale="none",
+        weights={"a": 1, "b": 10},
+    )
     a, b = masks["x"] % 10, masks["x"] // 10
     for one_, other in ((a, b), (a, masks["y"] % 10)):
         assert 0.35 < float((one_ == other).float().mean()) < 0.65
@@ -353,8 +359,11 @@ def test_emr_keeps_each_tasks_l1_norm() -> None:
     experts = {t: {n: torch.randn(v.shape, generator=g) for n, v in base.items()} for t in "abc"}
     for t in "abc":
         found = merge(base, experts, "emr", task=t)
-        assert math.isclose(sum(float(v.abs().sum()) for v in found.values()),
-                            sum(float(v.abs().sum()) for v in experts[t].values()), rel_tol=1e-5)  # fmt: skip
+        assert math.isclose(
+            sum(float(v.abs().sum()) for v in found.values()),
+            sum(float(v.abs().sum()) for v in experts[t].values()),
+            rel_tol=1e-5,
+        )
 
 
 def _orthogonal_updates() -> list[Tensor]:
@@ -477,8 +486,10 @@ def test_doge_gradient_and_projection() -> None:
     assert torch.allclose(u.T @ u, torch.eye(3).double())
     found = doge_module.correction(tau, lam, subspace=3, steps=30, lr=1e-3, optimiser="sgd")
     assert float((u.T @ found).abs().max()) < 1e-10
-    losses = [float(doge_module.loss(doge_module.correction(tau, lam, steps=k, lr=1e-3, optimiser="sgd"), tau, lam))
-              for k in (0, 10, 40)]  # fmt: skip
+    losses = [
+        float(doge_module.loss(doge_module.correction(tau, lam, steps=k, lr=1e-3, optimiser="sgd"), tau, lam))
+        for k in (0, 10, 40)
+    ]
     assert losses[0] > losses[1] > losses[2]
 
 

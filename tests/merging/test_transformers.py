@@ -64,8 +64,14 @@ def test_saved_classifiers_merge_and_load_again(tmp_path: Path) -> None:
 def test_an_adapters_task_and_another_dtype_export_to_what_loads(tmp_path: Path) -> None:
     """An adapter brings no configuration: its head's classes are counted. A bf16 expert does not round the merged trunk."""
     peft = pytest.importorskip("peft")
-    sizes = {"vocab_size": 20, "hidden_size": 8, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16,
-             "max_position_embeddings": 12}  # fmt: skip
+    sizes = {
+        "vocab_size": 20,
+        "hidden_size": 8,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "max_position_embeddings": 12,
+    }
     torch.manual_seed(0)
     transformers.BertModel(transformers.BertConfig(**sizes)).save_pretrained(tmp_path / "base")
     half = transformers.BertForSequenceClassification(transformers.BertConfig(**sizes, num_labels=4)).bfloat16()

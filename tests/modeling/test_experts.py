@@ -19,9 +19,7 @@ def test_equals_separate_linears(size: int, rows: int, shared: bool, seed: int) 
     torch.manual_seed(seed)
     bank = StackedLinear(size, 3, 2)
     x = torch.randn(rows, 3) if shared else torch.randn(size, rows, 3)
-    expected = torch.stack([
-        nn.functional.linear(x if shared else x[i], bank.weight[i].T, bank.bias[i]) for i in range(size)
-    ])
+    expected = torch.stack([nn.functional.linear(x if shared else x[i], bank.weight[i].T, bank.bias[i]) for i in range(size)])
     torch.testing.assert_close(bank(x), expected)
 
 

@@ -51,9 +51,11 @@ def batch(n: int = 40, seed: int = 0) -> Batch:
 
     first = np.arange(n) > 0
     labels = {
-        "click": cells(click, first), "cart": cells(cart, click & first), "buy": cells(buy & cart, cart & known & first),
+        "click": cells(click, first),
+        "cart": cells(cart, click & first),
+        "buy": cells(buy & cart, cart & known & first),
         "dwell": cells(rng.normal(size=n), rng.random(n) < 0.5),
-    }  # fmt: skip
+    }
     return Batch({"x": torch.from_numpy(rng.normal(size=(n, 3)).astype(np.float32))}, n, labels)
 
 

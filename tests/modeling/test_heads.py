@@ -10,11 +10,7 @@ from pluribus.data import Labels
 from pluribus.modeling import Features, Heads
 from pluribus.tasks import Task
 
-TASKS = (
-    Task("loss"),
-    Task("grade", "multiclass", classes=("a", "b", "c")),
-    Task("default", "binary", classes=("0", "1")),
-)
+TASKS = (Task("loss"), Task("grade", "multiclass", classes=("a", "b", "c")), Task("default", "binary", classes=("0", "1")))
 
 
 def _labels(values: list[float]) -> Labels:

@@ -15,16 +15,12 @@ from pluribus.serving.cells import Answerer, scores
 
 @settings(max_examples=25)
 @given(
-    asked=st.lists(
-        st.sets(st.sampled_from(["default", "loss", "calls", "grade", "rating"]), min_size=1), min_size=1, max_size=20
-    )
+    asked=st.lists(st.sets(st.sampled_from(["default", "loss", "calls", "grade", "rating"]), min_size=1), min_size=1, max_size=20)
 )
 def test_mixed_tasks_equal_per_task_ones(asked: list[set[str]], mixed: Any, network_of: Any) -> None:
     """Whatever each row asks for, one forward answers what a forward a task does, to 1e-6 of its scale."""
     network = network_of(mixed)
-    wanted = {
-        task.name: np.array([i for i, names in enumerate(asked) if task.name in names], np.int64) for task in mixed.tasks
-    }
+    wanted = {task.name: np.array([i for i, names in enumerate(asked) if task.name in names], np.int64) for task in mixed.tasks}
     wanted = {name: rows for name, rows in wanted.items() if len(rows)}
     forwards: list[int] = []
     network.model.register_forward_hook(lambda *_: forwards.append(1))

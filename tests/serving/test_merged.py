@@ -20,9 +20,13 @@ from pluribus.merging.folder import export_task
 transformers = pytest.importorskip("transformers", reason="the extra 'text' is not installed")
 
 SIZES = {
-    "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+    "vocab_size": 30,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
     "max_position_embeddings": 20,
-}  # fmt: skip
+}
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", *(f"w{i}" for i in range(25))]
 LABELS = {"cars": ["slow", "fast"], "birds": ["owl", "tit", "crow"], "price": ["value"]}
 
@@ -189,8 +193,15 @@ def test_token_ids_where_there_is_no_tokenizer(tmp_path: Path, client_of: Any) -
     bundle(base, experts, "emr").save(tmp_path / "c", homes_of(experts))
     model = load(tmp_path / "c")
     good = [2, 7, 8, 3]
-    rows = [{"input_ids": good}, {"input_ids": [2, 99]}, {"input_ids": []}, {"input_ids": [2, 1.5]}, {"input_ids": good * 6},
-            {"input_ids": "2 3"}, {"input_ids": [2, "a"]}]  # fmt: skip
+    rows = [
+        {"input_ids": good},
+        {"input_ids": [2, 99]},
+        {"input_ids": []},
+        {"input_ids": [2, 1.5]},
+        {"input_ids": good * 6},
+        {"input_ids": "2 3"},
+        {"input_ids": [2, "a"]},
+    ]
     answer = client_of(model).post("/predict?tasks=birds", json={"rows": rows}).json()["rows"]
     own = transformers.AutoModelForSequenceClassification.from_pretrained(experts["birds"]).eval()
     state = bundle(base, experts, "emr").state("birds")
@@ -205,8 +216,15 @@ def test_token_ids_where_there_is_no_tokenizer(tmp_path: Path, client_of: Any) -
 
 def test_images_as_flat_lists(tmp_path: Path) -> None:
     """A vision transformer reads channels × height × width numbers a row; another count is not predicted."""
-    sizes = {"hidden_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2, "intermediate_size": 16, "image_size": 8,
-             "patch_size": 4, "num_channels": 1}  # fmt: skip
+    sizes = {
+        "hidden_size": 16,
+        "num_hidden_layers": 1,
+        "num_attention_heads": 2,
+        "intermediate_size": 16,
+        "image_size": 8,
+        "patch_size": 4,
+        "num_channels": 1,
+    }
     torch.manual_seed(0)
     base = transformers.ViTModel(transformers.ViTConfig(**sizes), add_pooling_layer=False)
     base.save_pretrained(tmp_path / "base")
@@ -290,11 +308,14 @@ def test_a_row_asked_for_several_tasks_runs_as_rarely_as_it_can(
 
 FAMILIES = {
     "RoBERTa": ("Roberta", {**SIZES, "max_position_embeddings": 22, "pad_token_id": 1}, "layer.0"),
-    "DistilBERT": ("DistilBert", {"vocab_size": 30, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24,
-                                  "max_position_embeddings": 20}, "layer.0"),
+    "DistilBERT": (
+        "DistilBert",
+        {"vocab_size": 30, "dim": 16, "n_layers": 2, "n_heads": 2, "hidden_dim": 24, "max_position_embeddings": 20},
+        "layer.0",
+    ),
     "GPT-2": ("GPT2", {"vocab_size": 30, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 20, "pad_token_id": 0}, "h.0"),
     "LLaMA": ("Llama", {**SIZES, "pad_token_id": 0}, "layers.0"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("family", FAMILIES)

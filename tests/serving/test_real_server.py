@@ -142,10 +142,27 @@ def test_tls(network: Any, tmp_path: Path, capfd: pytest.CaptureFixture[str]) ->
         pytest.skip("there is no openssl to make a certificate")
     names = [str(tmp_path / name) for name in ("cert.pem", "key.pem")]
     subprocess.run(
-        [openssl, "req", "-x509", "-newkey", "rsa:2048", "-nodes", "-subj", "/CN=localhost", "-addext",
-         "subjectAltName=DNS:localhost", "-days", "2", "-out", names[0], "-keyout", names[1]],
-        check=True, capture_output=True,
-    )  # fmt: skip
+        [
+            openssl,
+            "req",
+            "-x509",
+            "-newkey",
+            "rsa:2048",
+            "-nodes",
+            "-subj",
+            "/CN=localhost",
+            "-addext",
+            "subjectAltName=DNS:localhost",
+            "-days",
+            "2",
+            "-out",
+            names[0],
+            "-keyout",
+            names[1],
+        ],
+        check=True,
+        capture_output=True,
+    )
     network.save(tmp_path / "model")
     command = [sys.executable, "-m", "pluribus", "serve", str(tmp_path / "model"), "--port", "0", "--certificate", names[0]]
     with subprocess.Popen([*command, "--key", names[1]], stderr=subprocess.PIPE, text=True) as child:

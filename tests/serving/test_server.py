@@ -125,18 +125,27 @@ def test_members_that_are_not_asked_do_not_run(mixed: Any, network_of: Any, rows
         member.model.register_forward_hook(lambda *_, name=name: calls.update({name: calls[name] + 1}))
     assert client.post("/predict?tasks=default,calls", json={"rows": rows}).status_code == 200
     assert calls == {"one": 1, "two": 0}
-    assert len(client.post("/predict", json={"rows": rows}).json()["rows"][0]["values"]) == len(network_of(mixed).predict(
-        pd.DataFrame(rows)).columns)  # fmt: skip
+    assert len(client.post("/predict", json={"rows": rows}).json()["rows"][0]["values"]) == len(
+        network_of(mixed).predict(pd.DataFrame(rows)).columns
+    )
     assert calls == {"one": 2, "two": 1}
 
 
 def test_one_bad_row_answers_in_its_own_slot(network: Any, mixed_frame: Any, rows: Any, client_of: Any) -> None:
     """Wrong types, NaN, missing columns: the row says so, its neighbours are predicted."""
     bad: list[Any] = [
-        {**rows[1], "x0": "many"}, {**rows[1], "word": ["a"]}, {k: v for k, v in rows[1].items() if k != "x2"},
-        5, None, [], {**rows[1], "x1": 10**400}, {**rows[1], "word": "\ud800"}, {**rows[1], "word": "w" * 20_000},
-        {**rows[1], "x3": {"deep": [1]}}, {**rows[1], "x0": True},
-    ]  # fmt: skip
+        {**rows[1], "x0": "many"},
+        {**rows[1], "word": ["a"]},
+        {k: v for k, v in rows[1].items() if k != "x2"},
+        5,
+        None,
+        [],
+        {**rows[1], "x1": 10**400},
+        {**rows[1], "word": "\ud800"},
+        {**rows[1], "word": "w" * 20_000},
+        {**rows[1], "x3": {"deep": [1]}},
+        {**rows[1], "x0": True},
+    ]
     text = json.dumps({"rows": [rows[0], *bad, rows[1]]})
     answer = client_of(network).post("/predict", content=text).json()["rows"]
     assert len(answer) == len(bad) + 2
@@ -301,9 +310,12 @@ def test_metrics(network: Any, rows: Any, client_of: Any) -> None:
     client.post("/predict", content=b"no")
     text = client.get("/metrics").text
     for line in (
-        "pluribus_request_seconds_count 2.0", "pluribus_batch_rows_sum 12.0", 'pluribus_task_rows_total{task="loss"} 12.0',
-        "pluribus_row_errors_total 1.0", 'pluribus_refusals_total{reason="malformed"} 1.0',
-    ):  # fmt: skip
+        "pluribus_request_seconds_count 2.0",
+        "pluribus_batch_rows_sum 12.0",
+        'pluribus_task_rows_total{task="loss"} 12.0',
+        "pluribus_row_errors_total 1.0",
+        'pluribus_refusals_total{reason="malformed"} 1.0',
+    ):
         assert line in text, line
 
 
@@ -476,9 +488,12 @@ def test_lists_are_bounded() -> None:
     from types import SimpleNamespace
 
     columns: Any = SimpleNamespace(
-        id=None, inputs=[SimpleNamespace(name="s", type="sequence")], sequences={"s": SimpleNamespace(kind="number")}, texts=(),
+        id=None,
+        inputs=[SimpleNamespace(name="s", type="sequence")],
+        sequences={"s": SimpleNamespace(kind="number")},
+        texts=(),
         task_column=None,
-    )  # fmt: skip
+    )
     rows = Reader(columns, Limits(elements=2)).json(b'[{"s": [1, 2]}, {"s": [1, 2, 3]}]')
     assert rows.good == [0]
     assert "is a list of 3, the limit is 2" in rows.errors[1]

@@ -10,9 +10,13 @@ from pluribus.study.report.experts import experts
 
 def summary(**health: Any) -> dict[str, Any]:
     run = {
-        "zero_share": {"experts": 0.4}, "dead_units": {"experts": 0.02}, "scale_spread": {"experts": 1.7},
-        "gate_entropy": {"click": 0.62, "buy": 0.41}, "occupancy": [0.55, 0.61], **health,
-    }  # fmt: skip
+        "zero_share": {"experts": 0.4},
+        "dead_units": {"experts": 0.02},
+        "scale_spread": {"experts": 1.7},
+        "gate_entropy": {"click": 0.62, "buy": 0.41},
+        "occupancy": [0.55, 0.61],
+        **health,
+    }
     return {"candidates": {"mmoe": {"label": "MMoE", "settings": {}}}, "expert_health": {"mmoe": [run, run]}}
 
 
@@ -26,10 +30,12 @@ def test_healthy_experts() -> None:
 def test_the_sick_are_pointed_out() -> None:
     found = experts(
         summary(
-            dead_units={"experts": 0.5}, scale_spread={"experts": None}, gate_entropy={"<click>": 1.0, "buy": math.nan},
+            dead_units={"experts": 0.5},
+            scale_spread={"experts": None},
+            gate_entropy={"<click>": 1.0, "buy": math.nan},
             occupancy=[0.97, None],
         )
-    )  # fmt: skip
+    )
     assert "50 % of the units of experts give the same value on every row" in found
     assert "an expert of experts gives one value only" in found
     assert "the gates of 1 task mix all experts alike (&lt;click&gt;)" in found

@@ -241,10 +241,7 @@ def test_a_mixture_is_the_sum_whatever_the_plan(a: int, e: int, d: int, rows: in
     """Whether a product a row or a pass an addend: the same sum and the same gradients, on both sides of every threshold."""
     draw = torch.Generator().manual_seed(a + 10 * e + 100 * d)
     weights = torch.rand(a, rows, e, generator=draw, dtype=torch.float64, requires_grad=True)
-    for shape, run, reference in (
-        ((e, rows, d), mix, "abe,ebd->abd"),
-        ((a, e, rows, d), mix_own, "abe,aebd->abd"),
-    ):
+    for shape, run, reference in (((e, rows, d), mix, "abe,ebd->abd"), ((a, e, rows, d), mix_own, "abe,aebd->abd")):
         outputs = torch.randn(shape, generator=draw, dtype=torch.float64, requires_grad=True)
         mine, theirs = run(weights, outputs), torch.einsum(reference, weights, outputs)
         torch.testing.assert_close(mine, theirs)

@@ -61,9 +61,18 @@ def finished(loans: pd.DataFrame, tmp_path_factory: pytest.TempPathFactory) -> A
     from pluribus.study import Study
 
     study = Study(
-        loans, TARGETS, folder=tmp_path_factory.mktemp("runs"), jobs=1, id="loan", group="customer", split="time:opened",
-        weight="exposure", metrics={"default": "gini"}, name="loans", **FAST,
-    )  # fmt: skip
+        loans,
+        TARGETS,
+        folder=tmp_path_factory.mktemp("runs"),
+        jobs=1,
+        id="loan",
+        group="customer",
+        split="time:opened",
+        weight="exposure",
+        metrics={"default": "gini"},
+        name="loans",
+        **FAST,
+    )
     return study, study.run()
 
 
@@ -82,26 +91,38 @@ def summary_of() -> Callable[..., dict[str, Any]]:
         noise = {t.name: rng.normal(size=(seeds, rows)) * 0.05 + rng.normal(size=rows) for t in tasks}
 
         def side(strength: Any) -> dict[str, list[Any]]:
-            return {
-                t.name: [1 / (1 + np.exp(-(s * target[t.name] + e))) for e in noise[t.name]] for t, s in zip(tasks, strength)
-            }
+            return {t.name: [1 / (1 + np.exp(-(s * target[t.name] + e))) for e in noise[t.name]] for t, s in zip(tasks, strength)}
 
         sides = {"joint": side(ones), "alone": side(others)}
         truth = {name: TaskTruth(np.arange(rows), y) for name, y in target.items()}
         verdict = judge(
-            tasks, truth, rows, sides["joint"], {"best specialists": sides["alone"], "same-encoder specialists": sides["alone"]},
-            constants=dict.fromkeys(target, 0.4), challenger_name="Joint", repeats=100,
-        )  # fmt: skip
+            tasks,
+            truth,
+            rows,
+            sides["joint"],
+            {"best specialists": sides["alone"], "same-encoder specialists": sides["alone"]},
+            constants=dict.fromkeys(target, 0.4),
+            challenger_name="Joint",
+            repeats=100,
+        )
         costs = {"parameters": 900, "flops_per_row": 1800.0, "bytes": 4000, "train_seconds": 3.0, "rows_per_second": 1e5}
         curve = {name: [0.5, 0.6, 0.7] for name in target}
         candidates = {
             key: {
-                "label": key.title(), "per_task": key == "alone", "encoder": "mlp", "settings": {"width": 64}, "seeds": [0, 1, 2],
-                "rules": [0.1, 0.2, 0.3], "undertrained": [], "curves": [curve] * seeds, "seconds": [1.0] * seeds, "costs": costs,
+                "label": key.title(),
+                "per_task": key == "alone",
+                "encoder": "mlp",
+                "settings": {"width": 64},
+                "seeds": [0, 1, 2],
+                "rules": [0.1, 0.2, 0.3],
+                "undertrained": [],
+                "curves": [curve] * seeds,
+                "seconds": [1.0] * seeds,
+                "costs": costs,
                 "valid": [],
             }
             for key in ("joint", "alone", "other")
-        }  # fmt: skip
+        }
         cells = {"labelled": rows, "missing": 0, "not_applicable": 0, "delayed": 0}
         bins = [
             {"rows": 40, "weight": 40.0, "predicted": p, "observed": p, "low": p - 0.05, "high": p + 0.05} for p in (0.1, 0.5)
@@ -109,23 +130,44 @@ def summary_of() -> Callable[..., dict[str, Any]]:
         auc = {"auc": 0.7, "logloss": 0.6}
         reason = "no main task is worse on validation"
         return {
-            "schema_version": 1, "name": "example", "headline": verdict.headline + " Recommended: the one model.",
+            "schema_version": 1,
+            "name": "example",
+            "headline": verdict.headline + " Recommended: the one model.",
             "choice": {
-                "winner": "joint", "specialists": dict.fromkeys(target, "alone"), "same_encoder": "alone",
-                "recommended": "one model", "answers": dict.fromkeys(target, "joint"), "trials": {}, "settings": {}, "rules": {},
-                "valid_words": dict.fromkeys(target, "as good"), "reason": reason,
+                "winner": "joint",
+                "specialists": dict.fromkeys(target, "alone"),
+                "same_encoder": "alone",
+                "recommended": "one model",
+                "answers": dict.fromkeys(target, "joint"),
+                "trials": {},
+                "settings": {},
+                "rules": {},
+                "valid_words": dict.fromkeys(target, "as good"),
+                "reason": reason,
             },
             "verdict": verdict.to_dict(),
             "tasks": [{**t.to_dict(), "cells": dict.fromkeys(("train", "valid", "test"), cells)} for t in tasks],
-            "parts": {"train": 3 * rows, "valid": rows, "test": rows}, "split": "random", "unit": "row",
-            "units": {"train": 3 * rows, "valid": rows, "test": rows}, "notes": [], "warnings": [], "labelled_at_random": {},
+            "parts": {"train": 3 * rows, "valid": rows, "test": rows},
+            "split": "random",
+            "unit": "row",
+            "units": {"train": 3 * rows, "valid": rows, "test": rows},
+            "notes": [],
+            "warnings": [],
+            "labelled_at_random": {},
             "holes": {"words": ["labelled", "missing", "not_applicable", "delayed"], "codes": {n: [0, 1, 2, 3] for n in target}},
-            "candidates": candidates, "test": {key: [dict.fromkeys(target, auc)] * seeds for key in candidates},
-            "champion": None, "costs": {"model": costs, "specialists": {**costs, "parameters": 2700.0}},
+            "candidates": candidates,
+            "test": {key: [dict.fromkeys(target, auc)] * seeds for key in candidates},
+            "champion": None,
+            "costs": {"model": costs, "specialists": {**costs, "parameters": 2700.0}},
             "reliability": dict.fromkeys(target, bins),
             "hashes": {"data": "0" * 64, "code": "1" * 64, "tasks": dict.fromkeys(target, "2" * 64)},
-            "versions": {"pluribus": "0", "python": "3"}, "openings": 1, "plan": "Budget 60 core-seconds", "left_out": {},
-            "failed": {}, "settings": {"budget": "60", "level": 0.95}, "seconds": 3.0,
-        }  # fmt: skip
+            "versions": {"pluribus": "0", "python": "3"},
+            "openings": 1,
+            "plan": "Budget 60 core-seconds",
+            "left_out": {},
+            "failed": {},
+            "settings": {"budget": "60", "level": 0.95},
+            "seconds": 3.0,
+        }
 
     return make

@@ -39,8 +39,12 @@ def test_all_compared_roads_try_the_same_learning_rates(study_of: Any, loans: An
     study = study_of(loans, **settings)
     roads = {road.candidate: road for road in study._plan.roads}
     assert set(roads) == {
-        "lightgbm_per_task", "shared_bottom_equal", "shared_bottom_fixed", "shared_bottom+nash", "shared_bottom+dwa",
-    }  # fmt: skip
+        "lightgbm_per_task",
+        "shared_bottom_equal",
+        "shared_bottom_fixed",
+        "shared_bottom+nash",
+        "shared_bottom+dwa",
+    }
     equal = roads["shared_bottom_equal"].configurations
     assert len(equal) == 4
     assert roads["shared_bottom+nash"].configurations == roads["shared_bottom+dwa"].configurations == equal
@@ -60,9 +64,7 @@ def test_a_point_beyond_the_grid_is_refused(study_of: Any, loans: Any) -> None:
 
 def test_a_study_of_balancers(study_of: Any, loans: Any) -> None:
     """If this fails, a balancer is not compared with what its time could have bought, or the report keeps silent of it."""
-    study = study_of(
-        loans, candidates=["lightgbm_per_task"], balancers=["upgrad"], seeds=1, name="balanced", budget="900s"
-    )
+    study = study_of(loans, candidates=["lightgbm_per_task"], balancers=["upgrad"], seeds=1, name="balanced", budget="900s")
     folder = study.run().folder
     summary = read_json(folder / "report.json")
     rows = {row["candidate"]: row for row in summary["balancers"]}
@@ -86,15 +88,27 @@ def test_a_study_of_balancers(study_of: Any, loans: Any) -> None:
 
 
 RECORD = {
-    "tasks": ["default", "prepay", "loss"], "steps": 16, "measured": 16, "conflict_ratio": 0.5, "effective_tasks": 2.5,
-    "pareto_gap": 0.3, "cosine": [[1, -0.4, 0.2], [-0.4, 1, 0.0], [0.2, 0.0, 1]],
-    "conflicts": [[0, 1, 0], [1, 0, 0.5], [0, 0.5, 0]], "affinity": [[4, -2, 1], [-2, 4, 0], [1, 0, 4]],
-}  # fmt: skip
+    "tasks": ["default", "prepay", "loss"],
+    "steps": 16,
+    "measured": 16,
+    "conflict_ratio": 0.5,
+    "effective_tasks": 2.5,
+    "pareto_gap": 0.3,
+    "cosine": [[1, -0.4, 0.2], [-0.4, 1, 0.0], [0.2, 0.0, 1]],
+    "conflicts": [[0, 1, 0], [1, 0, 0.5], [0, 0.5, 0]],
+    "affinity": [[4, -2, 1], [-2, 4, 0], [1, 0, 4]],
+}
 
 
 def _record(**more: Any) -> dict[str, Any]:
-    moment = {"measured": 8, "conflict_ratio": 0.6, "effective_tasks": 2.4, "pareto_gap": 0.4, "tasks": RECORD["tasks"],
-              "cosine": RECORD["cosine"]}  # fmt: skip
+    moment = {
+        "measured": 8,
+        "conflict_ratio": 0.6,
+        "effective_tasks": 2.4,
+        "pareto_gap": 0.4,
+        "tasks": RECORD["tasks"],
+        "cosine": RECORD["cosine"],
+    }
     return {**RECORD, "over_time": [moment, {**moment, "measured": 16, "conflict_ratio": 0.4}], **more}
 
 

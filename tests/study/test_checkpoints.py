@@ -26,9 +26,13 @@ from pluribus.study.paired import Scored, compare_scores
 transformers = pytest.importorskip("transformers", reason="the extra 'text' is not installed")
 
 SIZES = {
-    "vocab_size": 30, "hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 24,
+    "vocab_size": 30,
+    "hidden_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "intermediate_size": 24,
     "max_position_embeddings": 16,
-}  # fmt: skip
+}
 TASKS = {"cars": 2, "birds": 3}
 
 EVALUATOR = '''
@@ -68,13 +72,23 @@ def _home(tmp_path_factory: pytest.TempPathFactory) -> Path:
             with torch.no_grad():
                 label = model(input_ids=ids).logits.argmax(-1).numpy()
             noise = rng.random(count) < 0.1
-            frame = pd.DataFrame({"id": [f"{task}-{i}" for i in range(count)], "ids": ids.tolist(),
-                                  "label": np.where(noise, (label + 1) % classes, label)})  # fmt: skip
+            frame = pd.DataFrame(
+                {
+                    "id": [f"{task}-{i}" for i in range(count)],
+                    "ids": ids.tolist(),
+                    "label": np.where(noise, (label + 1) % classes, label),
+                }
+            )
             if task == "birds":
                 frame["author"] = [f"a{i % 40}" for i in range(count)]
             frame.to_parquet(home / f"{task}-{split}.parquet")
-        experts[task] = {"path": task, "metric": "accuracy", "direction": "max", "valid": f"{task}-valid.parquet",
-                         "test": f"{task}-test.parquet"}  # fmt: skip
+        experts[task] = {
+            "path": task,
+            "metric": "accuracy",
+            "direction": "max",
+            "valid": f"{task}-valid.parquet",
+            "test": f"{task}-test.parquet",
+        }
     (home / "checkpoints.yaml").write_text(
         yaml.safe_dump({"schema_version": 1, "kind": "checkpoints", "base": "base", "experts": experts}, sort_keys=False), "utf-8"
     )
@@ -107,8 +121,17 @@ def test_everything_is_there(done: Path) -> None:
     results = pd.read_parquet(done / "results.parquet")
     assert len(results) == 7 * 2
     assert list(results.columns) == [
-        "method", "seed", "task", "metric", "value", "direction", "selection", "seconds", "memory", "main",
-    ]  # fmt: skip
+        "method",
+        "seed",
+        "task",
+        "metric",
+        "value",
+        "direction",
+        "selection",
+        "seconds",
+        "memory",
+        "main",
+    ]
     for row in summary["candidates"].values():
         assert 0 < row["latency"]["p50"] <= row["latency"]["p99"]
     stored = {name: row["bytes"] for name, row in summary["candidates"].items()}
@@ -136,11 +159,7 @@ def test_valid_chooses_and_test_is_asked_after(done: Path, home: Path) -> None:
     """The choice is the smallest road within 2 % on every task of the valid split; no test row is scored before."""
     summary, choice = (json.loads((done / f"{name}.json").read_text()) for name in ("report", "choice"))
     rows = summary["candidates"]
-    good = [
-        name
-        for name in METHODS
-        if all(rows[name]["valid"][t] >= 0.98 * rows["experts"]["valid"][t] - 1e-12 for t in TASKS)
-    ]
+    good = [name for name in METHODS if all(rows[name]["valid"][t] >= 0.98 * rows["experts"]["valid"][t] - 1e-12 for t in TASKS)]
     if good:
         assert choice["recommended"] == "one model"
         assert rows[choice["winner"]]["bytes"] == min(rows[name]["bytes"] for name in good)
@@ -336,9 +355,13 @@ def test_bad_files_end_in_one_line(
     ],
 )
 def test_bad_commands_end_in_one_line(
-    options: list[str], words: str, home: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    words: str,
+    home: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,
-) -> None:  # fmt: skip
+) -> None:
     """The evaluator is missing, is no function, or an option belongs to the other kind of study."""
     monkeypatch.chdir(tmp_path)
     assert run(["study", str(home / "checkpoints.yaml"), *(o.format(home=home) for o in options)]) == 2

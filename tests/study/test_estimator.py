@@ -42,11 +42,13 @@ def _mixed(n: int = 300) -> tuple[pd.DataFrame, pd.DataFrame]:
     X = pd.DataFrame({"a": rng.normal(size=n), "b": rng.normal(size=n), "c": rng.choice(["u", "v", "w"], n)})
     X.loc[::7, "a"] = np.nan
     signal = X["a"].fillna(0) + (X["c"] == "v") * 2
-    Y = pd.DataFrame({
-        "sold": (signal + rng.normal(size=n) > 1).map({True: "yes", False: "no"}),
-        "price": 100 * signal + rng.normal(size=n),
-        "visits": rng.poisson(np.exp(0.3 * X["b"])),
-    })  # fmt: skip
+    Y = pd.DataFrame(
+        {
+            "sold": (signal + rng.normal(size=n) > 1).map({True: "yes", False: "no"}),
+            "price": 100 * signal + rng.normal(size=n),
+            "visits": rng.poisson(np.exp(0.3 * X["b"])),
+        }
+    )
     Y["price"] = Y["price"].mask(rng.random(n) < 0.4)
     Y["sold"] = Y["sold"].mask(rng.random(n) < 0.2)
     return X, Y

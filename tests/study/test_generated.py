@@ -21,8 +21,11 @@ def test_a_study_file_names_a_generator(tmp_path: Path) -> None:
     assert spec.run_name == "multitab_bench"
     study = Study.from_spec(spec, folder=tmp_path / "runs", jobs=1)
     assert [(task.name, task.kind) for task in study.table.tasks] == [
-        ("y0", "regression"), ("y1", "binary"), ("y2", "regression"), ("y3", "regression"),
-    ]  # fmt: skip
+        ("y0", "regression"),
+        ("y1", "binary"),
+        ("y2", "regression"),
+        ("y3", "regression"),
+    ]
     assert list(study.table.inputs) == [f"x{j}" for j in range(6)]
     assert study.data.n_rows == 300
 

@@ -284,8 +284,14 @@ def test_pictures_show_every_word(summary_of: Make) -> None:
 def test_no_verdict(summary: dict[str, Any]) -> None:
     """No joint model, or no specialist: the page says that there is no verdict, and gives no word."""
     summary |= {"verdict": None, "headline": "No verdict: no joint model ran."}
-    summary["choice"] |= {"winner": None, "specialists": {}, "same_encoder": None, "recommended": "specialists",
-                          "reason": "no joint model ran", "valid_words": {}}  # fmt: skip
+    summary["choice"] |= {
+        "winner": None,
+        "specialists": {},
+        "same_encoder": None,
+        "recommended": "specialists",
+        "reason": "no joint model ran",
+        "valid_words": {},
+    }
     found = Page(bare(summary))
     assert "No verdict: no joint model ran." in found.texts["verdict"]
     assert "There is no verdict" in found.texts["gains"]

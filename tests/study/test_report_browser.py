@@ -22,10 +22,19 @@ pytestmark = [
     pytest.mark.skipif(CHROMIUM is None, reason="no Chromium on this machine (apt-get install chromium)"),
 ]
 FLAGS = [
-    "--headless=new", "--no-sandbox", "--disable-gpu", "--disable-quic", "--no-first-run", "--disable-background-networking",
-    "--disable-component-update", "--disable-sync", "--disable-dev-shm-usage", "--hide-scrollbars", "--virtual-time-budget=20000",
+    "--headless=new",
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+    "--disable-dev-shm-usage",
+    "--hide-scrollbars",
+    "--virtual-time-budget=20000",
     "--host-resolver-rules=MAP * ~NOTFOUND, EXCLUDE 127.0.0.1",
-]  # fmt: skip
+]
 NAMES = ["cancelled", "departure_delay", "<script>late</script>", "air_time"]
 
 # Counts what goes wrong from the first byte on.
@@ -97,10 +106,15 @@ def seen(tmp_path: Path) -> Callable[..., dict[str, Any]]:
         (tmp_path / "inner.html").write_text(inside, "utf-8")
         (tmp_path / "frame.html").write_text(FRAME.replace("WIDTH", str(width)).replace("HEIGHT", str(height)), "utf-8")
         command = [
-            str(CHROMIUM), *FLAGS, f"--user-data-dir={tmp_path / 'profile'}", f"--window-size={max(width, 500)},{height}",
-            f"--blink-settings=preferredColorScheme={0 if dark else 1}", f"--log-net-log={tmp_path / 'net.json'}",
-            "--dump-dom", (tmp_path / "frame.html").as_uri(),
-        ]  # fmt: skip
+            str(CHROMIUM),
+            *FLAGS,
+            f"--user-data-dir={tmp_path / 'profile'}",
+            f"--window-size={max(width, 500)},{height}",
+            f"--blink-settings=preferredColorScheme={0 if dark else 1}",
+            f"--log-net-log={tmp_path / 'net.json'}",
+            "--dump-dom",
+            (tmp_path / "frame.html").as_uri(),
+        ]
         done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
         found = re.search(r'data-found="([^"]*)"', done.stdout)
         assert found, done.stdout[:2000] + done.stderr[-2000:]

@@ -33,11 +33,18 @@ def test_everything_is_written(finished: Any) -> None:
     assert (result.folder / "model" / "pluribus.json").is_file()
     rows = pd.read_parquet(result.folder / "results.parquet")
     assert list(rows.columns) == [
-        "method", "seed", "task", "metric", "value", "direction", "selection", "seconds", "memory", "main",
-    ]  # fmt: skip
-    assert set(rows["method"]) == {
-        "single_networks", "lightgbm_per_task", "shared_bottom_equal", "shared_bottom_uncertainty",
-    }  # fmt: skip
+        "method",
+        "seed",
+        "task",
+        "metric",
+        "value",
+        "direction",
+        "selection",
+        "seconds",
+        "memory",
+        "main",
+    ]
+    assert set(rows["method"]) == {"single_networks", "lightgbm_per_task", "shared_bottom_equal", "shared_bottom_uncertainty"}
     assert set(rows.loc[rows["task"] == "default", "metric"]) >= {"gini", "auc", "logloss"}
 
 
@@ -236,9 +243,14 @@ def test_champion_enters_as_a_specialist(study_of: Any, loans: pd.DataFrame, tmp
     truth = loans["loss"].to_numpy()
     pd.DataFrame({"loan": loans["loan"], "loss": truth}).to_parquet(tmp_path / "champion.parquet")
     study = study_of(
-        loans, ["default", "loss:regression"], ignore=["prepay", "calls"], seeds=1, name="champion",
-        candidates=["lightgbm_per_task", "shared_bottom_equal"], champion=str(tmp_path / "champion.parquet"),
-    )  # fmt: skip
+        loans,
+        ["default", "loss:regression"],
+        ignore=["prepay", "calls"],
+        seeds=1,
+        name="champion",
+        candidates=["lightgbm_per_task", "shared_bottom_equal"],
+        champion=str(tmp_path / "champion.parquet"),
+    )
     result = study.run()
     assert result.choice["specialists"]["loss"] == "champion"
     assert result.verdict.comparisons[0].of("loss").word in ("worse", "undecided")
@@ -293,9 +305,17 @@ def test_long_layout(tmp_path: Path) -> None:
     shift = pd.Series(school).map({"s1": 0.0, "s2": 1.0, "s3": -1.0}).to_numpy()
     frame = pd.DataFrame(x, columns=["x", "y", "z"]).assign(school=school, score=2 * x[:, 0] + shift + rng.normal(size=n))
     study = Study(
-        frame, ["score:regression"], task_column="school", folder=tmp_path, name="long", jobs=1, budget="600s", seeds=1,
-        configurations=1, repeats=200,
-    )  # fmt: skip
+        frame,
+        ["score:regression"],
+        task_column="school",
+        folder=tmp_path,
+        name="long",
+        jobs=1,
+        budget="600s",
+        seeds=1,
+        configurations=1,
+        repeats=200,
+    )
     result = study.run()
     assert {row.task for row in result.verdict.comparisons[0].tasks} == {"s1", "s2", "s3"}
     assert "lightgbm_pooled" in result.choice["rules"]

@@ -33,10 +33,16 @@ def frame(rows: int = 1200, seed: int = 0) -> pd.DataFrame:
         near[name] = np.array([sum(int(word[1:]) % 3 == i % 3 for word in each) for each, i in zip(lists[name], item)])
     like = (near["clicked"] + 0.3 * rng.normal(size=rows) > 1).astype(int)
     buy = (near["bought"] + 0.3 * rng.normal(size=rows) > 1).astype(int)
-    return pd.DataFrame({
-        "age": rng.normal(size=rows), "city": rng.choice(["x", "y"], rows), "item": [f"i{j}" for j in item], **lists,
-        "like": like, "buy": buy,
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "age": rng.normal(size=rows),
+            "city": rng.choice(["x", "y"], rows),
+            "item": [f"i{j}" for j in item],
+            **lists,
+            "like": like,
+            "buy": buy,
+        }
+    )
 
 
 def made(**roles: Any) -> Prepared:
@@ -101,7 +107,7 @@ def test_interest_by_hand() -> None:
                     continue
                 h = s[n, row, :length] + extractor.place[:length].flip(0)
                 z = gamma[0] * torch.nn.functional.layer_norm(h, (8,)) + beta[0]
-                queries, keys, values = ((z @ w + b).reshape(length, 3, 2, 4).permute(1, 2, 0, 3))
+                queries, keys, values = (z @ w + b).reshape(length, 3, 2, 4).permute(1, 2, 0, 3)
                 p = (queries @ keys.transpose(-1, -2) / math.sqrt(4)).softmax(-1)
                 read = (p @ values).transpose(0, 1).reshape(length, 8) @ attention.out.weight[0] + attention.out.bias[0]
                 h = h + read

@@ -70,9 +70,11 @@ def test_missing_numbers_never_reach_a_gradient(kind: str) -> None:
     """NaN gives zeros and an indicator, finite gradients, and does not depend on what would have been there."""
     torch.manual_seed(0)
     values = {
-        "plain": lambda: Plain(2), "piecewise_linear": lambda: PiecewiseLinear([[-1.0, 0, 1]] * 2),
-        "plr": lambda: PLR(2, lite=False), "plr_lite": lambda: PLR(2),
-    }[kind]()  # fmt: skip
+        "plain": lambda: Plain(2),
+        "piecewise_linear": lambda: PiecewiseLinear([[-1.0, 0, 1]] * 2),
+        "plr": lambda: PLR(2, lite=False),
+        "plr_lite": lambda: PLR(2),
+    }[kind]()
     embed = Numeric(values, 2)
     x = torch.tensor([[[0.3, torch.nan], [torch.nan, torch.nan], [0.1, -0.2]]])
     out = embed(x)

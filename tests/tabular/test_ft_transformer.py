@@ -32,9 +32,17 @@ def test_equals_the_authors() -> None:
     torch.manual_seed(0)
     d, hidden = 16, int(16 * 4 / 3)
     theirs = rtdl.FTTransformer(
-        n_cont_features=2, cat_cardinalities=[4], d_out=3, n_blocks=3, d_block=d, attention_n_heads=4, attention_dropout=0.0,
-        ffn_d_hidden_multiplier=4 / 3, ffn_dropout=0.0, residual_dropout=0.0,
-    ).eval()  # fmt: skip
+        n_cont_features=2,
+        cat_cardinalities=[4],
+        d_out=3,
+        n_blocks=3,
+        d_block=d,
+        attention_n_heads=4,
+        attention_dropout=0.0,
+        ffn_d_hidden_multiplier=4 / 3,
+        ffn_dropout=0.0,
+        residual_dropout=0.0,
+    ).eval()
     with torch.no_grad():
         for name, p in theirs.named_parameters():
             if "normalization" in name:
@@ -77,8 +85,12 @@ def copy_into(theirs: nn.TransformerEncoderLayer, ours: Block) -> None:
     """Put the weights of a block into torch's layer."""
     attention, ff = ours.attention, ours.feed_forward
     with torch.no_grad():
-        for name, layer in (("self_attn.in_proj_", attention.qkv), ("self_attn.out_proj.", attention.out),
-                            ("linear1.", ff.first), ("linear2.", ff.second)):  # fmt: skip
+        for name, layer in (
+            ("self_attn.in_proj_", attention.qkv),
+            ("self_attn.out_proj.", attention.out),
+            ("linear1.", ff.first),
+            ("linear2.", ff.second),
+        ):
             theirs.get_parameter(f"{name}weight").copy_(layer.weight[0].T)
             theirs.get_parameter(f"{name}bias").copy_(layer.bias[0])
 

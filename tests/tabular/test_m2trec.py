@@ -23,10 +23,12 @@ ITEMS = 36
 
 def catalogue(**changes: Any) -> pd.DataFrame:
     made = {
-        "sku": [f"i{i}" for i in range(ITEMS)], "kind": [f"k{i % 6}" for i in range(ITEMS)],
-        "brand": [f"b{i % 4}" for i in range(ITEMS)], "price": np.arange(ITEMS) / 9.0,
+        "sku": [f"i{i}" for i in range(ITEMS)],
+        "kind": [f"k{i % 6}" for i in range(ITEMS)],
+        "brand": [f"b{i % 4}" for i in range(ITEMS)],
+        "price": np.arange(ITEMS) / 9.0,
         "tags": [[f"t{i % 3}", f"u{i % 2}"] for i in range(ITEMS)],
-    }  # fmt: skip
+    }
     return pd.DataFrame({**made, **changes})
 
 

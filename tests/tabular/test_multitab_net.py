@@ -74,9 +74,7 @@ def test_features_that_do_not_read_tasks_tell_from_the_second_layer_on() -> None
 def test_removing_a_token_changes_no_other_task(depth: int) -> None:
     """Under both masks the network without task c answers for a and b as before."""
     net = _net(mask="both", depth=depth)
-    fewer = MultiTabNet(
-        TASKS[:2], MultiTabEncoder(EDGES, [4], tower=0, hidden=16, tokens=2, mask="both", depth=depth), 8
-    ).eval()
+    fewer = MultiTabNet(TASKS[:2], MultiTabEncoder(EDGES, [4], tower=0, hidden=16, tokens=2, mask="both", depth=depth), 8).eval()
     with torch.no_grad():
         for (name, p), (_, q) in zip(fewer.named_parameters(), net.named_parameters()):
             p.copy_(q[: len(p)] if p.shape != q.shape else q), name
@@ -108,8 +106,12 @@ def test_a_column_layer_equals_torch() -> None:
     for block in net.columns:
         layer = nn.TransformerEncoderLayer(8, 2, 16, 0.0, "gelu", batch_first=True, norm_first=True)
         with torch.no_grad():
-            for name, own in (("self_attn.in_proj_", block.attention.qkv), ("self_attn.out_proj.", block.attention.out),
-                              ("linear1.", block.feed_forward.first), ("linear2.", block.feed_forward.second)):  # fmt: skip
+            for name, own in (
+                ("self_attn.in_proj_", block.attention.qkv),
+                ("self_attn.out_proj.", block.attention.out),
+                ("linear1.", block.feed_forward.first),
+                ("linear2.", block.feed_forward.second),
+            ):
                 layer.get_parameter(f"{name}weight").copy_(own.weight[0].T)
                 layer.get_parameter(f"{name}bias").copy_(own.bias[0])
         t = layer(t, src_mask=~net.may)

@@ -125,9 +125,7 @@ def test_onnx_round_trip(mixed: Prepared, config: dict[str, Any], tmp_path: Path
     folder = export_onnx(fitted, tmp_path / "onnx", tasks=["loss", "rating"])
     session = runtime.InferenceSession(str(folder / "model.onnx"))
     rows = np.arange(41)
-    found = session.run(
-        None, {"numeric": mixed.numeric[rows], "categorical": mixed.categorical[rows].astype(np.int64)}
-    )
+    found = session.run(None, {"numeric": mixed.numeric[rows], "categorical": mixed.categorical[rows].astype(np.int64)})
     expected = fitted.scores(mixed, rows, ["loss", "rating"])
     assert [o.name for o in session.get_outputs()] == ["loss", "rating"]
     for value, name in zip(found, expected):

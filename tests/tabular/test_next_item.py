@@ -25,10 +25,14 @@ from pluribus.tabular.two_tower import TwoTower
 def shop(n: int = 600, items: int = 40, seed: int = 0) -> tuple[pd.DataFrame, pd.DataFrame]:
     """Sessions of items of one kind; what comes next is of the same kind."""
     rng = np.random.default_rng(seed)
-    catalogue = pd.DataFrame({
-        "sku": [f"i{i}" for i in range(items)], "kind": [f"k{i % 4}" for i in range(items)], "price": rng.normal(size=items),
-        "title": [f"thing {['red', 'green', 'blue', 'grey'][i % 4]} number {i}, as good as new" for i in range(items)],
-    })  # fmt: skip
+    catalogue = pd.DataFrame(
+        {
+            "sku": [f"i{i}" for i in range(items)],
+            "kind": [f"k{i % 4}" for i in range(items)],
+            "price": rng.normal(size=items),
+            "title": [f"thing {['red', 'green', 'blue', 'grey'][i % 4]} number {i}, as good as new" for i in range(items)],
+        }
+    )
     kind = rng.integers(4, size=n)
     viewed = [[f"i{4 * rng.integers(items // 4) + k}" for _ in range(rng.integers(1, 6))] for k in kind]
     following = [f"i{4 * rng.integers(items // 4) + k}" for k in kind]
@@ -129,7 +133,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     ),
     "no such rivals": (lambda: M2TRecNetwork(rivals="catalog").fit(prepared()[1], Budget(9.0), 0), "did you mean 'catalogue'"),
     "no such session": (lambda: M2TRecNetwork(session="veiwed").fit(prepared()[1], Budget(9.0), 0), "did you mean 'viewed'"),
-}  # fmt: skip
+}
 
 
 def _predict(drop: bool = False, **changes: Any) -> Any:

@@ -105,9 +105,13 @@ def test_without_a_domain_there_is_no_epnet(mixed: Prepared) -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"domain": "wrod"}, "did you mean 'word'"), ({"prior": ["nothing"]}, "unknown input column"),
-     ({"gate": 0}, "gate must be a whole number of at least 1"), ({"hidden": (4, 0)}, "hidden must be")],
-)  # fmt: skip
+    [
+        ({"domain": "wrod"}, "did you mean 'word'"),
+        ({"prior": ["nothing"]}, "unknown input column"),
+        ({"gate": 0}, "gate must be a whole number of at least 1"),
+        ({"hidden": (4, 0)}, "hidden must be"),
+    ],
+)
 def test_bad_input(settings: dict[str, Any], message: str, mixed: Prepared) -> None:
     with pytest.raises(BadInput, match=message):
         made(mixed, **settings)

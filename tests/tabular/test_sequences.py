@@ -16,10 +16,14 @@ from pluribus.tabular.sequences import next_item_rows
 
 def log(seed: int, n: int = 40) -> pd.DataFrame:
     rng = np.random.default_rng(seed)
-    return pd.DataFrame({
-        "user": rng.choice(["a", "b", "c", "d"], n), "sku": rng.integers(0, 9, n), "at": rng.integers(0, 1000, n),
-        "price": rng.random(n),
-    })  # fmt: skip
+    return pd.DataFrame(
+        {
+            "user": rng.choice(["a", "b", "c", "d"], n),
+            "sku": rng.integers(0, 9, n),
+            "at": rng.integers(0, 1000, n),
+            "price": rng.random(n),
+        }
+    )
 
 
 @given(st.integers(0, 200), st.integers(1, 6), st.booleans())
@@ -47,7 +51,7 @@ REFUSED: dict[str, tuple[Any, str]] = {
     "empty cell": (lambda: next_item_rows(log(0).assign(at=[1.0, None] * 20), "user", "sku", "at"), "'at': is empty in row 2"),
     "no session of two": (lambda: next_item_rows(log(0).assign(user=range(40)), "user", "sku"), "no session of two events"),
     "no history": (lambda: next_item_rows(log(0), "user", "sku", longest=0), "longest must be at least 1"),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", REFUSED)

@@ -82,9 +82,12 @@ def test_a_stopped_task_leaves_and_nothing_of_it_or_the_others_moves(twins: Prep
         bank._step(places)
     kept = [0, 2, 3]
     before = [
-        (stacked(p.detach(), 4)[kept].clone(), *(stacked(bank.optimizer.state[p][k], 4)[kept].clone()
-         for k in ("exp_avg", "exp_avg_sq"))) for p in bank.parameters
-    ]  # fmt: skip
+        (
+            stacked(p.detach(), 4)[kept].clone(),
+            *(stacked(bank.optimizer.state[p][k], 4)[kept].clone() for k in ("exp_avg", "exp_avg_sq")),
+        )
+        for p in bank.parameters
+    ]
     left = [(p[where] if where is not None else p).detach().clone() for p, where in model.parameters_of("y1")]
     bank._drop({1})
     assert [bank.tasks[own].name for own in bank.live] == ["y0", "y2", "y3"]
@@ -129,9 +132,7 @@ def test_learns(mixed: Prepared) -> None:
 
 def test_weighted_loss_by_hand(twins: Prepared) -> None:
     """Σ w (ŷ − y)² / Σ w on the standardised scale, per task."""
-    weighted = {
-        name: Cells(c.rows, c.values, np.linspace(0, 2, len(c))) for name, c in twins.cells.items()
-    }
+    weighted = {name: Cells(c.rows, c.values, np.linspace(0, 2, len(c))) for name, c in twins.cells.items()}
     _, bank = _bank(replace(twins, cells=weighted))
     places = torch.stack([stream.take(8) for stream in bank.streams])
     outputs = torch.randn(4, 8, 1)

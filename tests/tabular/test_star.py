@@ -110,9 +110,12 @@ def test_a_batch_of_one_trains() -> None:
 
 @pytest.mark.parametrize(
     ("settings", "message"),
-    [({"hidden": 0}, "hidden must be a whole number of at least 1, not 0"), ({"hidden": ()}, "hidden names no layer"),
-     ({"auxiliary": -1}, "auxiliary must be")],
-)  # fmt: skip
+    [
+        ({"hidden": 0}, "hidden must be a whole number of at least 1, not 0"),
+        ({"hidden": ()}, "hidden names no layer"),
+        ({"auxiliary": -1}, "auxiliary must be"),
+    ],
+)
 def test_bad_input(settings: dict[str, Any], message: str) -> None:
     with pytest.raises(BadInput, match=message):
         made(**settings)

@@ -36,16 +36,26 @@ ITEMS = 40
 
 def data_of(n: int = 300) -> Prepared:
     rng = np.random.default_rng(0)
-    items = pd.DataFrame({
-        "sku": range(ITEMS), "kind": [f"k{i % 5}" for i in range(ITEMS)], "group": [f"g{i % 5 // 2}" for i in range(ITEMS)],
-        "maker": rng.choice(["m", "n", "o"], ITEMS), "colour": rng.choice(["r", "g"], ITEMS),
-        "tags": [[f"t{i % 4}", f"u{i % 3}"] for i in range(ITEMS)], "price": rng.normal(size=ITEMS),
-    })  # fmt: skip
+    items = pd.DataFrame(
+        {
+            "sku": range(ITEMS),
+            "kind": [f"k{i % 5}" for i in range(ITEMS)],
+            "group": [f"g{i % 5 // 2}" for i in range(ITEMS)],
+            "maker": rng.choice(["m", "n", "o"], ITEMS),
+            "colour": rng.choice(["r", "g"], ITEMS),
+            "tags": [[f"t{i % 4}", f"u{i % 3}"] for i in range(ITEMS)],
+            "price": rng.normal(size=ITEMS),
+        }
+    )
     kind = rng.integers(5, size=n)
-    frame = pd.DataFrame({
-        "likes": [f"k{k}" for k in kind], "age": rng.normal(size=n), "next": 5 * rng.integers(ITEMS // 5, size=n) + kind,
-        "before": [[int(i) for i in rng.integers(0, ITEMS, rng.integers(0, 4))] for _ in range(n)],
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "likes": [f"k{k}" for k in kind],
+            "age": rng.normal(size=n),
+            "next": 5 * rng.integers(ITEMS // 5, size=n) + kind,
+            "before": [[int(i) for i in rng.integers(0, ITEMS, rng.integers(0, 4))] for _ in range(n)],
+        }
+    )
     given = ItemTable(items, "sku", ["next", "before"])
     table = Table(frame, ["next:next_item"], split="random", items={"item": given})
     return prepare(table, split(table, 0))

@@ -14,9 +14,12 @@ from pluribus.tasks.task import check_graph
 
 
 @given(
-    st.sampled_from(sorted(KINDS)), st.floats(0.1, 10), st.sampled_from(["main", "auxiliary"]),
-    st.sampled_from(["missing", "not_applicable", "delayed"]), st.none() | st.floats(0, 1),
-)  # fmt: skip
+    st.sampled_from(sorted(KINDS)),
+    st.floats(0.1, 10),
+    st.sampled_from(["main", "auxiliary"]),
+    st.sampled_from(["missing", "not_applicable", "delayed"]),
+    st.none() | st.floats(0, 1),
+)
 def test_round_trip(kind: str, weight: float, role: Any, absent: Any, tolerance: float | None) -> None:
     """If this fails, a saved model forgets what its tasks were."""
     classes = {"binary": ("no", "yes"), "multiclass": ("a", "b", "c"), "ordinal": ("low", "mid", "high")}.get(kind, ())

@@ -95,9 +95,15 @@ def test_rows_are_apart_and_padding_is_nothing() -> None:
 def test_an_encoder_of_an_encoder_decoder() -> None:
     """T5 and kin: the encoder alone is taken."""
     t5 = {
-        "model_type": "t5", "vocab_size": 40, "d_model": 16, "d_kv": 8, "d_ff": 32, "num_layers": 1, "num_heads": 2,
+        "model_type": "t5",
+        "vocab_size": 40,
+        "d_model": 16,
+        "d_kv": 8,
+        "d_ff": 32,
+        "num_layers": 1,
+        "num_heads": 2,
         "pad_token_id": 0,
-    }  # fmt: skip
+    }
     encoder = TextEncoder(backbones.empty(t5)).eval()
     assert encoder(_inputs([[2, 7, 3], [2, 3]]), {}).main.shape == (2, 16)
 

@@ -126,9 +126,7 @@ def test_words_and_a_whole_text_in_one_batch() -> None:
     mask, there = torch.arange(6) < lengths[:, None], torch.arange(4) < words[:, None]
     places = (torch.arange(4) + 1).expand(3, 4) * there
     tokens = torch.randint(5, 30, (3, 6)) * mask
-    inputs = {
-        TOKENS: {"values": tokens, "mask": mask}, WORDS: {"values": places, "mask": there}, "numeric": torch.zeros(3, 0),
-    }  # fmt: skip
+    inputs = {TOKENS: {"values": tokens, "mask": mask}, WORDS: {"values": places, "mask": there}, "numeric": torch.zeros(3, 0)}
     values = torch.where(there[:2], torch.tensor([[1.0, 2, 0, 0], [3.0, 0, 0, 0]]), -1.0)
     labels = {"tags": Labels(values, torch.tensor([0, 1])), "topic": Labels(torch.tensor([1.0]), torch.tensor([2]))}
     model.heads.start(labels)
@@ -144,7 +142,8 @@ def test_words_and_a_whole_text_in_one_batch() -> None:
     assert found["tags"][1, 0] == 3
     assert found["topic"][2] > 0.9
     short = {
-        TOKENS: {"values": tokens[1:2, :3], "mask": mask[1:2, :3]}, WORDS: {"values": places[1:2, :1], "mask": there[1:2, :1]},
+        TOKENS: {"values": tokens[1:2, :3], "mask": mask[1:2, :3]},
+        WORDS: {"values": places[1:2, :1], "mask": there[1:2, :1]},
         "numeric": torch.zeros(1, 0),
-    }  # fmt: skip
+    }
     assert model.predict(short)["tags"][0].tolist() == [3, 0, 0, 0]

@@ -27,9 +27,7 @@ from pluribus.modeling import Budget, load
 from pluribus.tasks import Task
 from pluribus.text.candidates import TextFrozen, TextFull, TextFullPerTask
 
-SMALL = {
-    "backbone": "small", "layers": 1, "width": 32, "heads": 2, "vocabulary": 600, "max_length": 24, "epochs": 4, "lr": 5e-3,
-}  # fmt: skip
+SMALL = {"backbone": "small", "layers": 1, "width": 32, "heads": 2, "vocabulary": 600, "max_length": 24, "epochs": 4, "lr": 5e-3}
 
 
 @pytest.fixture(scope="module")
@@ -45,10 +43,14 @@ def diseases(real_data: Callable[[str], Path]) -> pd.DataFrame:
             else:
                 rows.append(([], []))
     rows = [row for row in rows if row[0]][:400]
-    frame = pd.DataFrame({
-        "key": [f"s{i}" for i in range(len(rows))], "words": [words for words, _ in rows], "tags": [tags for _, tags in rows],
-        "named": [float("B-Disease" in tags) for _, tags in rows],
-    })  # fmt: skip
+    frame = pd.DataFrame(
+        {
+            "key": [f"s{i}" for i in range(len(rows))],
+            "words": [words for words, _ in rows],
+            "tags": [tags for _, tags in rows],
+            "named": [float("B-Disease" in tags) for _, tags in rows],
+        }
+    )
     frame.loc[::7, "tags"] = None
     return frame
 
@@ -112,9 +114,11 @@ BAD: dict[str, tuple[Callable[[pd.DataFrame], pd.DataFrame], dict[str, Any], str
     "two texts": (lambda f: f.assign(more=f["words"].map(" ".join)), {"text": ["words", "more"]}, "and there are 2; name it"),
     "no text": (lambda f: f.assign(words=1.0), {}, "labels the words of one text column, and there is none"),
     "other classes": (
-        lambda f: f, {"targets": [Task("tags", "tagging", classes=("O", "B-Drug", "I-Drug"))]}, "none of the task's classes",
+        lambda f: f,
+        {"targets": [Task("tags", "tagging", classes=("O", "B-Drug", "I-Drug"))]},
+        "none of the task's classes",
     ),
-}  # fmt: skip
+}
 
 
 def _with(frame: pd.DataFrame, row: int, cell: Any) -> pd.DataFrame:
@@ -161,9 +165,7 @@ def test_fitted_judged_saved_and_asked_again(made: Any, diseases: pd.DataFrame, 
     assert list(found) == ["tags", "named", "named__p"]
 
 
-def test_a_study_a_prediction_file_and_a_server(
-    diseases: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_study_a_prediction_file_and_a_server(diseases: pd.DataFrame, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The whole way, through the commands; the file's predictions then stand as somebody's champion, and judged alike."""
     from fastapi.testclient import TestClient
 
@@ -174,9 +176,16 @@ def test_a_study_a_prediction_file_and_a_server(
     for each in (TextFull, TextFullPerTask):
         monkeypatch.setattr(each, "defaults", {**each.defaults, **SMALL})
     settings: dict[str, Any] = {
-        "id": "key", "folder": tmp_path, "jobs": 1, "budget": "120s", "seeds": 1, "configurations": 1, "repeats": 100,
-        "candidates": ["text_full", "text_full_per_task"], "quiet": True,
-    }  # fmt: skip
+        "id": "key",
+        "folder": tmp_path,
+        "jobs": 1,
+        "budget": "120s",
+        "seeds": 1,
+        "configurations": 1,
+        "repeats": 100,
+        "candidates": ["text_full", "text_full_per_task"],
+        "quiet": True,
+    }
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # one seed has no spread
         Study(diseases, ["tags", "named"], name="tags", **settings).run()

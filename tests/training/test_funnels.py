@@ -36,9 +36,11 @@ def test_trains_on_a_table(shop: Prepared, name: str) -> None:
     """Every objective trains with a balancer's door, lowers its losses and predicts better than chance over all exposures."""
     torch.manual_seed(0)
     objective: Any = {
-        "esmm": lambda: ESMM(shop.tasks), "ips": lambda: ESCM2(shop.tasks), "dr": lambda: ESCM2(shop.tasks, risk="dr"),
+        "esmm": lambda: ESMM(shop.tasks),
+        "ips": lambda: ESCM2(shop.tasks),
+        "dr": lambda: ESCM2(shop.tasks, risk="dr"),
         "aitm": lambda: Calibrated(shop.tasks),
-    }[name]()  # fmt: skip
+    }[name]()
     kind = {"dr": "imputed", "aitm": "aitm"}.get(name, "mmoe")
     encoder = catalog.get("encoder", "tabular_mlp").resolve().of(shop.columns, width=16, depth=1)
     model = MultiTaskModel(shop.tasks, encoder, catalog.get("sharing", kind).resolve()(shop.tasks, 16))

@@ -137,9 +137,12 @@ def test_bad_input_names_the_option(table: Path, tmp_path: Path, words: list[str
 def test_bad_input_is_one_line_and_exit_2(tmp_path: Path) -> None:
     """If this fails, a script that starts trainings cannot tell its own mistake from a lost machine."""
     found = subprocess.run(
-        _command(tmp_path / "lost.parquet", "--target", "x", "-o", "model", processes=1), env=_environment(),
-        capture_output=True, timeout=PATIENCE, cwd=tmp_path,
-    )  # fmt: skip
+        _command(tmp_path / "lost.parquet", "--target", "x", "-o", "model", processes=1),
+        env=_environment(),
+        capture_output=True,
+        timeout=PATIENCE,
+        cwd=tmp_path,
+    )
     assert found.returncode == 2
     (line,) = found.stderr.decode().strip().splitlines()
     assert "lost.parquet: no such file" in line

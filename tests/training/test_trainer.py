@@ -243,8 +243,12 @@ def test_heterogeneous_batches_equal_accumulated_homogeneous_ones(make: Any) -> 
     names = [task.name for task in data.tasks]
     apart = Stage(
         sampler=lambda d, g: [d.batch(rows, [name]) for name in names],
-        accumulate=len(names), epochs=2, patience=None, clip=None, lr=0.01,
-    )  # fmt: skip
+        accumulate=len(names),
+        epochs=2,
+        patience=None,
+        clip=None,
+        lr=0.01,
+    )
     ends = []
     for stage in (mixed, apart):
         model = make_model()

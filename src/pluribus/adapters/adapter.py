@@ -254,8 +254,9 @@ class Adapters(nn.Module):
         """torch's encoder layers have fused paths, and the encoder one for nested tensors, that skip every hook."""
         for module in self.model.modules():
             for kind, name, value in (
-                (nn.TransformerEncoderLayer, "activation_relu_or_gelu", 0), (nn.TransformerEncoder, "use_nested_tensor", False),
-            ):  # fmt: skip
+                (nn.TransformerEncoderLayer, "activation_relu_or_gelu", 0),
+                (nn.TransformerEncoder, "use_nested_tensor", False),
+            ):
                 if isinstance(module, kind) and getattr(module, name, value) != value:
                     self._plain.append((module, name, getattr(module, name)))
                     setattr(module, name, value)
@@ -288,9 +289,12 @@ class Adapters(nn.Module):
         if self.merged is not None:
             raise BadInput(f"task {self.merged!r} is merged into the model", where="save", remedy="call unmerge() first")
         about = {
-            "schema": SCHEMA, "method": self.name, "tasks": self.tasks, "settings": self.settings,
+            "schema": SCHEMA,
+            "method": self.name,
+            "tasks": self.tasks,
+            "settings": self.settings,
             "base": fingerprint(self.model, [path for path, *_ in self.hooks()]),
-        }  # fmt: skip
+        }
         order = torch.tensor([self.slots[task] for task in self.tasks], device=self.device)
         mine = self.stacked()
         named = {**dict(self.named_parameters()), **dict(self.named_buffers())}
@@ -368,9 +372,10 @@ def rows_first(x: Tensor, pick: Pick, batch: int = 0) -> Tensor:
         return x
     if not rows or len(x) % rows:
         raise BadInput(
-            f"the route names {rows} rows, a layer got an input of shape {tuple(x.shape)}", where="route",
+            f"the route names {rows} rows, a layer got an input of shape {tuple(x.shape)}",
+            where="route",
             remedy="name one task per row of the batch",
-        )  # fmt: skip
+        )
     return x.reshape(rows, -1, x.shape[-1])
 
 
@@ -422,9 +427,10 @@ class _Counted(_Hook):
         counts = [tuple(t.shape[: 2 if t.ndim > 2 or not t.is_floating_point() else 1]) for t in given]  # batch first or second
         if given and not any(route.rows in each for each in counts):
             raise BadInput(
-                f"the route names {route.rows} rows, the model got an input of shape {tuple(given[0].shape)}", where="route",
+                f"the route names {route.rows} rows, the model got an input of shape {tuple(given[0].shape)}",
+                where="route",
                 remedy="name one task per row of the batch",
-            )  # fmt: skip
+            )
 
 
 class _Followed(_Hook):
@@ -441,9 +447,10 @@ class _Followed(_Hook):
         trains = module.training and any(p.requires_grad for p in self.adapters.parameters())
         if trains and leaves and not any(leaf.requires_grad for leaf in leaves):
             raise BadInput(
-                "no gradient reaches the adapters: the layers are checkpointed over inputs without gradients", where="forward",
+                "no gradient reaches the adapters: the layers are checkpointed over inputs without gradients",
+                where="forward",
                 remedy="checkpoint with use_reentrant=False, or let the embeddings' output require gradients",
-            )  # fmt: skip
+            )
 
 
 def _freeze(model: nn.Module, who: Adapters) -> None:
@@ -510,9 +517,11 @@ def check_base(adapters: Adapters, about: Mapping[str, Any], where: str) -> None
     mine = fingerprint(adapters.model, [path for path, *_ in adapters.hooks()])
     for path, mark in about["base"].items():
         if mine.get(path) != mark:
-            what = f"was made on another base model: {path!r} is not in this one" if path not in mine else (
-                f"was made on another base model: the weights at {path!r} differ"
-            )  # fmt: skip
+            what = (
+                f"was made on another base model: {path!r} is not in this one"
+                if path not in mine
+                else (f"was made on another base model: the weights at {path!r} differ")
+            )
             raise BadInput(what, where=where, remedy="attach it to the model it was trained on")
 
 

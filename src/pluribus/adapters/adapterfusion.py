@@ -54,9 +54,16 @@ class AdapterFusion(Composition):
     name = "adapterfusion"
 
     def __init__(
-        self, model: nn.Module, tasks: Sequence[Any], *, sources: Bottleneck | Mapping[str, Any], dropout: float = 0.0,
-        temperature: float = 1.0, penalty: float = 0.01, freeze: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        tasks: Sequence[Any],
+        *,
+        sources: Bottleneck | Mapping[str, Any],
+        dropout: float = 0.0,
+        temperature: float = 1.0,
+        penalty: float = 0.01,
+        freeze: bool = True,
+    ) -> None:
         settings = {"dropout": dropout, "temperature": temperature, "penalty": penalty}
         super().__init__(model, tasks, sources, settings, freeze=freeze)
         self.dropout, self.temperature, self.weight = dropout, temperature, penalty

@@ -73,9 +73,16 @@ class OpenAttention(nn.Module):
         self.extras: list[Extra] = []
 
     def forward(
-        self, query: Tensor, key: Tensor, value: Tensor, key_padding_mask: Tensor | None = None, need_weights: bool = True,
-        attn_mask: Tensor | None = None, average_attn_weights: bool = True, is_causal: bool = False,
-    ) -> tuple[Tensor, Tensor | None]:  # fmt: skip
+        self,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
         """As `nn.MultiheadAttention`: [B, L, d] (or [L, B, d]) → outputs and, where asked for, weights over the given keys."""
         if query.ndim != 3:
             raise BadInput("adapted attention needs a batch dimension", where="query", remedy="add one")

@@ -29,9 +29,14 @@ class BitFit(LinearAdapters):
     name = "bitfit"
 
     def __init__(
-        self, model: nn.Module, tasks: Sequence[Any], *, where: str | Sequence[str] = "all", norms: bool = True,
+        self,
+        model: nn.Module,
+        tasks: Sequence[Any],
+        *,
+        where: str | Sequence[str] = "all",
+        norms: bool = True,
         freeze: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(model, tasks, where, {"norms": norms}, freeze=freeze)
         self.places = {path: site for path, site in self.places.items() if _bias(model, path)}
         if norms:

@@ -115,9 +115,16 @@ class Bottleneck(BlockAdapters):
     name = "bottleneck"
 
     def __init__(
-        self, model: nn.Module, tasks: Sequence[Any], *, placement: str = "pfeiffer", reduction: float = 16.0, act: str = "relu",
-        scale: float = 1.0, freeze: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        tasks: Sequence[Any],
+        *,
+        placement: str = "pfeiffer",
+        reduction: float = 16.0,
+        act: str = "relu",
+        scale: float = 1.0,
+        freeze: bool = True,
+    ) -> None:
         super().__init__(model, tasks, placement, act, {"reduction": reduction, "scale": scale}, freeze=freeze)
         self.scale = scale
         for path, (width, _, _) in self.places.items():

@@ -72,9 +72,16 @@ class Compacter(BlockAdapters):
     name = "compacter"
 
     def __init__(
-        self, model: nn.Module, tasks: Sequence[Any], *, placement: str = "houlsby", reduction: float = 8.0, n: int = 4,
-        act: str = "gelu", freeze: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        tasks: Sequence[Any],
+        *,
+        placement: str = "houlsby",
+        reduction: float = 8.0,
+        n: int = 4,
+        act: str = "gelu",
+        freeze: bool = True,
+    ) -> None:
         super().__init__(model, tasks, placement, act, {"reduction": reduction, "n": n}, freeze=freeze)
         for path, (width, _, _) in self.places.items():
             inner = inner_width(width, reduction)

@@ -23,9 +23,14 @@ class Composition(BlockAdapters):
     sources: Bottleneck
 
     def __init__(
-        self, model: nn.Module, tasks: Sequence[Any], sources: Bottleneck | Mapping[str, Any], settings: dict[str, Any], *,
+        self,
+        model: nn.Module,
+        tasks: Sequence[Any],
+        sources: Bottleneck | Mapping[str, Any],
+        settings: dict[str, Any],
+        *,
         freeze: bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if isinstance(sources, Mapping):
             made = dict(sources)
             sources = Bottleneck(model, made.pop("tasks"), **made)

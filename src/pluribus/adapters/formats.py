@@ -92,9 +92,15 @@ def state_from(lora: LoRA, updates: Mapping[str, Factors], where: str) -> dict[s
 
 
 def write_peft(
-    lora: LoRA, task: str, folder: str | Path, *, base: str = "", heads: Mapping[str, Tensor] | None = None,
-    task_type: str | None = None, overwrite: bool = False,
-) -> None:  # fmt: skip
+    lora: LoRA,
+    task: str,
+    folder: str | Path,
+    *,
+    base: str = "",
+    heads: Mapping[str, Tensor] | None = None,
+    task_type: str | None = None,
+    overwrite: bool = False,
+) -> None:
     """One task as a PEFT folder. base: name or path of the base model. heads: tensors of modules saved whole, by their names.
 
     Ranks that padding filled up are cut off again; a map whose update is zero throughout is left out.
@@ -117,6 +123,4 @@ def write_peft(
         raise BadInput(f"the adapter of {task!r} is zero everywhere", where="write_peft", remedy="train it first")
     if len(stored) > 1:
         raise BadInput("adapts maps stored both ways", where="write_peft", remedy="adapt nn.Linear or Conv1D, not both")
-    write_adapter(
-        folder, factors, base=base, whole=heads, task_type=task_type, overwrite=overwrite, transposed=stored.pop()
-    )
+    write_adapter(folder, factors, base=base, whole=heads, task_type=task_type, overwrite=overwrite, transposed=stored.pop())

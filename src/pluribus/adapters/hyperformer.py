@@ -47,9 +47,16 @@ class HyperFormer(BlockAdapters):
     common = ("mlp.*", "place", "emit.*")
 
     def __init__(
-        self, model: nn.Module, tasks: Sequence[Any], *, placement: str = "houlsby", reduction: float = 16.0, act: str = "gelu",
-        embedding: int = 64, freeze: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        tasks: Sequence[Any],
+        *,
+        placement: str = "houlsby",
+        reduction: float = 16.0,
+        act: str = "gelu",
+        embedding: int = 64,
+        freeze: bool = True,
+    ) -> None:
         settings = {"reduction": reduction, "embedding": embedding}
         super().__init__(model, tasks, placement, act, settings, freeze=freeze)
         widths = {width for width, _, _ in self.places.values()}
@@ -64,9 +71,12 @@ class HyperFormer(BlockAdapters):
         self.layers, self.roles = len(self.places) // roles, roles
         self.mlp = nn.Sequential(nn.Linear(3 * embedding, embedding), nn.ReLU(), nn.Linear(embedding, embedding))
         size = self.width * self.inner
-        self.emit = nn.ModuleDict({name: nn.Linear(embedding, n, bias=False) for name, n in (
-            ("D", size), ("U", size), ("gamma", self.width), ("beta", self.width),
-        )})  # fmt: skip
+        self.emit = nn.ModuleDict(
+            {
+                name: nn.Linear(embedding, n, bias=False)
+                for name, n in (("D", size), ("U", size), ("gamma", self.width), ("beta", self.width))
+            }
+        )
         for name, std in (("D", 1 / self.width), ("U", 1 / self.inner)):
             nn.init.normal_(self.emit[name].weight, 0, math.sqrt(std / embedding))  # type: ignore[arg-type]
         for name in ("gamma", "beta"):

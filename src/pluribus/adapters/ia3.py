@@ -42,9 +42,14 @@ class IA3(LinearAdapters):
     name = "ia3"
 
     def __init__(
-        self, model: nn.Module, tasks: Sequence[Any], *, outputs: str | Sequence[str] | None = None,
-        inputs: str | Sequence[str] = "fc2", freeze: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        tasks: Sequence[Any],
+        *,
+        outputs: str | Sequence[str] | None = None,
+        inputs: str | Sequence[str] = "fc2",
+        freeze: bool = True,
+    ) -> None:
         fused = any("qkv" in block.roles for block in blocks(model))
         outputs = outputs if outputs is not None else ["qkv"] if fused else ["k", "v"]
         super().__init__(model, tasks, outputs, {}, freeze=freeze)

@@ -78,10 +78,18 @@ class LoRA(LinearAdapters):
     scale: Tensor
 
     def __init__(
-        self, model: nn.Module, tasks: Sequence[Any], *, where: str | Sequence[str] = "all", rank: int = 8,
-        alpha: float | None = None, rank_stabilised: bool = False, dropout: float = 0.0, plan: str | None = None,
+        self,
+        model: nn.Module,
+        tasks: Sequence[Any],
+        *,
+        where: str | Sequence[str] = "all",
+        rank: int = 8,
+        alpha: float | None = None,
+        rank_stabilised: bool = False,
+        dropout: float = 0.0,
+        plan: str | None = None,
         freeze: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         settings = {"rank": rank, "alpha": alpha, "rank_stabilised": rank_stabilised, "dropout": dropout, "plan": plan}
         super().__init__(model, tasks, where, settings, freeze=freeze)
         check_rank(rank, list(self.places.values()))

@@ -47,9 +47,15 @@ class LoRAHub(LinearAdapters):
     scale: Tensor
 
     def __init__(
-        self, model: nn.Module, tasks: Sequence[Any], *, modules: LoRA | int, where: str | Sequence[str] = "all", rank: int = 8,
+        self,
+        model: nn.Module,
+        tasks: Sequence[Any],
+        *,
+        modules: LoRA | int,
+        where: str | Sequence[str] = "all",
+        rank: int = 8,
         freeze: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         scale = 1.0
         if isinstance(modules, LoRA):
             if modules.model is not model:
@@ -100,9 +106,16 @@ class LoRAHub(LinearAdapters):
 
     @torch.no_grad()
     def search(
-        self, task: str, loss: Callable[[], float], *, evaluations: int = 40, bound: float = 1.5, penalty: float = 0.05,
-        sigma: float = 0.5, seed: int = 0,
-    ) -> float:  # fmt: skip
+        self,
+        task: str,
+        loss: Callable[[], float],
+        *,
+        evaluations: int = 40,
+        bound: float = 1.5,
+        penalty: float = 0.05,
+        sigma: float = 0.5,
+        seed: int = 0,
+    ) -> float:
         """Set the task's weights without gradients; returns the best objective. loss: of the model with the weights set."""
         row = self.w[self.slot(task)]
 

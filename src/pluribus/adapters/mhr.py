@@ -30,9 +30,18 @@ class MHR(Poly):
     name = "mhr"
 
     def __init__(
-        self, model: nn.Module, tasks: Sequence[Any], *, where: str | Sequence[str] = "attention", skills: int = 8,
-        heads: int = 8, rank: int = 8, gate: str = "sigmoid", inventory: Poly | None = None, freeze: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        tasks: Sequence[Any],
+        *,
+        where: str | Sequence[str] = "attention",
+        skills: int = 8,
+        heads: int = 8,
+        rank: int = 8,
+        gate: str = "sigmoid",
+        inventory: Poly | None = None,
+        freeze: bool = True,
+    ) -> None:
         self._make(model, tasks, where, skills, rank, gate, heads, {"heads": heads}, inventory, freeze)
 
 
@@ -54,9 +63,17 @@ class MHRmu(LoRA):
     name = "mhr_mu"
 
     def __init__(
-        self, model: nn.Module, tasks: Sequence[Any], *, where: str | Sequence[str] = "attention", rank: int = 8,
-        dropout: float = 0.0, plan: str | None = None, inventory: Poly | None = None, freeze: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        tasks: Sequence[Any],
+        *,
+        where: str | Sequence[str] = "attention",
+        rank: int = 8,
+        dropout: float = 0.0,
+        plan: str | None = None,
+        inventory: Poly | None = None,
+        freeze: bool = True,
+    ) -> None:
         if inventory is not None:
             where, rank = inventory.settings["where"], inventory.rank
             inventory.detach()

@@ -43,9 +43,17 @@ class MixLoRA(Adapters):
     common = ("*",)
 
     def __init__(
-        self, model: nn.Module, tasks: Sequence[Any], *, experts: int = 8, top: int = 2, rank: int = 8,
-        alpha: float | None = None, load: float = 0.01, freeze: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        tasks: Sequence[Any],
+        *,
+        experts: int = 8,
+        top: int = 2,
+        rank: int = 8,
+        alpha: float | None = None,
+        load: float = 0.01,
+        freeze: bool = True,
+    ) -> None:
         settings = {"experts": experts, "top": top, "rank": rank, "alpha": alpha, "load": load}
         super().__init__(model, tasks, settings, freeze=freeze)
         if not 1 <= top <= experts:

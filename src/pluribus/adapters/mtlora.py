@@ -52,11 +52,22 @@ class MTLoRA(LinearAdapters):
     plus: ClassVar[bool] = False
 
     def __init__(
-        self, model: nn.Module, tasks: Sequence[Any], *, where: str | Sequence[str] = "all",
-        forks: Sequence[str] | Mapping[str, str] | None = None, rank: int = 16, task_rank: int = 4, scale: float = 4.0,
-        task_scale: float = 4.0, dropout: float = 0.05, mode: str = "matrix", downsampling: str | None = None,
-        train: Sequence[str] = (), freeze: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        tasks: Sequence[Any],
+        *,
+        where: str | Sequence[str] = "all",
+        forks: Sequence[str] | Mapping[str, str] | None = None,
+        rank: int = 16,
+        task_rank: int = 4,
+        scale: float = 4.0,
+        task_scale: float = 4.0,
+        dropout: float = 0.05,
+        mode: str = "matrix",
+        downsampling: str | None = None,
+        train: Sequence[str] = (),
+        freeze: bool = True,
+    ) -> None:
         if mode not in MODES:
             raise unknown("mode", mode, MODES)
         found = {block.path: block for block in blocks(model)}
@@ -68,9 +79,16 @@ class MTLoRA(LinearAdapters):
             if path not in found:
                 raise unknown("block", path, found, where="forks")
         settings = {
-            "forks": leaves, "rank": rank, "task_rank": task_rank, "scale": scale, "task_scale": task_scale, "dropout": dropout,
-            "mode": mode, "downsampling": downsampling, "train": list(train),
-        }  # fmt: skip
+            "forks": leaves,
+            "rank": rank,
+            "task_rank": task_rank,
+            "scale": scale,
+            "task_scale": task_scale,
+            "dropout": dropout,
+            "mode": mode,
+            "downsampling": downsampling,
+            "train": list(train),
+        }
         super().__init__(model, tasks, where, settings, freeze=freeze)
         between = {site.path: site for site in linears(model, downsampling)} if downsampling else {}
         if self.plus:

@@ -59,15 +59,32 @@ class Poly(LinearAdapters):
     rank: int
 
     def __init__(
-        self, model: nn.Module, tasks: Sequence[Any], *, where: str | Sequence[str] = "attention", skills: int = 8, rank: int = 8,
-        gate: str = "sigmoid", inventory: Poly | None = None, freeze: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        tasks: Sequence[Any],
+        *,
+        where: str | Sequence[str] = "attention",
+        skills: int = 8,
+        rank: int = 8,
+        gate: str = "sigmoid",
+        inventory: Poly | None = None,
+        freeze: bool = True,
+    ) -> None:
         self._make(model, tasks, where, skills, rank, gate, 1, {}, inventory, freeze)
 
     def _make(
-        self, model: nn.Module, tasks: Sequence[Any], where: str | Sequence[str], skills: int, rank: int, gate: str, heads: int,
-        more: dict[str, Any], inventory: Poly | None, freeze: bool,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        tasks: Sequence[Any],
+        where: str | Sequence[str],
+        skills: int,
+        rank: int,
+        gate: str,
+        heads: int,
+        more: dict[str, Any],
+        inventory: Poly | None,
+        freeze: bool,
+    ) -> None:
         if gate not in ("sigmoid", "relaxed"):
             raise unknown("gate", gate, ("sigmoid", "relaxed"))
         if inventory is not None:

@@ -119,8 +119,9 @@ class Pool:
             if old is None:
                 raise BadInput(
                     f"no room for {name!r}: all {len(self._recent)} resident adapters are in use or cannot be loaded again",
-                    where="pool", remedy="raise the budget, or put fewer tasks into a batch",
-                )  # fmt: skip
+                    where="pool",
+                    remedy="raise the budget, or put fewer tasks into a batch",
+                )
             self._drop(old)
 
     def _pin(self, name: str) -> None:

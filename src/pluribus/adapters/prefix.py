@@ -73,9 +73,7 @@ class PrefixTuning(Adapters):
 
     name = "prefix"
 
-    def __init__(
-        self, model: nn.Module, tasks: Sequence[Any], *, length: int = 8, hidden: int = 0, freeze: bool = True
-    ) -> None:
+    def __init__(self, model: nn.Module, tasks: Sequence[Any], *, length: int = 8, hidden: int = 0, freeze: bool = True) -> None:
         super().__init__(model, tasks, {"length": length, "hidden": hidden}, freeze=freeze)
         if length < 1:
             raise BadInput(f"is {length}", where="length", remedy="choose at least 1")
@@ -99,9 +97,10 @@ class PrefixTuning(Adapters):
     def leave(self, at: Any, module: nn.Module, output: Any, route: Any) -> Any:
         if not route.memo.pop((id(self), at), False):
             raise BadInput(
-                f"the attention {at!r} does not call transformers' attention interface", where="prefix",
+                f"the attention {at!r} does not call transformers' attention interface",
+                where="prefix",
                 remedy="use another attn_implementation, or another method",
-            )  # fmt: skip
+            )
         return output
 
     def attach(self) -> PrefixTuning:
@@ -189,9 +188,16 @@ def _attention(module: nn.Module, query: Tensor, key: Tensor, value: Tensor, att
 
 
 def _eager(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None, scaling: float | None = None,
-    dropout: float = 0.0, position_bias: Tensor | None = None, **kwargs: Any,
-) -> tuple[Tensor, Tensor]:  # fmt: skip
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    mask: Tensor | None,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    position_bias: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, Tensor]:
     groups = query.shape[1] // key.shape[1]
     key, value = key.repeat_interleave(groups, 1), value.repeat_interleave(groups, 1)
     scores = query @ key.transpose(2, 3) * (query.shape[-1] ** -0.5 if scaling is None else scaling)

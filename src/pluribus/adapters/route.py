@@ -117,9 +117,10 @@ def active() -> Route:
     found = _BACKWARD.get() or _ROUTE.get()
     if found is None:
         raise BadInput(
-            "no route is set: the adapters do not know the rows' tasks", where="forward",
+            "no route is set: the adapters do not know the rows' tasks",
+            where="forward",
             remedy="call the model inside `with route(tasks_of_rows):`",
-        )  # fmt: skip
+        )
     return found
 
 
@@ -133,9 +134,7 @@ def _scoped(made: Route) -> Iterator[Route]:
         _ROUTE.reset(token)
 
 
-def route(
-    tasks: str | Sequence[str] | Tensor, names: Sequence[str] | None = None
-) -> contextlib.AbstractContextManager[Route]:
+def route(tasks: str | Sequence[str] | Tensor, names: Sequence[str] | None = None) -> contextlib.AbstractContextManager[Route]:
     """`with route(tasks): model(x)`: the rows' tasks, as a name for all, a name per row, or places in `names`."""
     return _scoped(Route(tasks, names))
 

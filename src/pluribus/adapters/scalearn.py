@@ -52,9 +52,16 @@ class ScaLearn(Composition):
     shared: ClassVar[bool] = False
 
     def __init__(
-        self, model: nn.Module, tasks: Sequence[Any], *, sources: Bottleneck | Mapping[str, Any], c: float = 2.0,
-        dropout: float = 0.3, penalty: float = 0.0, freeze: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        tasks: Sequence[Any],
+        *,
+        sources: Bottleneck | Mapping[str, Any],
+        c: float = 2.0,
+        dropout: float = 0.3,
+        penalty: float = 0.0,
+        freeze: bool = True,
+    ) -> None:
         settings = {"c": c, "dropout": dropout, "penalty": penalty}
         super().__init__(model, tasks, sources, settings, freeze=freeze)
         self.dropout, self.weight = dropout, penalty

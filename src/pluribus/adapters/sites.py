@@ -27,40 +27,76 @@ def _roles(q: str = "", k: str = "", v: str = "", o: str = "", **more: str) -> M
 
 FAMILIES: Mapping[str, Mapping[str, str]] = {
     "bert": _roles(  # also RoBERTa, MiniLM, ELECTRA
-        "attention.self.query", "attention.self.key", "attention.self.value", "attention.output.dense",
-        fc1="intermediate.dense", fc2="output.dense", attention="attention.self",
+        "attention.self.query",
+        "attention.self.key",
+        "attention.self.value",
+        "attention.output.dense",
+        fc1="intermediate.dense",
+        fc2="output.dense",
+        attention="attention.self",
     ),
     "vit (older)": _roles(
-        "attention.attention.query", "attention.attention.key", "attention.attention.value", "attention.output.dense",
-        fc1="intermediate.dense", fc2="output.dense", attention="attention.attention",
+        "attention.attention.query",
+        "attention.attention.key",
+        "attention.attention.value",
+        "attention.output.dense",
+        fc1="intermediate.dense",
+        fc2="output.dense",
+        attention="attention.attention",
     ),
     "distilbert": _roles(
-        "attention.q_lin", "attention.k_lin", "attention.v_lin", "attention.out_lin", fc1="ffn.lin1", fc2="ffn.lin2",
+        "attention.q_lin",
+        "attention.k_lin",
+        "attention.v_lin",
+        "attention.out_lin",
+        fc1="ffn.lin1",
+        fc2="ffn.lin2",
         attention="attention",
     ),
     "vit": _roles(  # also Swin
-        "attention.q_proj", "attention.k_proj", "attention.v_proj", "attention.o_proj", fc1="mlp.fc1", fc2="mlp.fc2",
+        "attention.q_proj",
+        "attention.k_proj",
+        "attention.v_proj",
+        "attention.o_proj",
+        fc1="mlp.fc1",
+        fc2="mlp.fc2",
         attention="attention",
     ),
     "gpt2": _roles(qkv="attn.c_attn", o="attn.c_proj", fc1="mlp.c_fc", fc2="mlp.c_proj", attention="attn"),
     "llama": _roles(  # also Mistral, Qwen, Gemma
-        "self_attn.q_proj", "self_attn.k_proj", "self_attn.v_proj", "self_attn.o_proj", gate="mlp.gate_proj", fc1="mlp.up_proj",
-        fc2="mlp.down_proj", attention="self_attn",
+        "self_attn.q_proj",
+        "self_attn.k_proj",
+        "self_attn.v_proj",
+        "self_attn.o_proj",
+        gate="mlp.gate_proj",
+        fc1="mlp.up_proj",
+        fc2="mlp.down_proj",
+        attention="self_attn",
     ),
     "modernbert": _roles(qkv="attn.Wqkv", o="attn.Wo", fc1="mlp.Wi", fc2="mlp.Wo", attention="attn"),
     "t5": _roles(
-        "layer.0.SelfAttention.q", "layer.0.SelfAttention.k", "layer.0.SelfAttention.v", "layer.0.SelfAttention.o",
-        fc1="layer.1.DenseReluDense.wi", fc2="layer.1.DenseReluDense.wo", attention="layer.0.SelfAttention",
+        "layer.0.SelfAttention.q",
+        "layer.0.SelfAttention.k",
+        "layer.0.SelfAttention.v",
+        "layer.0.SelfAttention.o",
+        fc1="layer.1.DenseReluDense.wi",
+        fc2="layer.1.DenseReluDense.wo",
+        attention="layer.0.SelfAttention",
     ),
     "t5 (gated)": _roles(
-        "layer.0.SelfAttention.q", "layer.0.SelfAttention.k", "layer.0.SelfAttention.v", "layer.0.SelfAttention.o",
-        gate="layer.1.DenseReluDense.wi_0", fc1="layer.1.DenseReluDense.wi_1", fc2="layer.1.DenseReluDense.wo",
+        "layer.0.SelfAttention.q",
+        "layer.0.SelfAttention.k",
+        "layer.0.SelfAttention.v",
+        "layer.0.SelfAttention.o",
+        gate="layer.1.DenseReluDense.wi_0",
+        fc1="layer.1.DenseReluDense.wi_1",
+        fc2="layer.1.DenseReluDense.wo",
         attention="layer.0.SelfAttention",
     ),
     "torch": _roles(
         "self_attn.q", "self_attn.k", "self_attn.v", "self_attn.out_proj", fc1="linear1", fc2="linear2", attention="self_attn"
     ),
-}  # fmt: skip
+}
 
 
 @dataclass(frozen=True)
@@ -138,9 +174,10 @@ def some_blocks(model: nn.Module, purpose: str) -> list[Block]:
     found = blocks(model)
     if not found:
         raise BadInput(
-            f"{purpose} needs transformer blocks, the model {type(model).__name__} has none of a known family", where="model",
+            f"{purpose} needs transformer blocks, the model {type(model).__name__} has none of a known family",
+            where="model",
             remedy=f"known are {', '.join(FAMILIES)}; LoRA, IA3 and BitFit attach to any linear map by pattern",
-        )  # fmt: skip
+        )
     return found
 
 

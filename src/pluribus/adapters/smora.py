@@ -55,9 +55,18 @@ class SMoRA(LinearAdapters):
     common = ("*",)
 
     def __init__(
-        self, model: nn.Module, tasks: Sequence[Any], *, where: str | Sequence[str] = "all", rank: int = 16, active: int = 4,
-        block: int = 1, alpha: float | None = None, gate: str = "mean1", freeze: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        model: nn.Module,
+        tasks: Sequence[Any],
+        *,
+        where: str | Sequence[str] = "all",
+        rank: int = 16,
+        active: int = 4,
+        block: int = 1,
+        alpha: float | None = None,
+        gate: str = "mean1",
+        freeze: bool = True,
+    ) -> None:
         settings = {"rank": rank, "active": active, "block": block, "alpha": alpha, "gate": gate}
         super().__init__(model, tasks, where, settings, freeze=freeze)
         if gate not in NORMALISATIONS:

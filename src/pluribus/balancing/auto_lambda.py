@@ -70,8 +70,10 @@ class AutoLambda(Balancer):
         if heard.team.size > 1:
             raise BadInput(
                 "AutoLambda runs in one process: its virtual step moves every head, and a process that lacks a task does not "
-                "know its head", where="backward", remedy="pass processes=Processes.alone(), or take another balancer",
-            )  # fmt: skip
+                "know its head",
+                where="backward",
+                remedy="pass processes=Processes.alone(), or take another balancer",
+            )
         train, validate = _closures(problem.closure)
         whole = problem.shared_or(None)
         theta = leaves(heard.tensors) if whole is None else whole
@@ -128,6 +130,7 @@ def _closures(closure: Any) -> tuple[Any, Any]:
     if isinstance(closure, Mapping) and {"train", "validation"} <= set(closure):
         return closure["train"], closure["validation"]
     raise BadInput(
-        "AutoLambda needs two closures", where="closure",
+        "AutoLambda needs two closures",
+        where="closure",
         remedy='pass closure={"train": losses_of_this_batch, "validation": losses_of_a_validation_batch}',
-    )  # fmt: skip
+    )

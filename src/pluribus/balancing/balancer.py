@@ -98,9 +98,7 @@ class Balancer:
         return self.compute(_real(signal), names, self._losses(losses, names)).detach()
 
     @torch.no_grad()
-    def direction(
-        self, jacobian: Tensor, *, tasks: Sequence[str] | None = None, losses: Tensor | None = None
-    ) -> Tensor:
+    def direction(self, jacobian: Tensor, *, tasks: Sequence[str] | None = None, losses: Tensor | None = None) -> Tensor:
         """The balanced gradient d [P] of J [T, P]; by default Jᵀ w with w from the signal that J (and the losses) give."""
         names, rows, _ = self.jacobian_of(jacobian, tasks, losses)
         if self.signal == "cross_gram":
@@ -144,10 +142,15 @@ class Balancer:
         step = self.last
         if step is None or step.weights is None or step.every == 1:
             return {}
-        return {"held": {
-            "tasks": list(step.tasks), "losses": step.losses.clone(), "weights": step.weights.clone(), "age": step.age,
-            "every": step.every,
-        }}  # fmt: skip
+        return {
+            "held": {
+                "tasks": list(step.tasks),
+                "losses": step.losses.clone(),
+                "weights": step.weights.clone(),
+                "age": step.age,
+                "every": step.every,
+            }
+        }
 
     def hold(self, state: Mapping[str, Any]) -> None:
         """Take up what `held` gave."""
@@ -211,9 +214,7 @@ def check_preference(preference: Preference) -> None:
     items = list(preference.items() if isinstance(preference, Mapping) else enumerate(preference))
     for name, value in items:
         if not (math.isfinite(value) and value >= 0):
-            raise BadInput(
-                f"the preference of task {name!r} is {value}", where="preference", remedy="give numbers of 0 or more"
-            )
+            raise BadInput(f"the preference of task {name!r} is {value}", where="preference", remedy="give numbers of 0 or more")
     if not any(value > 0 for _, value in items):
         raise BadInput("no task has a positive preference", where="preference")
 
@@ -226,16 +227,18 @@ def preference_of(preference: Preference, tasks: tuple[str, ...], like: Tensor, 
         missing = [task for task in tasks if task not in preference]
         if missing:
             raise BadInput(
-                f"the preference does not name {', '.join(map(repr, missing))}", where="preference",
+                f"the preference does not name {', '.join(map(repr, missing))}",
+                where="preference",
                 remedy="give every task a number",
-            )  # fmt: skip
+            )
         values = [float(preference[task]) for task in tasks]
     else:
         if len(preference) != len(tasks):
             raise BadInput(
-                f"{len(preference)} preferences for {len(tasks)} tasks", where="preference",
+                f"{len(preference)} preferences for {len(tasks)} tasks",
+                where="preference",
                 remedy="name them (a mapping task: number) when tasks may be absent",
-            )  # fmt: skip
+            )
         values = [float(value) for value in preference]
     return constant(tuple(values), like.dtype, like.device)
 

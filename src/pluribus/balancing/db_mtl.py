@@ -52,9 +52,7 @@ class DBMTL(Balancer):
         return self._stretch(signal.diagonal().clamp_min(0).sqrt() * inverse.abs()) * inverse
 
     @torch.no_grad()
-    def direction(
-        self, jacobian: Tensor, *, tasks: Sequence[str] | None = None, losses: Tensor | None = None
-    ) -> Tensor:
+    def direction(self, jacobian: Tensor, *, tasks: Sequence[str] | None = None, losses: Tensor | None = None) -> Tensor:
         if not self.beta:
             return super().direction(jacobian, tasks=tasks, losses=losses)
         names, rows, ell = self.jacobian_of(jacobian, tasks, losses)

@@ -63,9 +63,7 @@ def pareto_gap(gram: Tensor) -> Tensor:
 SCALARS = ("conflict_ratio", "effective_tasks", "pareto_gap")
 
 
-def at_features(
-    losses: Mapping[str, Tensor], features: Features, *, processes: Processes | None = None
-) -> Step:
+def at_features(losses: Mapping[str, Tensor], features: Features, *, processes: Processes | None = None) -> Step:
     """What `Diagnostics.observe` takes, from losses and the shared features they were computed from: the Gram matrix of the
     tasks' gradients there, whatever balances them, if anything. One pass a task through its head; the graph stays.
 
@@ -153,21 +151,33 @@ class Diagnostics:
             return {}
         spread = sorted({round(i * (len(self._maps) - 1) / max(1, maps - 1)) for i in range(maps)}) if self._maps else []
         return {
-            "tasks": list(self.tasks), "steps": self.steps, "measured": self.measured, **self.scalars(),
+            "tasks": list(self.tasks),
+            "steps": self.steps,
+            "measured": self.measured,
+            **self.scalars(),
             **{name: self._mean(name).tolist() for name in ("cosine", "conflicts", "affinity")},
             "over_time": [
-                {"measured": (i + 1) * self.window, **dict(zip(SCALARS, scalars.tolist())), "tasks": list(tasks),
-                 "cosine": values.tolist()}
-                for i in spread for _, tasks, values, scalars in [self._maps[i]]
+                {
+                    "measured": (i + 1) * self.window,
+                    **dict(zip(SCALARS, scalars.tolist())),
+                    "tasks": list(tasks),
+                    "cosine": values.tolist(),
+                }
+                for i in spread
+                for _, tasks, values, scalars in [self._maps[i]]
             ],
-        }  # fmt: skip
+        }
 
     def state_dict(self) -> dict[str, Any]:
         """Everything observed; `load_state_dict` goes on from it."""
         return {
-            "tasks": list(self.tasks), "steps": self.steps, "measured": self.measured, "sums": dict(self._sums),
-            "recent": dict(self._recent), "maps": [list(each) for each in self._maps],
-        }  # fmt: skip
+            "tasks": list(self.tasks),
+            "steps": self.steps,
+            "measured": self.measured,
+            "sums": dict(self._sums),
+            "recent": dict(self._recent),
+            "maps": [list(each) for each in self._maps],
+        }
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take up what `state_dict` gave."""
@@ -314,8 +324,9 @@ def _greedy(Z: Tensor, k: int) -> list[tuple[set[int], set[int]]]:
     while len(groups) > 1:
         change, a, b = max(
             (worth(groups[a] | groups[b]) - worth(groups[a]) - worth(groups[b]), a, b)
-            for a in range(len(groups)) for b in range(a)
-        )  # fmt: skip
+            for a in range(len(groups))
+            for b in range(a)
+        )
         if len(groups) <= k and change <= 0:
             break
         groups[b] |= groups.pop(a)

@@ -24,17 +24,7 @@ from torch import Tensor, nn
 
 from pluribus.balancing.balancer import Balancer
 from pluribus.balancing.exact import crossed, exact, on_a_part, write_known
-from pluribus.balancing.hearing import (
-    Features,
-    OnNonFinite,
-    Step,
-    features_of,
-    hears_losses,
-    held_step,
-    listen,
-    stack,
-    weigh,
-)  # fmt: skip
+from pluribus.balancing.hearing import Features, OnNonFinite, Step, features_of, hears_losses, held_step, listen, stack, weigh
 from pluribus.balancing.problem import Problem, names_of, propagate, scalar_of, shared_leaves
 from pluribus.balancing.processes import Processes
 from pluribus.balancing.scalar import known, measured, plus
@@ -86,9 +76,10 @@ def combine(
     z = features_of(features, heard)
     if not z and not hears_losses(judge):
         raise BadInput(
-            f"{type(judge).__name__} needs gradients ({judge.signal})", where="combine",
+            f"{type(judge).__name__} needs gradients ({judge.signal})",
+            where="combine",
             remedy="pass features=z, the shared features, or use balancing.backward(losses, balancer, shared=…)",
-        )  # fmt: skip
+        )
     source = gram or getattr(judge, "source", "features")
     if source not in ("features", "last"):
         raise BadInput(f"gram={source!r}", where="combine", remedy="use 'features' or 'last', or balancing.backward(…)")
@@ -218,6 +209,7 @@ def _serves(judge: Balancer, door: str) -> None:
     if door not in judge.doors:
         other = next(iter(judge.doors))
         raise BadInput(
-            f"{type(judge).__name__} cannot be served by {door}()", where=door,
+            f"{type(judge).__name__} cannot be served by {door}()",
+            where=door,
             remedy=f"use balancing.{other}(losses, balancer, …)",
-        )  # fmt: skip
+        )

@@ -22,17 +22,26 @@ from pluribus.errors import BadInput
 
 
 def exact(
-    judge: Balancer, heard: Heard, z: tuple[Tensor, ...], shared: list[Tensor], names: dict[Tensor, str],
-    cells: Mapping[str, Tensor] | None, source: str, why: str, scale: float, shared_given: bool,
-) -> Step:  # fmt: skip
+    judge: Balancer,
+    heard: Heard,
+    z: tuple[Tensor, ...],
+    shared: list[Tensor],
+    names: dict[Tensor, str],
+    cells: Mapping[str, Tensor] | None,
+    source: str,
+    why: str,
+    scale: float,
+    shared_given: bool,
+) -> Step:
     """Gradients over all shared parameters: grouped where that can be, otherwise by T passes."""
     team = heard.team
     check_whole(shared, source, z)
     if team.size > 1 and (not z or source == "grouped") and not all(team.gather(bool(heard.tensors))):
         raise BadInput(
-            "a process has no loss in this step", where="losses",
+            "a process has no loss in this step",
+            where="losses",
             remedy="give every process a labelled row, or pass features= and leave gram to be 'full'",
-        )  # fmt: skip
+        )
     step = Step(heard.present, heard.values, source=source, why=why)
     measured: grouped.Grouped | engine.Full | None = None
     plain: dict[Tensor, Tensor] = {}
@@ -65,15 +74,19 @@ def exact(
 
 
 def _try_grouped(
-    judge: Balancer, heard: Heard, z: tuple[Tensor, ...], shared: list[Tensor], names: dict[Tensor, str],
-    cells: Mapping[str, Tensor] | None, shared_given: bool,
-) -> tuple[grouped.Grouped | None, dict[Tensor, Tensor], str]:  # fmt: skip
+    judge: Balancer,
+    heard: Heard,
+    z: tuple[Tensor, ...],
+    shared: list[Tensor],
+    names: dict[Tensor, str],
+    cells: Mapping[str, Tensor] | None,
+    shared_given: bool,
+) -> tuple[grouped.Grouped | None, dict[Tensor, Tensor], str]:
     """The grouped measurement, or the reason of some process why there is none."""
     if cells is None:
         raise BadInput(
-            "gram='grouped' needs to know which rows are whose", where="cells",
-            remedy="pass cells={task: row indices}",
-        )  # fmt: skip
+            "gram='grouped' needs to know which rows are whose", where="cells", remedy="pass cells={task: row indices}"
+        )
     memory = vars(judge).setdefault("_grouped_memory", {})
     reason, measured = "", None
     plain: dict[Tensor, Tensor] = {}
@@ -138,9 +151,10 @@ def on_a_part(heard: Heard, closure: Any, rows: float, shared: Any, team: Proces
     part = listen(losses, "raise", team)
     if part.present != heard.present:
         raise BadInput(
-            f"the part of the batch holds the tasks {list(part.present)}, the batch {list(heard.present)}", where="closure",
+            f"the part of the batch holds the tasks {list(part.present)}, the batch {list(heard.present)}",
+            where="closure",
             remedy="draw the part so that every task present keeps a row",
-        )  # fmt: skip
+        )
     z = features_of(features, part)
     own = shared_leaves(shared, z)
     check_whole(own, "full", z)
@@ -150,15 +164,22 @@ def on_a_part(heard: Heard, closure: Any, rows: float, shared: Any, team: Proces
 
 
 def crossed(
-    judge: Balancer, losses: Any, shared: Any, features: Any, extra: Tensor | None, scale: float,
-    on_nonfinite: OnNonFinite, team: Processes,
-) -> Step:  # fmt: skip
+    judge: Balancer,
+    losses: Any,
+    shared: Any,
+    features: Any,
+    extra: Tensor | None,
+    scale: float,
+    on_nonfinite: OnNonFinite,
+    team: Processes,
+) -> Step:
     """J₁J₂ᵀ of two batches, applied to a third."""
     if isinstance(losses, Mapping) or len(losses) != judge.batches:
         raise BadInput(
-            f"{type(judge).__name__} takes {judge.batches} independent batches a step", where="losses",
+            f"{type(judge).__name__} takes {judge.batches} independent batches a step",
+            where="losses",
             remedy=f"pass a sequence of {judge.batches} mappings task: loss",
-        )  # fmt: skip
+        )
     each = [listen(batch, on_nonfinite, team) for batch in losses]
     if any(heard.bad for heard in each):
         judge.last = Step(each[-1].present, each[-1].values, skipped=True)
@@ -182,9 +203,13 @@ def crossed(
 
 
 def write_known(
-    heard: Heard, z: tuple[Tensor, ...], shared: nn.Module | Iterable[Tensor] | None, weights: Tensor,
-    extra: Tensor | None, scale: float,
-) -> None:  # fmt: skip
+    heard: Heard,
+    z: tuple[Tensor, ...],
+    shared: nn.Module | Iterable[Tensor] | None,
+    weights: Tensor,
+    extra: Tensor | None,
+    scale: float,
+) -> None:
     """Gradients for weights that are known: Σ w_t ℓ_t below, Σ ℓ_t above; without features and shared both are weighted."""
     w = heard.mine(weights)
     if z or shared is None or not heard.tensors:

@@ -46,9 +46,7 @@ class ExcessMTL(Balancer):
         self.squares, self.steps, self.baseline, self.shares = PerTask(), PerTask(), PerTask(), Shares()
 
     @torch.no_grad()
-    def direction(
-        self, jacobian: Tensor, *, tasks: Sequence[str] | None = None, losses: Tensor | None = None
-    ) -> Tensor:
+    def direction(self, jacobian: Tensor, *, tasks: Sequence[str] | None = None, losses: Tensor | None = None) -> Tensor:
         names, rows, _ = self.jacobian_of(jacobian, tasks, None)
         square = rows.square()
         total = self.squares.rows(names, rows) + square

@@ -58,17 +58,25 @@ class FlatRegions(Balancer):
     mutable: ClassVar[tuple[str, ...]] = ("inner", "flat", "generator")
 
     def __init__(
-        self, inner: Balancer, rho: float = 0.05, rho_heads: float | None = None, *,
-        how: Literal["per-task", "common", "samo"] = "per-task", beta: float = 0.1, mu: float = 0.01, seed: int = 0,
+        self,
+        inner: Balancer,
+        rho: float = 0.05,
+        rho_heads: float | None = None,
+        *,
+        how: Literal["per-task", "common", "samo"] = "per-task",
+        beta: float = 0.1,
+        mu: float = 0.01,
+        seed: int = 0,
         model: nn.Module | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         if how not in ("per-task", "common", "samo"):
             raise unknown("way", how, ("per-task", "common", "samo"), where="FlatRegions")
         if inner.batches > 1 or "closure" in inner.needs:
             raise BadInput(
-                f"{type(inner).__name__} needs more than gradients of one batch", where="FlatRegions",
+                f"{type(inner).__name__} needs more than gradients of one batch",
+                where="FlatRegions",
                 remedy="wrap a balancer of losses, norms, Gram or Jacobian",
-            )  # fmt: skip
+            )
         self.rho, self.rho_heads = rho, rho if rho_heads is None else rho_heads
         check_between(self, 0, float("inf"), rho=self.rho, rho_heads=self.rho_heads, mu=mu)
         check_between(self, 0, 1, beta=beta)
@@ -135,9 +143,7 @@ class FlatRegions(Balancer):
         points = []
         for slope in slopes:
             estimate = [slope * direction for direction in z]
-            mixed = [
-                (1 - self.beta) * g + self.beta * g.norm() * e / (e.norm() + 1e-12) for g, e in zip(mean, estimate)
-            ]
+            mixed = [(1 - self.beta) * g + self.beta * g.norm() * e / (e.norm() + 1e-12) for g, e in zip(mean, estimate)]
             points.append(_ball(mixed, self.rho))
         return points
 

@@ -40,9 +40,10 @@ class Fuller(Balancer):
         self.inner = IMTLG() if inner is None else inner
         if self.inner.signal not in ("gram", "norms"):
             raise BadInput(
-                f"{type(self.inner).__name__} hears {self.inner.signal}", where="Fuller",
+                f"{type(self.inner).__name__} hears {self.inner.signal}",
+                where="Fuller",
                 remedy="wrap a method of the Gram matrix",
-            )  # fmt: skip
+            )
         vars(self)["needs"] = self.inner.needs
 
     def reset(self) -> None:

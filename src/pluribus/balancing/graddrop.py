@@ -43,17 +43,19 @@ class GradDrop(Balancer):
         self.generator = generator(self.seed)
 
     @torch.no_grad()
-    def direction(
-        self, jacobian: Tensor, *, tasks: Sequence[str] | None = None, losses: Tensor | None = None
-    ) -> Tensor:
+    def direction(self, jacobian: Tensor, *, tasks: Sequence[str] | None = None, losses: Tensor | None = None) -> Tensor:
         names, rows, _ = self.jacobian_of(jacobian, tasks, None)
         return self._drop(rows, rows, names).to(jacobian.dtype)
 
     @torch.no_grad()
     def on_features(
-        self, gradients: Tensor, features: Tensor, *, tasks: Sequence[str] | None = None,
+        self,
+        gradients: Tensor,
+        features: Tensor,
+        *,
+        tasks: Sequence[str] | None = None,
         total: Callable[[Tensor], Tensor] = lambda votes: votes,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """The gradient [B, …] to send below the shared features Z [B, …], from every task's ∂ℓ_t/∂Z [T, B, …].
 
         total: adds the votes [T, 1, …] of other processes, whose rows are others.
@@ -61,9 +63,10 @@ class GradDrop(Balancer):
         names = self._names(gradients, tasks)
         if gradients.shape[1:] != features.shape:
             raise BadInput(
-                f"gradients have shape {tuple(gradients.shape)}, features {tuple(features.shape)}", where="GradDrop",
+                f"gradients have shape {tuple(gradients.shape)}, features {tuple(features.shape)}",
+                where="GradDrop",
                 remedy="pass one gradient of the shape of the features a task",
-            )  # fmt: skip
+            )
         votes = (gradients.detach() * features.detach().sign()).sum(1, keepdim=True)
         votes = total(votes)
         return self._drop(gradients.detach(), votes, names)

@@ -147,9 +147,13 @@ def measure(
 
 
 def _layout(
-    losses: Sequence[Tensor], index: Sequence[int], layers: Sequence[Layer], edges: Sequence[Any],
-    deltas: Sequence[Tensor], cells: Cells,
-) -> list[bool] | str:  # fmt: skip
+    losses: Sequence[Tensor],
+    index: Sequence[int],
+    layers: Sequence[Layer],
+    edges: Sequence[Any],
+    deltas: Sequence[Tensor],
+    cells: Cells,
+) -> list[bool] | str:
     """How each layer lays out its rows, found by scaling every task's loss differently: δ must scale place by place."""
     T = len(cells.rows)
     factors = torch.linspace(0.5, 1.5, T + 1, dtype=deltas[0].dtype, device=deltas[0].device)

@@ -105,9 +105,10 @@ def through_heads(tasks: Sequence[str], losses: Sequence[Tensor], z: Sequence[Te
     for task, found in zip(tasks, walks):
         if not found.entries:
             raise BadInput(
-                f"the loss of task {task!r} does not depend on them", where="features",
+                f"the loss of task {task!r} does not depend on them",
+                where="features",
                 remedy="pass the tensor from which this loss was computed",
-            )  # fmt: skip
+            )
     if any(sharded(found.leaves) for found in walks):
         return _each(tasks, losses, z, None, seeds)
     return _at_once(losses, z, walks) or _each(tasks, losses, z, walks, seeds)
@@ -153,9 +154,10 @@ def _each(
         found = from_heads(loss, [*z, *own], seeds)
         if all(g is None for g in found[: len(z)]):
             raise BadInput(
-                f"the loss of task {task!r} does not depend on them", where="features",
+                f"the loss of task {task!r} does not depend on them",
+                where="features",
                 remedy="pass the tensor from which this loss was computed",
-            )  # fmt: skip
+            )
         kept.append(found[: len(z)])
         for leaf, g in zip(own, found[len(z) :]):
             if heads is not None and g is not None:

@@ -81,9 +81,10 @@ def listen(losses: Mapping[str, Tensor], on_nonfinite: OnNonFinite, team: Proces
             raise BadInput("it has no graph", where=where, remedy="compute it with gradients on, do not detach it")
         if loss.device != tensors[0].device:
             raise BadInput(
-                f"it is on {loss.device}, the loss of {tasks[0]!r} on {tensors[0].device}", where=where,
+                f"it is on {loss.device}, the loss of {tasks[0]!r} on {tensors[0].device}",
+                where=where,
                 remedy="move all losses to one device",
-            )  # fmt: skip
+            )
     values = stack(tensors).detach() if tensors else torch.zeros(0, device=None if like is None else like.device)
     if values.dtype not in (torch.float32, torch.float64):
         values = values.float()
@@ -104,9 +105,10 @@ def listen(losses: Mapping[str, Tensor], on_nonfinite: OnNonFinite, team: Proces
     if bad and on_nonfinite == "raise":
         at = ", ".join(f"{task!r} ({values[present.index(task)].item()})" for task in bad)
         raise NonFinite(
-            f"the loss is not finite: {at}", where="losses",
+            f"the loss is not finite: {at}",
+            where="losses",
             remedy="lower the learning rate or look at the batch; on_nonfinite='skip' leaves such steps out",
-        )  # fmt: skip
+        )
     return Heard(tasks, tensors, present, values, index, team, bad)
 
 

@@ -195,10 +195,18 @@ class Convolution(Layer):
         node, weight = self.node, self.node._saved_weight
         slots = [self.found[leaf].slot for leaf in self.leaves]
         _, w, b = torch.ops.aten.convolution_backward(
-            delta.to(weight.dtype), x, weight, [delta.shape[1]], node._saved_stride, node._saved_padding,
-            node._saved_dilation, node._saved_transposed, node._saved_output_padding, node._saved_groups,
+            delta.to(weight.dtype),
+            x,
+            weight,
+            [delta.shape[1]],
+            node._saved_stride,
+            node._saved_padding,
+            node._saved_dilation,
+            node._saved_transposed,
+            node._saved_output_padding,
+            node._saved_groups,
             [False, 1 in slots, 2 in slots],
-        )  # fmt: skip
+        )
         return [(w if slot == 1 else b).to(leaf.dtype) for slot, leaf in zip(slots, self.leaves)]
 
     def grouped_jacobian(self, delta: Tensor, cells: Cells, across: bool) -> list[Tensor]:

@@ -50,8 +50,11 @@ class MGDA(Balancer):
             scale = signal.diagonal().clamp_min(0).sqrt()
         if self.normalise in ("loss", "loss+"):
             if losses is None:
-                raise BadInput("losses are missing", where=f"{type(self).__name__}(normalise={self.normalise!r})",
-                               remedy="pass losses=, one number a task")  # fmt: skip
+                raise BadInput(
+                    "losses are missing",
+                    where=f"{type(self).__name__}(normalise={self.normalise!r})",
+                    remedy="pass losses=, one number a task",
+                )
             scale = scale * losses
         inverse = torch.where(scale > 0, 1 / scale, 0.0)
         w = min_norm(signal * inverse.unsqueeze(1) * inverse)

@@ -49,9 +49,7 @@ class MoCo(Balancer):
         self.tracked, self.steps, self.shares = PerTask(), PerTask(), Shares()
 
     @torch.no_grad()
-    def direction(
-        self, jacobian: Tensor, *, tasks: Sequence[str] | None = None, losses: Tensor | None = None
-    ) -> Tensor:
+    def direction(self, jacobian: Tensor, *, tasks: Sequence[str] | None = None, losses: Tensor | None = None) -> Tensor:
         names, rows, ell = self.jacobian_of(jacobian, tasks, losses)
         assert ell is not None
         norm = torch.linalg.vector_norm(rows, dim=1, keepdim=True)

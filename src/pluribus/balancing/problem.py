@@ -45,9 +45,10 @@ class Problem:
         found = self.closure()
         if not isinstance(found, Mapping) or any(task not in found for task in self.heard.tasks):
             raise BadInput(
-                "the closure does not return the losses of all tasks present", where="closure",
+                "the closure does not return the losses of all tasks present",
+                where="closure",
                 remedy="return a mapping task: scalar loss on the same batch",
-            )  # fmt: skip
+            )
         return {task: found[task] for task in self.heard.tasks}
 
     def write_extra(self) -> None:
@@ -81,9 +82,10 @@ def names_of(shared: nn.Module | Iterable[Tensor] | None) -> dict[Tensor, str]:
 def check_whole(parameters: Sequence[Tensor], source: str, z: Sequence[Tensor] = ()) -> None:
     if sharded(parameters, z):
         raise BadInput(
-            f"the shared parameters are sharded (FSDP or ZeRO), so that gram={source!r} cannot be measured", where="shared",
+            f"the shared parameters are sharded (FSDP or ZeRO), so that gram={source!r} cannot be measured",
+            where="shared",
             remedy="use combine(…, features=z) or a balancer of the losses",
-        )  # fmt: skip
+        )
 
 
 def accumulate(gradients: Mapping[Tensor, Tensor], scale: float = 1.0) -> None:

@@ -76,9 +76,10 @@ def saliency(losses: Mapping[str, Tensor], features: Tensor) -> Tensor:
         (g,) = torch.autograd.grad(loss, features, create_graph=True, allow_unused=True)
         if g is None:
             raise BadInput(
-                f"the loss of task {task!r} does not depend on them", where="features",
+                f"the loss of task {task!r} does not depend on them",
+                where="features",
                 remedy="pass the tensor from which this loss was computed",
-            )  # fmt: skip
+            )
         rows.append(g if g.dtype in (torch.float32, torch.float64) else g.float())
     if not rows:
         raise BadInput("there is no loss", where="losses", remedy="pass at least one")

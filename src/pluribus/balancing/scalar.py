@@ -53,9 +53,7 @@ def known(heard: Heard, z: tuple[Tensor, ...], w: Tensor, extra: Tensor | None) 
     return join(plus(total, extra), {f: real(g) for f, g in zip(z, c) if g is not None})
 
 
-def measured(
-    judge: Balancer, heard: Heard, z: tuple[Tensor, ...], extra: Tensor | None, source: str, last: Any
-) -> Tensor:
+def measured(judge: Balancer, heard: Heard, z: tuple[Tensor, ...], extra: Tensor | None, source: str, last: Any) -> Tensor:
     """L for a balancer that hears gradients: one pass a task through its head gives g_t, and the head's own gradient."""
     passes = through_heads(heard.tasks, heard.tensors, z)
     if source == "last":
@@ -72,14 +70,13 @@ def measured(
         if hasattr(judge, "on_features"):  # defined on features with their batch dimension (GradDrop)
             rows = passes.rows if heard.tensors else [real(f).new_zeros(0, *f.shape) for f in z]
             total = heard.team.sum
-            at_z = [
-                judge.on_features(widen_rows(heard, row), f, tasks=heard.present, total=total) for row, f in zip(rows, z)
-            ]
+            at_z = [judge.on_features(widen_rows(heard, row), f, tasks=heard.present, total=total) for row, f in zip(rows, z)]
         elif heard.team.size > 1:
             raise BadInput(
-                f"{type(judge).__name__} needs the Jacobian of all processes", where="combine",
+                f"{type(judge).__name__} needs the Jacobian of all processes",
+                where="combine",
                 remedy="use balancing.backward(losses, balancer, shared=…), which reduces it",
-            )  # fmt: skip
+            )
         else:
             flat = torch.cat([block.flatten(1) for block in passes.rows], 1)
             d = judge.direction(flat, tasks=heard.present, losses=heard.values)

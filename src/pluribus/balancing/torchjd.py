@@ -96,9 +96,7 @@ class Aggregation(TorchJD):
     needs: ClassVar[frozenset[str]] = frozenset({"jacobian"})
 
     @torch.no_grad()
-    def direction(
-        self, jacobian: Tensor, *, tasks: Sequence[str] | None = None, losses: Tensor | None = None
-    ) -> Tensor:
+    def direction(self, jacobian: Tensor, *, tasks: Sequence[str] | None = None, losses: Tensor | None = None) -> Tensor:
         self.same_tasks(self._names(jacobian, tasks))
         found: Tensor = self.peer(jacobian)
         return found if "Aggregator" in _ancestry(self.peer) else found @ jacobian
@@ -155,9 +153,10 @@ def _kind(peer: Any) -> type[TorchJD]:
     if names & {"Aggregator", "Weighting"}:
         return Aggregation
     raise BadInput(
-        f"a {type(peer).__name__} is not a balancer", where="balancer",
+        f"a {type(peer).__name__} is not a balancer",
+        where="balancer",
         remedy="pass one of pluribus.balancing, or a TorchJD weighting, aggregator or scalarizer",
-    )  # fmt: skip
+    )
 
 
 def _ancestry(peer: Any) -> set[str]:

@@ -19,15 +19,30 @@ import importlib
 from typing import Any
 
 _WHERE = {
-    "VectorLeafBoostingRegressor": "vector_leaf", "VectorLeafBoostingClassifier": "vector_leaf",
-    "MultiTaskBoosting": "vector_leaf", "RMTGBRegressor": "rmtgb", "RMTGBClassifier": "rmtgb", "MTGBRegressor": "rmtgb",
-    "MTGBClassifier": "rmtgb", "PerTaskRegressor": "wrappers", "PerTaskClassifier": "wrappers",
-    "PooledRegressor": "wrappers", "PooledClassifier": "wrappers", "PooledOffsetRegressor": "wrappers",
-    "PooledOffsetClassifier": "wrappers", "RMBCLERegressor": "rmb_cle", "RMBCLEClassifier": "rmb_cle",
-    "PerTaskChoiceRegressor": "choice", "PerTaskChoiceClassifier": "choice", "shap_values": "treeshap",
-    "to_shap": "treeshap", "explanation": "treeshap", "load": "storage",
-    "LightGBMPerTask": "baselines", "LightGBMPooled": "baselines",
-}  # fmt: skip
+    "VectorLeafBoostingRegressor": "vector_leaf",
+    "VectorLeafBoostingClassifier": "vector_leaf",
+    "MultiTaskBoosting": "vector_leaf",
+    "RMTGBRegressor": "rmtgb",
+    "RMTGBClassifier": "rmtgb",
+    "MTGBRegressor": "rmtgb",
+    "MTGBClassifier": "rmtgb",
+    "PerTaskRegressor": "wrappers",
+    "PerTaskClassifier": "wrappers",
+    "PooledRegressor": "wrappers",
+    "PooledClassifier": "wrappers",
+    "PooledOffsetRegressor": "wrappers",
+    "PooledOffsetClassifier": "wrappers",
+    "RMBCLERegressor": "rmb_cle",
+    "RMBCLEClassifier": "rmb_cle",
+    "PerTaskChoiceRegressor": "choice",
+    "PerTaskChoiceClassifier": "choice",
+    "shap_values": "treeshap",
+    "to_shap": "treeshap",
+    "explanation": "treeshap",
+    "load": "storage",
+    "LightGBMPerTask": "baselines",
+    "LightGBMPooled": "baselines",
+}
 
 __all__ = sorted(_WHERE)
 

@@ -37,8 +37,12 @@ if TYPE_CHECKING:
     from pluribus.data.columns import FittedColumns
 
 OBJECTIVES = {
-    "binary": "binary", "multiclass": "multiclass", "ordinal": "multiclass", "regression": "regression", "count": "poisson",
-}  # fmt: skip
+    "binary": "binary",
+    "multiclass": "multiclass",
+    "ordinal": "multiclass",
+    "regression": "regression",
+    "count": "poisson",
+}
 LOSSES = {"regression": "rmse", "count": "poisson_deviance"}  # what stops a task whose main metric is not defined; else logloss
 ROUNDS = 450  # to an early stop at the default rate, roughly: 100 to 1,300 on tables of 400 to 60,000 rows
 VISIT, SEARCH = 8e-9, 2e-6  # seconds of a label in a column, and of a leaf in a column with its 255 bins
@@ -57,13 +61,15 @@ class _LightGBM(Candidate):
         "patience": 50,
         "params": {},  # any further LightGBM parameters, by their own names; they win over the ones above
     }
-    space = SearchSpace({
-        "num_leaves": IntRange(7, 127),
-        "learning_rate": LogUniform(0.02, 0.2),
-        "min_data_in_leaf": IntRange(5, 100),
-        "feature_fraction": Uniform(0.5, 1.0),
-        "lambda_l2": LogUniform(1e-3, 10.0),
-    })  # fmt: skip
+    space = SearchSpace(
+        {
+            "num_leaves": IntRange(7, 127),
+            "learning_rate": LogUniform(0.02, 0.2),
+            "min_data_in_leaf": IntRange(5, 100),
+            "feature_fraction": Uniform(0.5, 1.0),
+            "lambda_l2": LogUniform(1e-3, 10.0),
+        }
+    )
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
@@ -112,11 +118,12 @@ class _LightGBM(Candidate):
 
     def _record(self, fitted: Trees, began: float, seed: int, grown: Mapping[str, _Growing]) -> Trees:
         fitted.record = {
-            "settings": dict(self.settings), "seed": seed,
+            "settings": dict(self.settings),
+            "seed": seed,
             "curves": {name: values for each in grown.values() for name, values in each.judge.curves.items()},
             "undertrained": [name for name, each in grown.items() if not each.ended],
             "seconds": time.process_time() - began,
-        }  # fmt: skip
+        }
         return fitted
 
 
@@ -184,9 +191,15 @@ class _Growing:
     """
 
     def __init__(
-        self, params: dict[str, Any], data: Prepared, matrix: NDArray[np.float32], train: Cells, judge: _Judge,
-        settings: Mapping[str, Any], where: str,
-    ) -> None:  # fmt: skip
+        self,
+        params: dict[str, Any],
+        data: Prepared,
+        matrix: NDArray[np.float32],
+        train: Cells,
+        judge: _Judge,
+        settings: Mapping[str, Any],
+        where: str,
+    ) -> None:
         import lightgbm
 
         self.judge, self.rounds, self.patience, self.where = judge, settings["rounds"], settings["patience"], where
@@ -361,9 +374,14 @@ def _dataset(
     import lightgbm
 
     return lightgbm.Dataset(
-        matrix[cells.rows], cells.values, weight=cells.weight, reference=reference, free_raw_data=True,
-        categorical_feature=list(range(data.numeric.shape[1], matrix.shape[1])), params=dict(params),
-    )  # fmt: skip
+        matrix[cells.rows],
+        cells.values,
+        weight=cells.weight,
+        reference=reference,
+        free_raw_data=True,
+        categorical_feature=list(range(data.numeric.shape[1], matrix.shape[1])),
+        params=dict(params),
+    )
 
 
 def _joined(cells: Sequence[Cells]) -> Cells:

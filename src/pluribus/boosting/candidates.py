@@ -27,9 +27,7 @@ from pluribus.modeling import Budget, Candidate, Choice, Costs, Fitted, IntRange
 from pluribus.modeling.candidate import Array
 from pluribus.tasks import Task
 
-KINDS = {
-    "binary": "binary", "multiclass": "multiclass", "ordinal": "multiclass", "regression": "regression", "count": "count",
-}  # fmt: skip
+KINDS = {"binary": "binary", "multiclass": "multiclass", "ordinal": "multiclass", "regression": "regression", "count": "count"}
 FOLDER = "booster"
 
 
@@ -98,8 +96,8 @@ class Boosted(Fitted):
         model = load(folder / FOLDER)
         if set(model.tasks_) != {task.name for task in tasks} or model.n_features_in_ != len(columns.names):
             raise BadInput(
-                "the booster is not that of these tasks and columns", where=str(folder / FOLDER), remedy="restore the folder",
-            )  # fmt: skip
+                "the booster is not that of these tasks and columns", where=str(folder / FOLDER), remedy="restore the folder"
+            )
         return cls(tasks, columns, model, float(manifest["centre"]), float(manifest["scale"]))
 
 
@@ -125,14 +123,27 @@ class _Boosting(Candidate):
         numeric, columns = data.numeric.shape[1], len(data.columns.names)
         own = {key: value for key, value in self.settings.items() if key not in ("rounds", "patience", "shared", "outlier")}
         return {
-            **own, "n_iter_no_change": self.settings["patience"], "early_stopping": True, "random_state": seed % 2**31,
-            "n_jobs": budget.threads, "categorical_features": list(range(numeric, columns)), "unknown_task": "error",
-        }  # fmt: skip
+            **own,
+            "n_iter_no_change": self.settings["patience"],
+            "early_stopping": True,
+            "random_state": seed % 2**31,
+            "n_jobs": budget.threads,
+            "categorical_features": list(range(numeric, columns)),
+            "unknown_task": "error",
+        }
 
     def _run(
-        self, data: Prepared, budget: Budget, seed: int, model: Any, train: tuple[Any, ...], valid: tuple[Any, ...], weight: Any,
-        centre: float = 0.0, scale: float = 1.0,
-    ) -> Boosted:  # fmt: skip
+        self,
+        data: Prepared,
+        budget: Budget,
+        seed: int,
+        model: Any,
+        train: tuple[Any, ...],
+        valid: tuple[Any, ...],
+        weight: Any,
+        centre: float = 0.0,
+        scale: float = 1.0,
+    ) -> Boosted:
         """Fit until every task has stopped or the budget is spent. train, valid: (X, y) or (X, y, task)."""
         began = time.process_time()
         names = [task.name for task in data.tasks]
@@ -156,9 +167,12 @@ class _Boosting(Candidate):
         model.set_params(progress=False)
         fitted = Boosted(data.tasks, data.columns, model, centre, scale)
         fitted.record = {
-            "settings": dict(self.settings), "seed": seed, "curves": curves, "undertrained": names if late else [],
+            "settings": dict(self.settings),
+            "seed": seed,
+            "curves": curves,
+            "undertrained": names if late else [],
             "seconds": time.process_time() - began,
-        }  # fmt: skip
+        }
         return fitted
 
 
@@ -168,13 +182,24 @@ class VectorLeafCandidate(_Boosting):
     name = "vector_leaf"
     label = "vector-leaf boosting"
     defaults = {  # noqa: RUF012
-        "learning_rate": 0.05, "max_leaf_nodes": 31, "min_samples_leaf": 20, "colsample": 0.9, "l2_regularization": 0.0,
-        "split_by": "sum_of_gains", "rounds": 1000, "patience": 50,
-    }  # fmt: skip
-    space = SearchSpace({
-        "max_leaf_nodes": IntRange(7, 127), "learning_rate": LogUniform(0.02, 0.2), "min_samples_leaf": IntRange(5, 100),
-        "colsample": Uniform(0.5, 1.0), "l2_regularization": LogUniform(1e-3, 10.0),
-    })  # fmt: skip
+        "learning_rate": 0.05,
+        "max_leaf_nodes": 31,
+        "min_samples_leaf": 20,
+        "colsample": 0.9,
+        "l2_regularization": 0.0,
+        "split_by": "sum_of_gains",
+        "rounds": 1000,
+        "patience": 50,
+    }
+    space = SearchSpace(
+        {
+            "max_leaf_nodes": IntRange(7, 127),
+            "learning_rate": LogUniform(0.02, 0.2),
+            "min_samples_leaf": IntRange(5, 100),
+            "colsample": Uniform(0.5, 1.0),
+            "l2_regularization": LogUniform(1e-3, 10.0),
+        }
+    )
 
     def fit(self, data: Prepared, budget: Budget, seed: int) -> Boosted:
         table = features(data).astype(np.float64)
@@ -201,13 +226,24 @@ class RMTGBCandidate(_Boosting):
     name = "rmtgb"
     label = "R-MTGB"
     defaults = {  # noqa: RUF012
-        "learning_rate": 0.1, "max_leaf_nodes": 8, "min_samples_leaf": 5, "colsample": 1.0, "shared": 50, "outlier": 150,
-        "rounds": 300, "patience": 30,
-    }  # fmt: skip
-    space = SearchSpace({
-        "max_leaf_nodes": IntRange(2, 32), "learning_rate": LogUniform(0.03, 0.3), "min_samples_leaf": IntRange(2, 50),
-        "shared": Choice((0, 20, 50, 100)), "outlier": Choice((0, 50, 150)),
-    })  # fmt: skip
+        "learning_rate": 0.1,
+        "max_leaf_nodes": 8,
+        "min_samples_leaf": 5,
+        "colsample": 1.0,
+        "shared": 50,
+        "outlier": 150,
+        "rounds": 300,
+        "patience": 30,
+    }
+    space = SearchSpace(
+        {
+            "max_leaf_nodes": IntRange(2, 32),
+            "learning_rate": LogUniform(0.03, 0.3),
+            "min_samples_leaf": IntRange(2, 50),
+            "shared": Choice((0, 20, 50, 100)),
+            "outlier": Choice((0, 50, 150)),
+        }
+    )
 
     def unfit(self, data: Prepared) -> str | None:
         if data.columns.task_column is None:

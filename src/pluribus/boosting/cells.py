@@ -118,8 +118,8 @@ def read_cells(y: Any, n: int, task: Any = None, sample_weight: Any = None) -> C
     if isinstance(y, Mapping) or is_frame(y) or y.ndim == 2:
         if task is not None:
             raise BadInput(
-                "is given together with one column of labels a task", where="task", remedy="give one label a row, or no task=",
-            )  # fmt: skip
+                "is given together with one column of labels a task", where="task", remedy="give one label a row, or no task="
+            )
         return _wide(y, n, sample_weight)
     labels = tidy(np.asarray(y))
     if labels.ndim != 1:
@@ -129,8 +129,8 @@ def read_cells(y: Any, n: int, task: Any = None, sample_weight: Any = None) -> C
     gone = _missing(labels)
     if gone.any():
         raise BadInput(
-            f"Input y contains NaN, first in row {int(np.flatnonzero(gone)[0])}", remedy="drop the rows without a label",
-        )  # fmt: skip
+            f"Input y contains NaN, first in row {int(np.flatnonzero(gone)[0])}", remedy="drop the rows without a label"
+        )
     weight = _weight(sample_weight, n)
     row = np.arange(n, dtype=np.int32)
     if task is None:
@@ -184,8 +184,9 @@ def _wide(y: Any, n: int, sample_weight: Any) -> Cells:
         if column.shape != (n,):
             raise BadInput(
                 f"Found input variables with inconsistent numbers of samples: {n} rows in X, shape {column.shape} in y",
-                where=f"task {name!r}", remedy="give one label a row, NaN where it is missing",
-            )  # fmt: skip
+                where=f"task {name!r}",
+                remedy="give one label a row, NaN where it is missing",
+            )
         known = ~_missing(column)
         if not known.any():
             raise BadInput("has no label at all", where=f"task {name!r}", remedy="drop the task")
@@ -203,9 +204,10 @@ def _wide(y: Any, n: int, sample_weight: Any) -> Cells:
             table = np.broadcast_to(table[:, None], (n, len(names))) if table.shape == (n,) else table
         if table.shape != (n, len(names)):
             raise BadInput(
-                f"has shape {table.shape} for {n} rows and {len(names)} tasks", where="sample_weight",
+                f"has shape {table.shape} for {n} rows and {len(names)} tasks",
+                where="sample_weight",
                 remedy="give one weight a row or a cell",
-            )  # fmt: skip
+            )
         weight = np.ascontiguousarray(table[row, task])
         _check_weight(weight)
     if len({v.dtype.kind in "biuf" for v in values}) > 1:  # words and numbers: each task keeps its own type
@@ -220,7 +222,8 @@ def task_index(names: Sequence[Any], ids: Any, unknown_task: str) -> Ints:
     found = np.array([place.get(name, -1) for name in distinct], dtype=np.int64)
     if unknown_task == "error" and (found < 0).any():
         raise BadInput(
-            f"task {distinct[int(np.flatnonzero(found < 0)[0])]!r} was not there at fit", where="task",
+            f"task {distinct[int(np.flatnonzero(found < 0)[0])]!r} was not there at fit",
+            where="task",
             remedy="use unknown_task='majority' or drop these rows",
-        )  # fmt: skip
+        )
     return found[inverse]

@@ -100,9 +100,7 @@ class _PerTaskChoice(ChoiceSettings, KindBooster):
 
     def _raw(self, table: Floats, task: Ints | None) -> Any:
         if task is None:
-            return [
-                self._scores(self.fitted_[name], table, np.full(len(table), t)) for t, name in enumerate(self.choice_)
-            ]  # fmt: skip
+            return [self._scores(self.fitted_[name], table, np.full(len(table), t)) for t, name in enumerate(self.choice_)]
         o = self.objectives_[0]
         found = np.zeros((len(table), o.outputs))
         first = next(iter(self.fitted_))  # serves the unseen tasks
@@ -132,5 +130,3 @@ class PerTaskChoiceClassifier(_PerTaskChoice, KindClassifier):
     """Per task the best of several classification boosters, chosen on held-out rows."""
 
     _default = RMTGBClassifier
-
-

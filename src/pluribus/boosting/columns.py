@@ -52,9 +52,10 @@ class Columns:
             for f in np.flatnonzero(~chosen).tolist():
                 if _is_category(X.iloc[:, f].dtype):
                     raise BadInput(
-                        "is not numeric", where=f"column {names[f] if names else f}",
+                        "is not numeric",
+                        where=f"column {names[f] if names else f}",
                         remedy="name it in categorical_features or use 'from_dtype'",
-                    )  # fmt: skip
+                    )
         categories = tuple(_categories(X.iloc[:, f] if frame else X[:, f]) if chosen[f] else None for f in range(d))
         return cls(names, categories)
 

@@ -53,12 +53,21 @@ SHARE = Range(0, 1, open_low=True)
 
 # the parameters of trees and rounds that the boosters of this package share
 RANGES: dict[str, Range] = {
-    "learning_rate": Range(0, open_low=True), "max_depth": Range(1, whole=True, none=True),
-    "max_leaf_nodes": Range(2, whole=True, none=True), "min_samples_leaf": POSITIVE_COUNT, "min_child_weight": NON_NEGATIVE,
-    "l2_regularization": NON_NEGATIVE, "min_split_gain": NON_NEGATIVE, "cat_smooth": NON_NEGATIVE, "subsample": SHARE,
-    "colsample": SHARE, "max_bins": Range(2, 255, whole=True), "validation_fraction": Range(0, 1, open_low=True),
-    "n_iter_no_change": POSITIVE_COUNT, "n_jobs": Range(-64, whole=True, none=True),
-}  # fmt: skip
+    "learning_rate": Range(0, open_low=True),
+    "max_depth": Range(1, whole=True, none=True),
+    "max_leaf_nodes": Range(2, whole=True, none=True),
+    "min_samples_leaf": POSITIVE_COUNT,
+    "min_child_weight": NON_NEGATIVE,
+    "l2_regularization": NON_NEGATIVE,
+    "min_split_gain": NON_NEGATIVE,
+    "cat_smooth": NON_NEGATIVE,
+    "subsample": SHARE,
+    "colsample": SHARE,
+    "max_bins": Range(2, 255, whole=True),
+    "validation_fraction": Range(0, 1, open_low=True),
+    "n_iter_no_change": POSITIVE_COUNT,
+    "n_jobs": Range(-64, whole=True, none=True),
+}
 
 
 @dataclass(frozen=True)

@@ -57,8 +57,8 @@ class Binner:
 
     @classmethod
     def fit(
-        cls, X: Floats, categorical: Bools, max_bins: int = MAX_BINS, random_state: np.random.RandomState | None = None,
-    ) -> Binner:  # fmt: skip
+        cls, X: Floats, categorical: Bools, max_bins: int = MAX_BINS, random_state: np.random.RandomState | None = None
+    ) -> Binner:
         """Find the bins of X [N, d] (NaN = missing; categorical columns hold codes)."""
         n, d = X.shape
         rows: Any = slice(None)

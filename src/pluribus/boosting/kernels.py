@@ -30,8 +30,8 @@ def jit(function: Function) -> Function:
 
 @jit
 def fill(
-    hist: Array, bins: Array, rows: Array, start: int, stop: int, G: Array, H: Array, features: Array, offset: Array,
-) -> None:  # fmt: skip
+    hist: Array, bins: Array, rows: Array, start: int, stop: int, G: Array, H: Array, features: Array, offset: Array
+) -> None:
     """Write the histogram of the rows [start, stop) into hist [bins of all features, channels]."""
     K, width = G.shape[1], H.shape[1]
     C = K + width + 1
@@ -189,10 +189,28 @@ def category_order(hist: Array, first: int, last: int, K: int, width: int, smoot
 
 @jit
 def search(
-    hist: Array, total: Array, features: Array, offset: Array, categorical: Array, K: int, width: int,
-    l2: float, weight: Array, min_rows: int, min_child_weight: float, min_gain: float, smooth: float,
-    signs: Array, low: Array, high: Array, monotone: bool, order: Array, best: Array, best_left: Array, left_mask: Array,
-) -> float:  # fmt: skip
+    hist: Array,
+    total: Array,
+    features: Array,
+    offset: Array,
+    categorical: Array,
+    K: int,
+    width: int,
+    l2: float,
+    weight: Array,
+    min_rows: int,
+    min_child_weight: float,
+    min_gain: float,
+    smooth: float,
+    signs: Array,
+    low: Array,
+    high: Array,
+    monotone: bool,
+    order: Array,
+    best: Array,
+    best_left: Array,
+    left_mask: Array,
+) -> float:
     """The best split of a node from its histogram; returns its gain, or 0 where there is none.
 
     best (int64): [feature, last bin of the left child a, first bin of the right child b, missing goes left, is categorical].
@@ -279,9 +297,18 @@ def search(
 
 @jit
 def search_scalar(
-    hist: Array, total: Array, features: Array, offset: Array, width: int, l2: float, min_rows: int, min_child_weight: float,
-    min_gain: float, best: Array, best_left: Array,
-) -> float:  # fmt: skip
+    hist: Array,
+    total: Array,
+    features: Array,
+    offset: Array,
+    width: int,
+    l2: float,
+    min_rows: int,
+    min_child_weight: float,
+    min_gain: float,
+    best: Array,
+    best_left: Array,
+) -> float:
     """`search` for one output, numeric features and no constraint: the same numbers without the loops over outputs."""
     G, n = total[0], total[width + 1]
     H = total[1]
@@ -329,9 +356,18 @@ def search_scalar(
 
 @jit
 def partition(
-    bins: Array, rows: Array, buffer: Array, start: int, stop: int, f: int, a: int, missing: int, missing_left: bool,
-    is_category: bool, left_mask: Array,
-) -> int:  # fmt: skip
+    bins: Array,
+    rows: Array,
+    buffer: Array,
+    start: int,
+    stop: int,
+    f: int,
+    a: int,
+    missing: int,
+    missing_left: bool,
+    is_category: bool,
+    left_mask: Array,
+) -> int:
     """Put the rows of the left child first, keeping their order; return where the right child starts."""
     at, other = start, 0
     for i in range(start, stop):
@@ -356,12 +392,35 @@ def partition(
 
 @jit
 def grow(
-    bins: Array, rows: Array, roots: Array, G: Array, H: Array, features: Array, offset: Array, categorical: Array,
-    max_depth: int, max_leaves: int, min_rows: int, min_child_weight: float, l2: float, min_gain: float, smooth: float,
-    weight: Array, signs: Array, monotone: bool,
-    feature: Array, split: Array, missing_left: Array, mask_of: Array, masks: Array, left: Array, right: Array,
-    first: Array, start: Array, stop: Array,
-) -> tuple[int, int]:  # fmt: skip
+    bins: Array,
+    rows: Array,
+    roots: Array,
+    G: Array,
+    H: Array,
+    features: Array,
+    offset: Array,
+    categorical: Array,
+    max_depth: int,
+    max_leaves: int,
+    min_rows: int,
+    min_child_weight: float,
+    l2: float,
+    min_gain: float,
+    smooth: float,
+    weight: Array,
+    signs: Array,
+    monotone: bool,
+    feature: Array,
+    split: Array,
+    missing_left: Array,
+    mask_of: Array,
+    masks: Array,
+    left: Array,
+    right: Array,
+    first: Array,
+    start: Array,
+    stop: Array,
+) -> tuple[int, int]:
     """Grow one tree a root over the rows [roots[i], roots[i + 1]); `rows` is permuted so that each node's rows are a range.
 
     With a limit on the leaves the leaf with the largest gain is split first, otherwise the smaller child comes first, so
@@ -433,13 +492,32 @@ def grow(
             high[:] = np.inf
             if plain:
                 gain = search_scalar(
-                    pool[slot], total, features, offset, width, l2, min_rows, min_child_weight, min_gain, best, best_left,
-                )  # fmt: skip
+                    pool[slot], total, features, offset, width, l2, min_rows, min_child_weight, min_gain, best, best_left
+                )
             else:
                 gain = search(
-                    pool[slot], total, features, offset, categorical, K, width, l2, weight, min_rows, min_child_weight,
-                    min_gain, smooth, signs, low, high, monotone, order, best, best_left, mask,
-                )  # fmt: skip
+                    pool[slot],
+                    total,
+                    features,
+                    offset,
+                    categorical,
+                    K,
+                    width,
+                    l2,
+                    weight,
+                    min_rows,
+                    min_child_weight,
+                    min_gain,
+                    smooth,
+                    signs,
+                    low,
+                    high,
+                    monotone,
+                    order,
+                    best,
+                    best_left,
+                    mask,
+                )
             if gain > 0:
                 open_node[0], open_slot[0], open_depth[0], open_gain[0] = node, slot, 0, gain
                 open_best[0], open_total[0], open_left[0] = best, total, best_left
@@ -538,15 +616,42 @@ def grow(
                 if stop[child] - start[child] >= 2 * min_rows:
                     if plain:
                         gain = search_scalar(
-                            pool[child_slot], pair_total[side], features, offset, width, l2, min_rows, min_child_weight,
-                            min_gain, best, best_left,
-                        )  # fmt: skip
+                            pool[child_slot],
+                            pair_total[side],
+                            features,
+                            offset,
+                            width,
+                            l2,
+                            min_rows,
+                            min_child_weight,
+                            min_gain,
+                            best,
+                            best_left,
+                        )
                     else:
                         gain = search(
-                            pool[child_slot], pair_total[side], features, offset, categorical, K, width, l2, weight,
-                            min_rows, min_child_weight, min_gain, smooth, signs, pair_low[side], pair_high[side],
-                            monotone, order, best, best_left, mask,
-                        )  # fmt: skip
+                            pool[child_slot],
+                            pair_total[side],
+                            features,
+                            offset,
+                            categorical,
+                            K,
+                            width,
+                            l2,
+                            weight,
+                            min_rows,
+                            min_child_weight,
+                            min_gain,
+                            smooth,
+                            signs,
+                            pair_low[side],
+                            pair_high[side],
+                            monotone,
+                            order,
+                            best,
+                            best_left,
+                            mask,
+                        )
                 if gain > 0:
                     open_node[opened], open_slot[opened], open_depth[opened] = child, child_slot, depth
                     open_gain[opened] = gain
@@ -581,9 +686,23 @@ def split_value(gl: float, hl: float, gr: float, hr: float, l2: float, low: floa
 
 @jit
 def node_values(
-    roots: Array, nodes: int, rows: Array, start: Array, stop: Array, left: Array, right: Array, feature: Array, mask_of: Array,
-    G: Array, H: Array, l2: float, signs: Array, monotone: bool, sums: Array, value: Array,
-) -> None:  # fmt: skip
+    roots: Array,
+    nodes: int,
+    rows: Array,
+    start: Array,
+    stop: Array,
+    left: Array,
+    right: Array,
+    feature: Array,
+    mask_of: Array,
+    G: Array,
+    H: Array,
+    l2: float,
+    signs: Array,
+    monotone: bool,
+    sums: Array,
+    value: Array,
+) -> None:
     """sums [nodes, 2K]: G and H of every node; value [nodes, K] = -G/(H + lambda), the parent's where no label is (H = 0).
 
     `roots` holds the first node of every tree and, last, `nodes`.
@@ -647,9 +766,21 @@ def add_leaves(nodes: int, rows: Array, start: Array, stop: Array, feature: Arra
 
 @jit
 def add_binned(
-    bins: Array, rows: Array, root_of: Array, feature: Array, last_left: Array, missing_code: Array, missing_left: Array,
-    mask_of: Array, masks: Array, left: Array, right: Array, value: Array, rate: float, out: Array,
-) -> None:  # fmt: skip
+    bins: Array,
+    rows: Array,
+    root_of: Array,
+    feature: Array,
+    last_left: Array,
+    missing_code: Array,
+    missing_left: Array,
+    mask_of: Array,
+    masks: Array,
+    left: Array,
+    right: Array,
+    value: Array,
+    rate: float,
+    out: Array,
+) -> None:
     """out[row] += rate * leaf value for `rows`, by their bins; root_of[i] is the root of the tree that rows[i] goes down."""
     K = out.shape[1]
     for i in range(rows.shape[0]):
@@ -671,9 +802,20 @@ def add_binned(
 
 @jit
 def add_raw(
-    X: Array, rows: Array, roots: Array, feature: Array, threshold: Array, missing_left: Array, mask_of: Array, masks: Array,
-    left: Array, right: Array, value: Array, rate: float, out: Array,
-) -> None:  # fmt: skip
+    X: Array,
+    rows: Array,
+    roots: Array,
+    feature: Array,
+    threshold: Array,
+    missing_left: Array,
+    mask_of: Array,
+    masks: Array,
+    left: Array,
+    right: Array,
+    value: Array,
+    rate: float,
+    out: Array,
+) -> None:
     """out[i] += rate * sum over the trees `roots` of the leaf value of X[rows[i]]; categories are codes, unknown ones NaN."""
     K = out.shape[1]
     n = rows.shape[0]
@@ -700,9 +842,22 @@ def add_raw(
 
 @jit
 def shapley(
-    X: Array, rows: Array, roots: Array, feature: Array, threshold: Array, missing_left: Array, mask_of: Array, masks: Array,
-    left: Array, parent: Array, cover: Array, value: Array, first: Array, rate: float, phi: Array,
-) -> None:  # fmt: skip
+    X: Array,
+    rows: Array,
+    roots: Array,
+    feature: Array,
+    threshold: Array,
+    missing_left: Array,
+    mask_of: Array,
+    masks: Array,
+    left: Array,
+    parent: Array,
+    cover: Array,
+    value: Array,
+    first: Array,
+    rate: float,
+    phi: Array,
+) -> None:
     """phi [rows, features, K] += rate * Shapley values of the trees, path dependent (Lundberg et al. 2020, algorithm 2).
 
     For a leaf with path features 1..D: z_j the share of the cover that follows the path at j's splits, o_j whether the row
@@ -776,9 +931,17 @@ def shapley(
 
 @jit
 def cut_points(
-    feature: Array, split: Array, is_category: Array, value_offset: Array, lower: Array, upper: Array, edge: Array, exact: Array,
-    threshold: Array, last_left: Array,
-) -> None:  # fmt: skip
+    feature: Array,
+    split: Array,
+    is_category: Array,
+    value_offset: Array,
+    lower: Array,
+    upper: Array,
+    edge: Array,
+    exact: Array,
+    threshold: Array,
+    last_left: Array,
+) -> None:
     """Turn the bins (a, b) of each split into a threshold on the raw value and the last bin on its left side.
 
     Where every bin holds one distinct value (`exact`) the threshold lies midway between the largest value on the left and

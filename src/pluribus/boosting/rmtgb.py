@@ -115,11 +115,16 @@ class MTGBSettings(_Blocks):
 
 class _RMTGB(RMTGBSettings, TaskBooster):
     _ranges: ClassVar[dict[str, Range]] = RANGES | {
-        "n_shared": COUNT, "n_outlier": COUNT, "n_task": COUNT, "theta_lr": Range(0, none=True), "theta_l2": NON_NEGATIVE,
-    }  # fmt: skip
+        "n_shared": COUNT,
+        "n_outlier": COUNT,
+        "n_task": COUNT,
+        "theta_lr": Range(0, none=True),
+        "theta_l2": NON_NEGATIVE,
+    }
     _choices: ClassVar[dict[str, tuple[Any, ...]]] = TaskBooster._choices | {
-        "theta_step": ("sum", "mean"), "start": ("zero", "constant"),
-    }  # fmt: skip
+        "theta_step": ("sum", "mean"),
+        "start": ("zero", "constant"),
+    }
 
     trees_: dict[str, Trees]
     start_: Floats
@@ -157,9 +162,17 @@ class _RMTGB(RMTGBSettings, TaskBooster):
         bins = binner.transform(used)[np.searchsorted(distinct, cells.row[order])]
         del order, distinct, used  # a fit's memory is the binned matrix, the scores and little else
         grower = Grower(
-            bins, binner, self.max_depth, self.max_leaf_nodes, self.min_samples_leaf, 0.0, self.l2_regularization,
-            self.min_split_gain, self.cat_smooth, self._signs(),
-        )  # fmt: skip
+            bins,
+            binner,
+            self.max_depth,
+            self.max_leaf_nodes,
+            self.min_samples_leaf,
+            0.0,
+            self.l2_regularization,
+            self.min_split_gain,
+            self.cat_smooth,
+            self._signs(),
+        )
         self.start_ = np.zeros(K) if self.start == "zero" else self._constant(y, w)
         fit = _Fit(self, grower, task, y, w, T, K, valid, rng, self._theta_start(T, rng))
         self.trees_ = dict.fromkeys(BLOCKS, Trees.empty(K))
@@ -221,9 +234,7 @@ class _RMTGB(RMTGBSettings, TaskBooster):
     def _raw(self, table: Floats, task: Ints | None) -> Any:
         shared, out, non = self._parts(table)
         if task is None:
-            return [
-                shared + (1 - s) * non + s * out + self._own(table, None, t) for t, s in enumerate(self.sigma_)
-            ]  # fmt: skip
+            return [shared + (1 - s) * non + s * out + self._own(table, None, t) for t, s in enumerate(self.sigma_)]
         s = self._mix(task)[:, None]
         F = shared + (1 - s) * non + s * out
         for t in np.unique(task[task >= 0]):
@@ -276,9 +287,18 @@ class _Fit:
     """The state of one fit: cached scores P of the training rows, and of the held-out ones."""
 
     def __init__(
-        self, model: _RMTGB, grower: Grower, task: Ints, y: Any, w: Floats | None, T: int, K: int, valid: Valid | None,
-        rng: np.random.RandomState, theta: Floats,
-    ) -> None:  # fmt: skip
+        self,
+        model: _RMTGB,
+        grower: Grower,
+        task: Ints,
+        y: Any,
+        w: Floats | None,
+        T: int,
+        K: int,
+        valid: Valid | None,
+        rng: np.random.RandomState,
+        theta: Floats,
+    ) -> None:
         self.model, self.grower, self.task, self.y, self.w = model, grower, task, y, w
         self.T, self.K, self.valid, self.rng, self.theta = T, K, valid, rng, theta
         n = len(task)
@@ -585,8 +605,8 @@ class RMTGBClassifier(_RMTGB, TaskClassifier):
             return np.zeros((len(sign), self._outputs()), dtype=np.int8)
         if self._outputs() != 2:
             raise BadInput(
-                f"{self._outputs()} classes have no order", where="monotone_constraints", remedy="constrain binary tasks only",
-            )  # fmt: skip
+                f"{self._outputs()} classes have no order", where="monotone_constraints", remedy="constrain binary tasks only"
+            )
         return np.column_stack([-sign, sign])  # P(second class) follows the sign
 
     def _residual(self, y: Any, F: Floats) -> Floats:

@@ -24,13 +24,24 @@ from pluribus.files import atomic_folder, read_json
 
 SCHEMA_VERSION = 1
 CLASSES = {
-    "RMTGBRegressor": "rmtgb", "RMTGBClassifier": "rmtgb", "MTGBRegressor": "rmtgb", "MTGBClassifier": "rmtgb",
-    "VectorLeafBoostingRegressor": "vector_leaf", "VectorLeafBoostingClassifier": "vector_leaf",
-    "MultiTaskBoosting": "vector_leaf", "PerTaskRegressor": "wrappers", "PerTaskClassifier": "wrappers",
-    "PooledRegressor": "wrappers", "PooledClassifier": "wrappers", "PooledOffsetRegressor": "wrappers",
-    "PooledOffsetClassifier": "wrappers", "RMBCLERegressor": "rmb_cle", "RMBCLEClassifier": "rmb_cle",
-    "PerTaskChoiceRegressor": "choice", "PerTaskChoiceClassifier": "choice",
-}  # fmt: skip
+    "RMTGBRegressor": "rmtgb",
+    "RMTGBClassifier": "rmtgb",
+    "MTGBRegressor": "rmtgb",
+    "MTGBClassifier": "rmtgb",
+    "VectorLeafBoostingRegressor": "vector_leaf",
+    "VectorLeafBoostingClassifier": "vector_leaf",
+    "MultiTaskBoosting": "vector_leaf",
+    "PerTaskRegressor": "wrappers",
+    "PerTaskClassifier": "wrappers",
+    "PooledRegressor": "wrappers",
+    "PooledClassifier": "wrappers",
+    "PooledOffsetRegressor": "wrappers",
+    "PooledOffsetClassifier": "wrappers",
+    "RMBCLERegressor": "rmb_cle",
+    "RMBCLEClassifier": "rmb_cle",
+    "PerTaskChoiceRegressor": "choice",
+    "PerTaskChoiceClassifier": "choice",
+}
 
 
 class _Writer:

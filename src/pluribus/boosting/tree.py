@@ -44,9 +44,18 @@ class Trees:
         """No tree at all."""
         none = np.empty(0, dtype=np.int32)
         return cls(
-            np.zeros(1, dtype=np.int64), none, np.empty(0), np.empty(0, bool), none, np.empty((0, 256), bool), none, none,
-            np.empty((0, outputs)), np.empty(0), np.empty((0, outputs)),
-        )  # fmt: skip
+            np.zeros(1, dtype=np.int64),
+            none,
+            np.empty(0),
+            np.empty(0, bool),
+            none,
+            np.empty((0, 256), bool),
+            none,
+            none,
+            np.empty((0, outputs)),
+            np.empty(0),
+            np.empty((0, outputs)),
+        )
 
     @classmethod
     def join(cls, parts: Sequence[Trees], outputs: int) -> Trees:
@@ -77,8 +86,8 @@ class Trees:
         return Trees.join(parts, self.value.shape[1])
 
     def add_to(
-        self, out: Floats, X: Floats, rate: float = 1.0, rows: Ints | None = None, trees: Ints | None = None, threads: int = 1,
-    ) -> None:  # fmt: skip
+        self, out: Floats, X: Floats, rate: float = 1.0, rows: Ints | None = None, trees: Ints | None = None, threads: int = 1
+    ) -> None:
         """out[i] += rate * the sum of the trees at X[rows[i]] (all rows, all trees by default), rows shared among threads."""
         rows = np.arange(len(X)) if rows is None else rows
         roots = self.first[:-1] if trees is None else self.first[trees]
@@ -87,9 +96,20 @@ class Trees:
         def work(part: tuple[int, int]) -> None:
             span = slice(*part)
             add(
-                X, rows[span], roots, self.feature, self.threshold, self.missing_left, self.mask_of, self.masks, self.left,
-                self.right, self.value, float(rate), out[span],
-            )  # fmt: skip
+                X,
+                rows[span],
+                roots,
+                self.feature,
+                self.threshold,
+                self.missing_left,
+                self.mask_of,
+                self.masks,
+                self.left,
+                self.right,
+                self.value,
+                float(rate),
+                out[span],
+            )
 
         if threads == 1 or len(rows) < 4096:
             work((0, len(rows)))
@@ -104,15 +124,19 @@ class Trees:
         first = np.asarray(self.first)
         tree = np.searchsorted(first, node, side="right") - 1
         sound = (
-            len(first) > 0 and first[0] == 0 and first[-1] == n and bool((np.diff(first) > 0).all())
+            len(first) > 0
+            and first[0] == 0
+            and first[-1] == n
+            and bool((np.diff(first) > 0).all())
             and all(len(a) == n for a in (self.threshold, self.missing_left, self.mask_of, self.left, self.right, self.cover))
-            and self.value.shape == self.gain.shape == (n, outputs) and self.masks.shape[1:] == (256,)
+            and self.value.shape == self.gain.shape == (n, outputs)
+            and self.masks.shape[1:] == (256,)
             and bool((self.feature < n_features).all() and (self.mask_of < len(self.masks)).all())
             and all(
                 bool((child[inner] > node[inner]).all() and (child[inner] < first[tree[inner] + 1]).all())
                 for child in (self.left, self.right)
             )
-        )  # fmt: skip
+        )
         if not sound:
             raise BadInput("the trees are not sound", where="the model's arrays", remedy="save the model again")
 
@@ -147,9 +171,21 @@ class Grown:
         """out[rows[i]] += rate * value of tree[i] at the row's bins (rows left out of the growing)."""
         t = self.trees
         kernels().add_binned(
-            bins, rows, t.first[tree], t.feature, self.last_left, self.missing_code, t.missing_left, t.mask_of, t.masks,
-            t.left, t.right, t.value, float(rate), out,
-        )  # fmt: skip
+            bins,
+            rows,
+            t.first[tree],
+            t.feature,
+            self.last_left,
+            self.missing_code,
+            t.missing_left,
+            t.mask_of,
+            t.masks,
+            t.left,
+            t.right,
+            t.value,
+            float(rate),
+            out,
+        )
 
 
 @dataclass(frozen=True)
@@ -174,9 +210,16 @@ class Grower:
     signs: Ints | None = None
 
     def grow(
-        self, rows: Ints, roots: Ints, G: Floats, H: Floats, *, features: Ints | None = None,
-        search: tuple[Floats, Floats] | None = None, weight: Floats | None = None,
-    ) -> Grown:  # fmt: skip
+        self,
+        rows: Ints,
+        roots: Ints,
+        G: Floats,
+        H: Floats,
+        *,
+        features: Ints | None = None,
+        search: tuple[Floats, Floats] | None = None,
+        weight: Floats | None = None,
+    ) -> Grown:
         """Grow one tree for each range rows[roots[i] : roots[i + 1]].
 
         G, H [N, K] (H may be [N, 0]: all one, or [N, 1]: one for all outputs) give the leaf values -G / (H + lambda).
@@ -203,27 +246,59 @@ class Grower:
         first, start, stop = np.empty(len(roots), np.int64), np.empty(room, np.int64), np.empty(room, np.int64)
         masks = np.empty((room // 2 + 1 if binner.categorical.any() else 0, 256), bool)
         nodes, n_masks = lib.grow(
-            self.bins, rows, roots, search_G, search_H, features, binner.offset, binner.categorical,
-            -1 if self.max_depth is None else self.max_depth, self.max_leaf_nodes or 0, self.min_samples_leaf,
-            float(self.min_child_weight), float(self.l2), float(self.min_gain), float(self.cat_smooth), weight, signs, monotone,
-            feature, split, missing_left, mask_of, masks, left, right, first, start, stop,
-        )  # fmt: skip
+            self.bins,
+            rows,
+            roots,
+            search_G,
+            search_H,
+            features,
+            binner.offset,
+            binner.categorical,
+            -1 if self.max_depth is None else self.max_depth,
+            self.max_leaf_nodes or 0,
+            self.min_samples_leaf,
+            float(self.min_child_weight),
+            float(self.l2),
+            float(self.min_gain),
+            float(self.cat_smooth),
+            weight,
+            signs,
+            monotone,
+            feature,
+            split,
+            missing_left,
+            mask_of,
+            masks,
+            left,
+            right,
+            first,
+            start,
+            stop,
+        )
         feature, mask_of, missing_left = feature[:nodes].copy(), mask_of[:nodes].copy(), missing_left[:nodes].copy()
         split, left, right, start, stop = split[:nodes], left[:nodes].copy(), right[:nodes].copy(), start[:nodes], stop[:nodes]
         K = G.shape[1]
         sums, value = np.empty((nodes, 2 * K)), np.empty((nodes, K))
         lib.node_values(
-            first, nodes, rows, start, stop, left, right, feature, mask_of, G, H, float(self.l2), signs, monotone, sums, value,
-        )  # fmt: skip
+            first, nodes, rows, start, stop, left, right, feature, mask_of, G, H, float(self.l2), signs, monotone, sums, value
+        )
         inner = np.flatnonzero(feature >= 0)
         l, r = left[inner], right[inner]
         gain = np.zeros((nodes, K))
         gain[inner] = self._score(sums[l]) + self._score(sums[r]) - self._score(sums[inner])
         threshold, last_left = np.zeros(nodes), np.zeros(nodes, np.int32)
         lib.cut_points(
-            feature, split, mask_of >= 0, binner.value_offset, binner.lower, binner.upper, binner.edge, binner.exact,
-            threshold, last_left,
-        )  # fmt: skip
+            feature,
+            split,
+            mask_of >= 0,
+            binner.value_offset,
+            binner.lower,
+            binner.upper,
+            binner.edge,
+            binner.exact,
+            threshold,
+            last_left,
+        )
         cover = (stop - start).astype(np.float64)
         trees = Trees(first, feature, threshold, missing_left, mask_of, masks[:n_masks].copy(), left, right, value, cover, gain)
         return Grown(trees, rows, start, stop, last_left, binner.n_values)

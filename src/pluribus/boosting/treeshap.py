@@ -37,9 +37,22 @@ def shap_values(model: Any, X: Any, task: Any) -> tuple[Floats, Floats]:
         if len(trees) and factor != 0.0:
             base += factor * expectation(trees)
             kernels().shapley(
-                table, np.arange(len(table)), trees.first[:-1], trees.feature, trees.threshold, trees.missing_left, trees.mask_of,
-                trees.masks, trees.left, parents(trees), trees.cover, trees.value, trees.first, float(factor), phi,
-            )  # fmt: skip
+                table,
+                np.arange(len(table)),
+                trees.first[:-1],
+                trees.feature,
+                trees.threshold,
+                trees.missing_left,
+                trees.mask_of,
+                trees.masks,
+                trees.left,
+                parents(trees),
+                trees.cover,
+                trees.value,
+                trees.first,
+                float(factor),
+                phi,
+            )
     return phi, base
 
 
@@ -66,16 +79,25 @@ def to_shap(model: Any, task: Any = None, output: int = 0) -> dict[str, Any]:
             inner = forest.feature[a:b] >= 0
             left = np.where(inner, forest.left[a:b] - a, -1).astype(np.int32)
             right = np.where(inner, forest.right[a:b] - a, -1).astype(np.int32)
-            trees.append({
-                "children_left": left, "children_right": right,
-                "children_default": np.where(forest.missing_left[a:b], left, right).astype(np.int32),
-                "features": np.where(inner, forest.feature[a:b], -2).astype(np.int32), "thresholds": forest.threshold[a:b].copy(),
-                "values": factor * forest.value[a:b, output : output + 1], "node_sample_weight": forest.cover[a:b].copy(),
-            })  # fmt: skip
+            trees.append(
+                {
+                    "children_left": left,
+                    "children_right": right,
+                    "children_default": np.where(forest.missing_left[a:b], left, right).astype(np.int32),
+                    "features": np.where(inner, forest.feature[a:b], -2).astype(np.int32),
+                    "thresholds": forest.threshold[a:b].copy(),
+                    "values": factor * forest.value[a:b, output : output + 1],
+                    "node_sample_weight": forest.cover[a:b].copy(),
+                }
+            )
     return {
-        "trees": trees, "base_offset": float(model._start(t)[output]), "tree_output": "raw_value", "objective": "squared_error",
-        "input_dtype": np.float64, "internal_dtype": np.float64,
-    }  # fmt: skip
+        "trees": trees,
+        "base_offset": float(model._start(t)[output]),
+        "tree_output": "raw_value",
+        "objective": "squared_error",
+        "input_dtype": np.float64,
+        "internal_dtype": np.float64,
+    }
 
 
 def expectation(trees: Trees) -> Floats:

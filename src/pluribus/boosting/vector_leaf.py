@@ -72,9 +72,10 @@ class MultiTaskSettings(VectorLeafSettings, _Kinds):
 class _VectorLeaf(VectorLeafSettings, KindBooster):
     _ranges: ClassVar[dict[str, Range]] = RANGES | {"n_estimators": POSITIVE_COUNT, "sketch_size": POSITIVE_COUNT}
     _choices: ClassVar[dict[str, tuple[Any, ...]]] = KindBooster._choices | {
-        "split_by": ("sum_of_gains", "gain_of_sum"), "emphasis": ("equal", "random"),
+        "split_by": ("sum_of_gains", "gain_of_sum"),
+        "emphasis": ("equal", "random"),
         "sketch": (None, "top", "sampling", "projection"),
-    }  # fmt: skip
+    }
 
     trees_: Trees
 
@@ -92,9 +93,17 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
         binner = Binner.fit(used, self.columns_.categorical, self.max_bins, rng)
         signs_ = self._signs()
         grower = Grower(
-            binner.transform(used), binner, self.max_depth, self.max_leaf_nodes, self.min_samples_leaf, self.min_child_weight,
-            self.l2_regularization, self.min_split_gain, self.cat_smooth, signs_,
-        )  # fmt: skip
+            binner.transform(used),
+            binner,
+            self.max_depth,
+            self.max_leaf_nodes,
+            self.min_samples_leaf,
+            self.min_child_weight,
+            self.l2_regularization,
+            self.min_split_gain,
+            self.cat_smooth,
+            signs_,
+        )
         start, constant_loss = np.empty(K), np.empty(T)
         for t, o in enumerate(self.objectives_):
             known = np.flatnonzero(~np.isnan(Y[:, t]))
@@ -133,9 +142,7 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
             if self.colsample < 1:
                 d = used.shape[1]
                 features = np.sort(rng.permutation(d)[: max(round(self.colsample * d), 1)])
-            grown = grower.grow(
-                rows, np.array([0, len(rows)]), g, H, features=features, search=search, weight=search_weight,
-            )  # fmt: skip
+            grown = grower.grow(rows, np.array([0, len(rows)]), g, H, features=features, search=search, weight=search_weight)
             grown.add_leaves(F, self.learning_rate)
             if self.subsample < 1:
                 rest = np.setdiff1d(everyone, rows)
@@ -206,8 +213,8 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
         return np.repeat(per_task, np.diff(self._first))
 
     def _search(
-        self, g: Floats, h: Floats, H: Floats, weight: Floats, norms: _Norms, rng: np.random.RandomState,
-    ) -> tuple[tuple[Floats, Floats] | None, Floats]:  # fmt: skip
+        self, g: Floats, h: Floats, H: Floats, weight: Floats, norms: _Norms, rng: np.random.RandomState
+    ) -> tuple[tuple[Floats, Floats] | None, Floats]:
         """What the splits are searched on: None for all of (g, H), and the weights of the outputs in the gain."""
         K = g.shape[1]
         if self.split_by == "gain_of_sum":
@@ -249,14 +256,16 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
         for name, o, sign in zip(self.tasks_, self.objectives_, per_task):
             if sign.any() and o.kind == "multiclass":
                 raise BadInput(
-                    f"{len(o.classes)} classes have no order", where=f"monotone_constraints, task {name!r}",
+                    f"{len(o.classes)} classes have no order",
+                    where=f"monotone_constraints, task {name!r}",
                     remedy="leave multiclass tasks out: give a mapping task -> constraints",
-                )  # fmt: skip
+                )
         if any(s.any() for s in per_task) and (self.split_by == "gain_of_sum" or self.sketch is not None):
             raise BadInput(
-                "need the gains of all outputs", where="monotone_constraints",
+                "need the gains of all outputs",
+                where="monotone_constraints",
                 remedy="use split_by='sum_of_gains' without a sketch",
-            )  # fmt: skip
+            )
         return np.column_stack([np.repeat(s[:, None], o.outputs, axis=1) for s, o in zip(per_task, self.objectives_)])
 
     # ------------------------------------------------------------------------------------------------------------------

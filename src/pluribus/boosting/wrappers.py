@@ -69,22 +69,43 @@ class _LightGBM(LightGBMSettings, KindBooster):
 
     def _settings(self, o: Objective, seed: int, constraints: Any) -> dict[str, Any]:
         return {
-            "objective": LIGHTGBM[o.kind], "learning_rate": self.learning_rate, "max_depth": self.max_depth or -1,
+            "objective": LIGHTGBM[o.kind],
+            "learning_rate": self.learning_rate,
+            "max_depth": self.max_depth or -1,
             "num_leaves": self.max_leaf_nodes or min(2 ** (self.max_depth or 17), 131072),
-            "min_data_in_leaf": self.min_samples_leaf, "min_sum_hessian_in_leaf": self.min_child_weight,
-            "lambda_l2": self.l2_regularization, "min_gain_to_split": self.min_split_gain,
-            "bagging_fraction": self.subsample, "bagging_freq": int(self.subsample < 1), "feature_fraction": self.colsample,
-            "max_bin": self.max_bins, "num_threads": threads(self.n_jobs), "boost_from_average": False, "verbose": -1,
-            "seed": seed, "deterministic": True, "force_row_wise": True, "min_data_in_bin": 1,
+            "min_data_in_leaf": self.min_samples_leaf,
+            "min_sum_hessian_in_leaf": self.min_child_weight,
+            "lambda_l2": self.l2_regularization,
+            "min_gain_to_split": self.min_split_gain,
+            "bagging_fraction": self.subsample,
+            "bagging_freq": int(self.subsample < 1),
+            "feature_fraction": self.colsample,
+            "max_bin": self.max_bins,
+            "num_threads": threads(self.n_jobs),
+            "boost_from_average": False,
+            "verbose": -1,
+            "seed": seed,
+            "deterministic": True,
+            "force_row_wise": True,
+            "min_data_in_bin": 1,
             **({"num_class": o.outputs} if o.kind == "multiclass" else {}),
             **({"monotone_constraints": constraints.tolist()} if constraints.any() else {}),
             **(self.params or {}),
-        }  # fmt: skip
+        }
 
     def _train(
-        self, table: Floats, y: Floats, w: Floats | None, start: Floats, o: Objective, rounds: int, seed: int, name: str,
-        valid: tuple[Floats, Floats, Floats] | None, extra_category: bool = False,
-    ) -> Any:  # fmt: skip
+        self,
+        table: Floats,
+        y: Floats,
+        w: Floats | None,
+        start: Floats,
+        o: Objective,
+        rounds: int,
+        seed: int,
+        name: str,
+        valid: tuple[Floats, Floats, Floats] | None,
+        extra_category: bool = False,
+    ) -> Any:
         """A LightGBM booster from initial scores `start` [n, K]; None where there is nothing to learn.
 
         valid: held-out (table, labels, initial scores). extra_category: the last column is a category of its own.
@@ -211,8 +232,8 @@ class _Pooled(PooledSettings, _LightGBM):
         if valid is not None:
             held = (self._with_id(valid.table, valid.task), valid.y, np.tile(start, (len(valid.y), 1)))
         self.booster_ = self._train(
-            rows, y, cells.weight, np.tile(start, (len(y), 1)), o, self.n_estimators, seed, "shared", held, self.task_id,
-        )  # fmt: skip
+            rows, y, cells.weight, np.tile(start, (len(y), 1)), o, self.n_estimators, seed, "shared", held, self.task_id
+        )
         return start + self._predict(self.booster_, rows, o.outputs)
 
     def _boost(self, table: Floats, cells: Cells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:

@@ -105,14 +105,20 @@ class Entry:
     def to_dict(self) -> dict[str, Any]:
         """The entry as plain JSON values (`pluribus catalog --json`)."""
         row: dict[str, Any] = {
-            "name": self.name, "road": self.road, "family": self.family, "target": self.target, "summary": self.summary,
-            "paper": vars(self.paper) if self.paper else None, "extra": self.extra, "status": self.status,
+            "name": self.name,
+            "road": self.road,
+            "family": self.family,
+            "target": self.target,
+            "summary": self.summary,
+            "paper": vars(self.paper) if self.paper else None,
+            "extra": self.extra,
+            "status": self.status,
             "verified_by": {
                 "oracle": list(self.verified_by.oracle),
                 "property": list(self.verified_by.property),
                 "claim": self.verified_by.claim,
             },
-        }  # fmt: skip
+        }
         if self.signal:
             row["signal"] = list(self.signal)
         if self.doors:

@@ -39,9 +39,7 @@ class _Lazy(click.Group):
         command: click.Command = importlib.import_module(f"pluribus.cli.{name}").command
         return command
 
-    def resolve_command(
-        self, ctx: click.Context, args: list[str]
-    ) -> tuple[str | None, click.Command | None, list[str]]:
+    def resolve_command(self, ctx: click.Context, args: list[str]) -> tuple[str | None, click.Command | None, list[str]]:
         if args and args[0] not in COMMANDS and not args[0].startswith("-"):
             raise unknown("command", args[0], COMMANDS)
         return super().resolve_command(ctx, args)
@@ -100,7 +98,10 @@ def main() -> None:
     except Exception as error:
         if os.environ.get("PLURIBUS_TRACEBACK"):
             raise
-        print(f"pluribus: internal error, {type(error).__name__}: {' '.join(str(error).split())} "
-              "(set PLURIBUS_TRACEBACK=1 to see where)", file=sys.stderr)  # fmt: skip
+        print(
+            f"pluribus: internal error, {type(error).__name__}: {' '.join(str(error).split())} "
+            "(set PLURIBUS_TRACEBACK=1 to see where)",
+            file=sys.stderr,
+        )
         code = 1
     sys.exit(code)

@@ -38,8 +38,10 @@ def command(methods: tuple[str, ...], family: str | None, road: str | None, as_j
             names = ", ".join(row.name + "*" * row.default for row in own)
             heading = f"{f'{name} ({len(own)})':<24}"
             click.echo(click.wrap_text(names, width=100, initial_indent=heading, subsequent_indent=" " * 24))
-        click.echo("\n* in every study. Papers and proofs: pluribus catalog --family balancer (or another, or --road merge);"
-                   "\n  one method: pluribus catalog nash.")
+        click.echo(
+            "\n* in every study. Papers and proofs: pluribus catalog --family balancer (or another, or --road merge);"
+            "\n  one method: pluribus catalog nash."
+        )
         return
     from rich.console import Console
     from rich.table import Table
@@ -49,8 +51,9 @@ def command(methods: tuple[str, ...], family: str | None, road: str | None, as_j
         table.add_column(heading, overflow="fold")
     for row in rows:
         proof = row.verified_by
-        marks = [word for word, there in (("oracle", proof.oracle), ("property", proof.property), ("claim", proof.claim))
-                 if there]  # fmt: skip
+        marks = [
+            word for word, there in (("oracle", proof.oracle), ("property", proof.property), ("claim", proof.claim)) if there
+        ]
         title = row.paper.title if row.paper else row.summary
         year = str(row.paper.year) if row.paper else ""
         table.add_row(row.name, row.family, row.road, year, title, " ".join(marks) or "experimental")
@@ -67,9 +70,7 @@ def described(entry: catalog.Entry) -> str:
         lines.append(f"  study      {'in every study' if entry.default else f'--candidate {entry.name}'}")
     if entry.doors:
         lines.append(f"  doors      {', '.join(entry.doors)}; hears {', '.join(entry.signal)}")
-    shown = [
-        name if value is inspect.Parameter.empty else f"{name}={value!r}" for name, value in entry.settings().items()
-    ]  # fmt: skip
+    shown = [name if value is inspect.Parameter.empty else f"{name}={value!r}" for name, value in entry.settings().items()]
     if shown:
         lines.append(click.wrap_text(", ".join(shown), width=100, initial_indent="  settings   ", subsequent_indent=" " * 13))
     if entry.family == "candidate" and (ranges := entry.resolve().space.ranges):

@@ -62,9 +62,17 @@ def pairs(words: Sequence[str], option: str) -> dict[str, str]:
 @click.option("-o", "--output", metavar="PAGE.html", help="Write one page of HTML.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict as JSON.")
 def command(
-    truth: str, reference: tuple[str, ...], challenger: tuple[str, ...], id_: str, tasks: tuple[str, ...],
-    kind: tuple[str, ...], metric: tuple[str, ...], output: str | None, as_json: bool, **settings: Any,
-) -> None:  # fmt: skip
+    truth: str,
+    reference: tuple[str, ...],
+    challenger: tuple[str, ...],
+    id_: str,
+    tasks: tuple[str, ...],
+    kind: tuple[str, ...],
+    metric: tuple[str, ...],
+    output: str | None,
+    as_json: bool,
+    **settings: Any,
+) -> None:
     """Say, task by task, whether the challenger is better than the reference, as good, worse, or whether that is undecided,
     from prediction files alone, whoever made them.
 
@@ -78,9 +86,15 @@ def command(
     from pluribus.files import atomic_file
 
     verdict = compare(
-        truth, list(reference), list(challenger), id=id_, tasks=tasks, kind=pairs(kind, "--kind"),
-        metric=pairs(metric, "--metric"), **settings,
-    )  # fmt: skip
+        truth,
+        list(reference),
+        list(challenger),
+        id=id_,
+        tasks=tasks,
+        kind=pairs(kind, "--kind"),
+        metric=pairs(metric, "--metric"),
+        **settings,
+    )
     if output:
         with atomic_file(Path(output)) as aside:
             aside.write_text(page(verdict, f"Verdict: {Path(challenger[0]).stem} against {Path(reference[0]).stem}"), "utf-8")

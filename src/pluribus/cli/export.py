@@ -53,9 +53,13 @@ EXPORTS: dict[tuple[str, str], Callable[[str, str | None, str, bool], str]] = {
 @click.option("--task", help="The task to export.")
 @click.option("-o", "--output", required=True, type=click.Path(), metavar="DIR", help="The folder to write.")
 @click.option(
-    "--format", "kind", type=click.Choice(["hf", "onnx", "peft"]), default="hf", show_default=True,
+    "--format",
+    "kind",
+    type=click.Choice(["hf", "onnx", "peft"]),
+    default="hf",
+    show_default=True,
     help="hf: of a merge or a container; onnx: of a network; peft: of a text model with adapters.",
-)  # fmt: skip
+)
 @click.option("--force", is_flag=True, help="Replace DIR if it exists.")
 def command(model: str, task: str | None, output: str, kind: str, force: bool) -> None:
     """Write one task of the model folder MODEL as an ordinary folder of another format."""

@@ -120,17 +120,30 @@ def recipe_of(path: str) -> dict[str, Any]:
             if isinstance(row["weight"], bool) or not isinstance(row["weight"], (int, float)):
                 raise BadInput(f"has the weight {row['weight']!r}", where=where, remedy="write a number")
             weights[task] = float(row["weight"])
-    kinds = {"settings": (dict, "a table"), "heads": (list, "a list"), "keep": (list, "a list"), "method": (str, "a name"),
-             "dtype": (str, "a name"), "base": (str, "a path"), "seed": (int, "a whole number")}  # fmt: skip
+    kinds = {
+        "settings": (dict, "a table"),
+        "heads": (list, "a list"),
+        "keep": (list, "a list"),
+        "method": (str, "a name"),
+        "dtype": (str, "a name"),
+        "base": (str, "a path"),
+        "seed": (int, "a whole number"),
+    }
     for key, (kind, word) in kinds.items():
         if table.get(key) is not None and not isinstance(table[key], kind):
             raise BadInput(f"{key} is not {word}", where=path, remedy=f"write {key} as {word}")
     base = table.get("base")
     return {
-        "base": None if base is None else str(home / base), "experts": experts, "weights": weights or None,
-        "method": table.get("method"), "settings": dict(table.get("settings") or {}), "dtype": table.get("dtype"),
-        "seed": int(table.get("seed") or 0), "heads": list(table.get("heads") or []), "keep": list(table.get("keep") or []),
-    }  # fmt: skip
+        "base": None if base is None else str(home / base),
+        "experts": experts,
+        "weights": weights or None,
+        "method": table.get("method"),
+        "settings": dict(table.get("settings") or {}),
+        "dtype": table.get("dtype"),
+        "seed": int(table.get("seed") or 0),
+        "heads": list(table.get("heads") or []),
+        "keep": list(table.get("keep") or []),
+    }
 
 
 @contextmanager
@@ -159,8 +172,12 @@ def progress_line() -> Callable[[int, int], None] | None:
             shown[0] = now
             speed = done / max(now - begin, 1e-9) / 1e9
             end = "\n" if done == whole else ""
-            print(f"\r{done / 1e9:.2f} of {whole / 1e9:.2f} GB  {100 * done / max(whole, 1):3.0f} %  {speed:.2f} GB/s",
-                  end=end, file=sys.stderr, flush=True)  # fmt: skip
+            print(
+                f"\r{done / 1e9:.2f} of {whole / 1e9:.2f} GB  {100 * done / max(whole, 1):3.0f} %  {speed:.2f} GB/s",
+                end=end,
+                file=sys.stderr,
+                flush=True,
+            )
 
     return show
 
@@ -203,11 +220,23 @@ def shared(made: Any) -> Any:
 @click.option("--dry-run", is_flag=True, help="Check everything that headers tell, write nothing.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def command(
-    recipe: str | None, base: str | None, experts: tuple[str, ...], heads: tuple[str, ...], keep: tuple[str, ...],
-    method: str | None, pairs: tuple[str, ...], weights: tuple[str, ...],
-    output: str | None, seed: int | None, dtype: str | None, threads: int,
-    no_hashes: bool, force: bool, dry_run: bool, as_json: bool,
-) -> None:  # fmt: skip
+    recipe: str | None,
+    base: str | None,
+    experts: tuple[str, ...],
+    heads: tuple[str, ...],
+    keep: tuple[str, ...],
+    method: str | None,
+    pairs: tuple[str, ...],
+    weights: tuple[str, ...],
+    output: str | None,
+    seed: int | None,
+    dtype: str | None,
+    threads: int,
+    no_hashes: bool,
+    force: bool,
+    dry_run: bool,
+    as_json: bool,
+) -> None:
     """Merge fine-tuned models of one base into one model folder.
 
     OUT is a Hugging Face folder (the trunk) with every task's own head under heads/; `pluribus export OUT --task T` puts one task
@@ -215,8 +244,17 @@ def command(
     """
     import pluribus.merging.run as running
 
-    given: dict[str, Any] = {"base": base, "experts": experts_of(experts), "weights": None, "method": None, "settings": {},
-                             "dtype": None, "seed": 0, "heads": [], "keep": []}  # fmt: skip
+    given: dict[str, Any] = {
+        "base": base,
+        "experts": experts_of(experts),
+        "weights": None,
+        "method": None,
+        "settings": {},
+        "dtype": None,
+        "seed": 0,
+        "heads": [],
+        "keep": [],
+    }
     if recipe is not None:
         if base or experts:
             raise BadInput("a recipe and --base or --expert are given", where=recipe, remedy="use one or the other")
@@ -244,11 +282,21 @@ def command(
         click.echo(json.dumps({"schema": 1, "path": str(made), "method": name}) if as_json else f"{made}: one adapter by {name}")
         return
     if not running.is_static(name) or running.needs(name) - given["settings"].keys():
-        raise BadInput(f"{name} needs data or a model, which a command line cannot give", where="--method",
-                       remedy="use pluribus.merging from Python, or a method that needs none")  # fmt: skip
+        raise BadInput(
+            f"{name} needs data or a model, which a command line cannot give",
+            where="--method",
+            remedy="use pluribus.merging from Python, or a method that needs none",
+        )
     begin = time.perf_counter()
-    plan, made, each = running.prepare(given["base"], given["experts"], name, weights=given["weights"], heads=given["heads"],
-                                       keep=given["keep"], settings=given["settings"])  # fmt: skip
+    plan, made, each = running.prepare(
+        given["base"],
+        given["experts"],
+        name,
+        weights=given["weights"],
+        heads=given["heads"],
+        keep=given["keep"],
+        settings=given["settings"],
+    )
     from pluribus.merging.folder import check_place, sizes
 
     dtypes = running.dtypes_of(plan, dtype or given["dtype"])
@@ -256,21 +304,57 @@ def command(
     if dry_run:
         if output is not None:
             check_place(Path(output), plan, written, force)
-        _tell({"method": name, "default": chosen is None, "merged": len(plan.merged), "copied": list(plan.copied),
-               "heads": {t: list(v) for t, v in plan.heads.items()}, "weights": dict(zip(plan.experts, each)),
-               "bytes_read": read, "bytes_written": written, "notes": plan.notes, "written": False}, as_json)  # fmt: skip
+        _tell(
+            {
+                "method": name,
+                "default": chosen is None,
+                "merged": len(plan.merged),
+                "copied": list(plan.copied),
+                "heads": {t: list(v) for t, v in plan.heads.items()},
+                "weights": dict(zip(plan.experts, each)),
+                "bytes_read": read,
+                "bytes_written": written,
+                "notes": plan.notes,
+                "written": False,
+            },
+            as_json,
+        )
         return
     with interruptible():
         done = running.merge(
-            given["base"], given["experts"], name, weights=given["weights"], heads=given["heads"], keep=given["keep"],
-            seed=given["seed"] if seed is None else seed, dtype=dtype or given["dtype"], out=output, threads=threads,
-            progress=progress_line(), overwrite=force, hashes=not no_hashes, **given["settings"],
-        )  # fmt: skip
+            given["base"],
+            given["experts"],
+            name,
+            weights=given["weights"],
+            heads=given["heads"],
+            keep=given["keep"],
+            seed=given["seed"] if seed is None else seed,
+            dtype=dtype or given["dtype"],
+            out=output,
+            threads=threads,
+            progress=progress_line(),
+            overwrite=force,
+            hashes=not no_hashes,
+            **given["settings"],
+        )
     seconds = time.perf_counter() - begin
-    _tell({"method": name, "default": chosen is None, "path": str(done.path), "merged": done.merged, "copied": list(plan.copied),
-           "heads": {t: list(v) for t, v in done.heads.items()}, "weights": dict(zip(plan.experts, each)),
-           "bytes_read": done.bytes_read, "bytes_written": done.bytes_written, "seconds": round(seconds, 3),
-           "notes": done.notes, "written": True}, as_json)  # fmt: skip
+    _tell(
+        {
+            "method": name,
+            "default": chosen is None,
+            "path": str(done.path),
+            "merged": done.merged,
+            "copied": list(plan.copied),
+            "heads": {t: list(v) for t, v in done.heads.items()},
+            "weights": dict(zip(plan.experts, each)),
+            "bytes_read": done.bytes_read,
+            "bytes_written": done.bytes_written,
+            "seconds": round(seconds, 3),
+            "notes": done.notes,
+            "written": True,
+        },
+        as_json,
+    )
 
 
 def _tell(about: dict[str, Any], as_json: bool) -> None:
@@ -282,12 +366,13 @@ def _tell(about: dict[str, Any], as_json: bool) -> None:
     experts = f"{count} expert{'s' * (count != 1)}"
     if about["written"]:
         speed = (about["bytes_read"] + about["bytes_written"]) / max(about["seconds"], 1e-9) / 1e9
-        click.echo(f"{about['path']}: {experts} merged by {about['method']}{why}, {size:.1f} MB "
-                   f"in {about['seconds']:.1f} s, {speed:.2f} GB/s")  # fmt: skip
+        click.echo(
+            f"{about['path']}: {experts} merged by {about['method']}{why}, {size:.1f} MB "
+            f"in {about['seconds']:.1f} s, {speed:.2f} GB/s"
+        )
     else:
         read = about["bytes_read"] / 1e6
-        click.echo(f"would merge {experts} by {about['method']}{why}: read {read:.1f} MB, "
-                   f"write {size:.1f} MB; nothing written")  # fmt: skip
+        click.echo(f"would merge {experts} by {about['method']}{why}: read {read:.1f} MB, write {size:.1f} MB; nothing written")
     click.echo(f"  merged tensors: {about['merged']}; copied from the base: {len(about['copied'])}")
     for task, names in about["heads"].items():
         click.echo(f"  {task}: own tensors {', '.join(names) or 'none'}; weight {about['weights'][task]:g}")
@@ -336,8 +421,12 @@ def doctor(
         click.echo(f"{road['road']:40} {road['bytes'] / 1e6:10.1f} MB   needs {road['needs']}")
 
 
-@click.command("search", cls=_Words, epilog="Example:  pluribus merge search --base vit/ --expert ft-*/ --method ties "
-               "--space density=0.1:0.9 --space scale=0.5:2.0 --score mine.py:accuracy")  # fmt: skip
+@click.command(
+    "search",
+    cls=_Words,
+    epilog="Example:  pluribus merge search --base vit/ --expert ft-*/ --method ties "
+    "--space density=0.1:0.9 --space scale=0.5:2.0 --score mine.py:accuracy",
+)
 @shared
 @click.option("--method", required=True, help="A merger of the catalog.")
 @click.option("--space", multiple=True, required=True, metavar="NAME=LOW:HIGH|A,B", help="What to try: a range or choices.")
@@ -348,9 +437,17 @@ def doctor(
 @click.option("--seed", type=int, default=0, show_default=True)
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def search(
-    base: str | None, experts: tuple[str, ...], heads: tuple[str, ...], keep: tuple[str, ...], method: str,
-    space: tuple[str, ...], score: str, trials: int, seed: int, as_json: bool,
-) -> None:  # fmt: skip
+    base: str | None,
+    experts: tuple[str, ...],
+    heads: tuple[str, ...],
+    keep: tuple[str, ...],
+    method: str,
+    space: tuple[str, ...],
+    score: str,
+    trials: int,
+    seed: int,
+    as_json: bool,
+) -> None:
     """Tune a merger's settings on validation data (extra `tune`)."""
     if not experts:
         raise BadInput("there is no expert", remedy="write --base BASE --expert E [E …]")
@@ -390,9 +487,17 @@ def search(
 @click.option("--force", is_flag=True, help="Replace DIR if it exists.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def extract(
-    base: str, expert: str, output: str, rank: int | None, energy: float | None, error: float | None, skip: tuple[str, ...],
-    task_type: str | None, force: bool, as_json: bool,
-) -> None:  # fmt: skip
+    base: str,
+    expert: str,
+    output: str,
+    rank: int | None,
+    energy: float | None,
+    error: float | None,
+    skip: tuple[str, ...],
+    task_type: str | None,
+    force: bool,
+    as_json: bool,
+) -> None:
     """Turn a full fine-tune into a PEFT adapter: the best low-rank factors of each matrix's update, its error printed."""
     from pluribus.merging.extract_lora import SKIP, extract_lora
 
@@ -400,9 +505,8 @@ def extract(
         rank = 16
     with interruptible():
         found = extract_lora(
-            base, expert, output, rank=rank, energy=energy, error=error, skip=skip or SKIP, task_type=task_type,
-            overwrite=force,
-        )  # fmt: skip
+            base, expert, output, rank=rank, energy=energy, error=error, skip=skip or SKIP, task_type=task_type, overwrite=force
+        )
     if as_json:
         rows = [{"tensor": name, "rank": r, "error": e} for name, r, e in found.rows]
         about = {"path": str(found.path), "rows": rows, "error": found.error, "left_out": found.left_out}

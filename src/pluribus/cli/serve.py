@@ -56,9 +56,19 @@ def loopback(host: str) -> bool:
 @click.option("--max-requests", default=256, show_default=True, type=click.IntRange(1), help="Requests in hand; more get 503.")
 @click.option("--threads", default=1, show_default=True, type=click.IntRange(1), help="Threads of a forward.")
 def command(
-    model: str, host: str, port: int, token_file: str | None, certificate: str | None, key: str | None, max_batch: int,
-    max_delay: float, max_rows: int, max_body: int, max_requests: int, threads: int,
-) -> None:  # fmt: skip
+    model: str,
+    host: str,
+    port: int,
+    token_file: str | None,
+    certificate: str | None,
+    key: str | None,
+    max_batch: int,
+    max_delay: float,
+    max_rows: int,
+    max_body: int,
+    max_requests: int,
+    threads: int,
+) -> None:
     """Serve the model folder MODEL: POST rows to /predict (JSON, an Arrow stream, or Parquet; ?tasks=a,b picks tasks).
 
     /openapi.json describes columns and tasks, /health and /ready are for whoever watches, /metrics for Prometheus. Concurrent

@@ -54,9 +54,15 @@ EXAMPLE = """Examples:
 @click.option("--plan", "plan_only", is_flag=True, help="Check, print candidates and costs, write split.parquet; stop.")
 @click.option("--json", "as_json", is_flag=True, help="Print the verdict (or the plan) as JSON.")
 def command(
-    table: str, folder: str, jobs: int | None, processes: int, evaluate: str | None, plan_only: bool, as_json: bool,
+    table: str,
+    folder: str,
+    jobs: int | None,
+    processes: int,
+    evaluate: str | None,
+    plan_only: bool,
+    as_json: bool,
     **options: Any,
-) -> None:  # fmt: skip
+) -> None:
     """Train several roads to one model on TABLE and judge it against one model per target.
 
     TABLE is a CSV or Parquet file, or a study file whose keys are those of `pluribus schema`. Results land in runs/NAME/:
@@ -117,9 +123,13 @@ def _checkpoints(table: str, folder: str, evaluate: str | None, as_json: bool, o
         raise BadInput("nothing says how to score a model", where=table, remedy="add --evaluate FILE.py:FUNCTION")
     function, code = code_of(evaluate)
     study = CheckpointsStudy(
-        spec, function, folder=folder, named=evaluate, code=code,
+        spec,
+        function,
+        folder=folder,
+        named=evaluate,
+        code=code,
         say=(lambda line: None) if as_json else (lambda line: click.echo(line, err=True)),
-    )  # fmt: skip
+    )
     result = study.run()
     if as_json:
         click.echo(json.dumps(None if result.verdict is None else result.verdict.to_dict()))

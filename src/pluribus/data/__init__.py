@@ -13,5 +13,16 @@ from pluribus.data.splitting import Split, split
 from pluribus.data.table import Table
 
 __all__ = [
-    "Batch", "Cells", "FittedColumns", "ItemTable", "Labels", "Prepared", "Ragged", "Rows", "Split", "Table", "prepare", "split",
-]  # fmt: skip
+    "Batch",
+    "Cells",
+    "FittedColumns",
+    "ItemTable",
+    "Labels",
+    "Prepared",
+    "Ragged",
+    "Rows",
+    "Split",
+    "Table",
+    "prepare",
+    "split",
+]

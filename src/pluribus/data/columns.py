@@ -191,9 +191,7 @@ class FittedColumns:
             raise BadInput(f"two features are called {doubled[0]!r}", where=table.source, remedy="rename the column")
         roles = {r: c for r, c in (("id", table.id), ("weight", table.weight), ("group", table.group)) if c is not None}
         names = table.names if table.long else ()
-        return cls(
-            tuple(inputs), numbers, categories, time, table.task_column, names, roles, sequences=sequences, items=items
-        )
+        return cls(tuple(inputs), numbers, categories, time, table.task_column, names, roles, sequences=sequences, items=items)
 
     # Encoding
 
@@ -212,7 +210,7 @@ class FittedColumns:
         found = (
             self._attributed(i, features(frame[i.name], i.type, i.name, i.name == self.time, "table", i.numeric))
             for i in self.inputs
-        )  # fmt: skip
+        )
         return self._encode(len(frame), found, None if self.task_column is None else self._task_index(frame))
 
     def encode_table(self, table: Table) -> tuple[NDArray[np.float32], NDArray[np.int32]]:
@@ -229,9 +227,9 @@ class FittedColumns:
         self, frame: pd.DataFrame, read: Mapping[str, Lists] | None = None
     ) -> tuple[dict[str, Ragged], dict[str, Texts]]:
         """The frame's ragged inputs and texts by name. read: columns of lists that have been read already."""
-        return {
-            name: self._ragged(name, elements, frame, (read or {}).get(name)) for name, elements in self.sequences.items()
-        }, {name: Texts.of(as_texts(frame[name], f"table, column {name!r}")) for name in self.texts}
+        return {name: self._ragged(name, elements, frame, (read or {}).get(name)) for name, elements in self.sequences.items()}, {
+            name: Texts.of(as_texts(frame[name], f"table, column {name!r}")) for name in self.texts
+        }
 
     def _ragged(self, name: str, elements: Elements, frame: pd.DataFrame, read: Lists | None) -> Ragged:
         where = f"table, column {name!r}"
@@ -291,9 +289,7 @@ class FittedColumns:
 
     @cached_property
     def _code_of(self) -> dict[str, dict[str, int]]:
-        return {
-            name: {word: code for code, word in enumerate(c.categories, FIRST)} for name, c in self.categories.items()
-        }
+        return {name: {word: code for code, word in enumerate(c.categories, FIRST)} for name, c in self.categories.items()}
 
     def codes(self, feature: str, codes: NDArray[np.int64], words: Sequence[str]) -> NDArray[np.int32]:
         """The encoded codes of a categorical feature from positions among `words` (−1 where missing)."""
@@ -343,10 +339,15 @@ class FittedColumns:
         if self.sequences:
             own["sequences"] = [
                 {
-                    "name": name, "type": e.type, "limit": e.limit, "typical": e.typical, "items": e.items,
+                    "name": name,
+                    "type": e.type,
+                    "limit": e.limit,
+                    "typical": e.typical,
+                    "items": e.items,
                     "categories": None if e.category is None else list(e.category.categories),
-                } for name, e in self.sequences.items()
-            ]  # fmt: skip
+                }
+                for name, e in self.sequences.items()
+            ]
         if self.items:
             own["items"] = [found.write(Path(folder) / f"items_{i}") for i, found in enumerate(self.items.values())]
         return own | {
@@ -387,9 +388,14 @@ class FittedColumns:
             count = len(names) + sum(row["type"] == "number" for row in ragged)
             each = arrays["edges_each"].astype(np.int64)
             shapes = {
-                "centre": (count,), "scale": (count,), "missing": (count,), "edges_each": (count,),
-                "quantiles": (count, len(QUANTILES)), "edges": (int(each.sum()),), "frequency": (sum(sizes),),
-            }  # fmt: skip
+                "centre": (count,),
+                "scale": (count,),
+                "missing": (count,),
+                "edges_each": (count,),
+                "quantiles": (count, len(QUANTILES)),
+                "edges": (int(each.sum()),),
+                "frequency": (sum(sizes),),
+            }
             for key, shape in shapes.items():
                 if arrays[key].shape != shape:
                     what = f"has {key!r} of shape {list(arrays[key].shape)} where the manifest says {list(shape)}"
@@ -401,21 +407,27 @@ class FittedColumns:
             frequency = np.split(arrays["frequency"], np.cumsum(sizes)[:-1]) if sizes else []
             numbers = [
                 Number(
-                    float(arrays["centre"][i]), float(arrays["scale"][i]), edges[i], arrays["quantiles"][i],
+                    float(arrays["centre"][i]),
+                    float(arrays["scale"][i]),
+                    edges[i],
+                    arrays["quantiles"][i],
                     float(arrays["missing"][i]),
                 )
                 for i in range(count)
-            ]  # fmt: skip
+            ]
             own_numbers = iter(numbers[len(names) :])
             own_categories = (Category(tuple(each), share) for each, share in zip(lists, frequency[len(words) :]))
             sequences = {
                 str(row["name"]): Elements(
-                    row["type"], int(row["limit"]), int(row["typical"]),
+                    row["type"],
+                    int(row["limit"]),
+                    int(row["typical"]),
                     next(own_categories) if row["type"] == "category" else None,
-                    next(own_numbers) if row["type"] == "number" else None, row["items"],
+                    next(own_numbers) if row["type"] == "number" else None,
+                    row["items"],
                 )
                 for row in ragged
-            }  # fmt: skip
+            }
             items = {
                 str(row["name"]): FittedItems.read(Path(folder) / f"items_{i}", row)
                 for i, row in enumerate(manifest.get("items", ()))
@@ -432,7 +444,7 @@ class FittedColumns:
                 roles=dict(manifest["roles"]),
                 sequences=sequences,
                 items=items,
-            )  # fmt: skip
+            )
         except (KeyError, TypeError, AttributeError) as error:
             what = f"lacks a field of the columns or has one of the wrong type ({type(error).__name__}: {error})"
             raise BadInput(what, where=str(folder), remedy=remedy) from error

@@ -48,9 +48,7 @@ def seen_share(
     return bins, np.where(mature, 1.0, np.minimum(share, 1.0)), rate
 
 
-def weighed(
-    value: FloatArray, pending: NDArray[np.bool_], time: FloatArray, weight: FloatArray | None, where: str
-) -> Cells:
+def weighed(value: FloatArray, pending: NDArray[np.bool_], time: FloatArray, weight: FloatArray | None, where: str) -> Cells:
     """The cells of one binary task. value [n]: 1, 0, or NaN where there is no label; pending [n]: not positive so far, not final;
     time [n]; weight [n] of the rows."""
     positive = value == 1

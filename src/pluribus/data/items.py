@@ -76,9 +76,15 @@ class ItemTable:
         BadInput: the key is no column, is empty in a row, or stands in two rows; and whatever a `Table` refuses.
         """
         return Attributes(
-            self.frame, (), ignore=(*self.ignore, self.key), split="random", text=self.text, max_length=self.max_length,
-            source=self.source, keys=keys_of(self.frame, self.key, self.source),
-        )  # fmt: skip
+            self.frame,
+            (),
+            ignore=(*self.ignore, self.key),
+            split="random",
+            text=self.text,
+            max_length=self.max_length,
+            source=self.source,
+            keys=keys_of(self.frame, self.key, self.source),
+        )
 
 
 class Attributes(Table):
@@ -193,9 +199,13 @@ class FittedItems:
         except (SafetensorError, OSError, ValueError, KeyError) as error:
             raise BadInput(f"is not a file of items ({error})", where=str(path), remedy=remedy) from error
         found = cls(
-            str(manifest["name"]), str(manifest["key"]), tuple(manifest["columns"]), Prepared.load(folder / "table"), keys,
+            str(manifest["name"]),
+            str(manifest["key"]),
+            tuple(manifest["columns"]),
+            Prepared.load(folder / "table"),
+            keys,
             arrays["seen"],
-        )  # fmt: skip
+        )
         if not len(found.keys.starts) - 1 == len(found) == found.data.n_rows:
             raise BadInput("holds another number of keys than of items", where=str(path), remedy=remedy)
         return found

@@ -300,9 +300,16 @@ def labelled_at_random(table: Table, data: Prepared, *, seed: int = 0, max_rows:
     if table.long or not features.shape[1]:  # a long table's task column says which rows are a task's; texts say nothing here
         return {}
     settings = {
-        "objective": "binary", "num_leaves": 15, "learning_rate": 0.1, "min_data_in_leaf": 20, "verbosity": -1, "num_threads": 1,
-        "deterministic": True, "force_row_wise": True, "seed": seed,
-    }  # fmt: skip
+        "objective": "binary",
+        "num_leaves": 15,
+        "learning_rate": 0.1,
+        "min_data_in_leaf": 20,
+        "verbosity": -1,
+        "num_threads": 1,
+        "deterministic": True,
+        "force_row_wise": True,
+        "seed": seed,
+    }
     alike: dict[bytes, list[str]] = {}
     for name, code in table.hole_codes.items():
         pattern = np.where(code == NOT_APPLICABLE, 2, code == LABELLED).astype(np.int8)

@@ -152,7 +152,8 @@ class Prepared:
         numeric, categorical = self._inputs
         return Batch(
             inputs={
-                "numeric": numeric[rows], "categorical": categorical[rows],
+                "numeric": numeric[rows],
+                "categorical": categorical[rows],
                 **{name: each.padded(rows) for name, each in self.ragged.items()},
             },
             n_rows=len(rows),
@@ -201,8 +202,11 @@ class Prepared:
             for name, array in arrays.items():
                 np.save(aside / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
             manifest: dict[str, Any] = {
-                "cells": cells, "parts": list(self.parts), "context": list(self.context), "columns": self.columns.write(aside)
-            }  # fmt: skip
+                "cells": cells,
+                "parts": list(self.parts),
+                "context": list(self.context),
+                "columns": self.columns.write(aside),
+            }
             manifest |= {key: list(held) for key, held in (("ragged", self.ragged), ("texts", self.texts)) if held}
             (aside / _MANIFEST).write_text(json.dumps(manifest, allow_nan=False), "utf-8")
 
@@ -304,8 +308,9 @@ class _CellsByRow:
         each = zip(torch.split(values, sizes), torch.split(places, sizes), weights)
         return {
             name: Labels(self._listed(name, value), place, None, own)
-            for name, size, (value, place, own) in zip(self.names, sizes, each) if size
-        }  # fmt: skip
+            for name, size, (value, place, own) in zip(self.names, sizes, each)
+            if size
+        }
 
     def _listed(self, name: str, values: Tensor) -> Tensor:
         """The lists [b, W] of these cells, cut to the longest of them; other tasks' values as they are."""

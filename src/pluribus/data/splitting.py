@@ -210,9 +210,7 @@ def _deal_rows(keys: list[NDArray[np.bool_]], total: int, rng: np.random.Generat
     return code
 
 
-def _deal_groups(
-    keys: list[NDArray[np.bool_]], groups: IntArray, total: int, rng: np.random.Generator
-) -> NDArray[np.int8]:
+def _deal_groups(keys: list[NDArray[np.bool_]], groups: IntArray, total: int, rng: np.random.Generator) -> NDArray[np.int8]:
     """Groups in the order of their strata, the largest first; each goes to the part that is furthest below its share."""
     sizes = np.bincount(groups, minlength=total)
     held = [np.bincount(groups[key], minlength=total) > 0 for key in keys]

@@ -124,9 +124,7 @@ def fit_elements(lists: Lists | None, picked: Any, limit: int, items: str | None
     return Elements("category", limit, typical, category=category)
 
 
-def fit_category(
-    codes: NDArray[np.int64], words: Sequence[str], fixed: bool, least: int, most: int
-) -> Category:
+def fit_category(codes: NDArray[np.int64], words: Sequence[str], fixed: bool, least: int, most: int) -> Category:
     """`fixed`: the categories are known beforehand (weekdays, booleans, tasks) and keep their order."""
     counts = np.bincount(codes + 1, minlength=len(words) + 1)
     by_word: dict[str, int] = {}

@@ -308,9 +308,10 @@ class Table:
             raise BadInput("no target is named", where=self.source, remedy="say what to predict: --target NAME")
         if self.task_column is not None and len(found) > 1:
             raise BadInput(
-                f"a table with a task column has one target column, not {len(found)}", where=self.source,
+                f"a table with a task column has one target column, not {len(found)}",
+                where=self.source,
                 remedy="name one target, or leave the task column out",
-            )  # fmt: skip
+            )
         return found
 
     def _check_roles(self) -> tuple[str, ...]:
@@ -368,9 +369,10 @@ class Table:
         if tags and not self.text:
             lengths = self._lengths(tags[0])
             fits = [
-                c for c in self.inputs
+                c
+                for c in self.inputs
                 if self._holds_lists(c) and lengths.any() and ((self._lengths(c) == lengths) | (lengths == 0)).all()
-            ]  # fmt: skip
+            ]
             if len(fits) == 1:
                 self.text = (fits[0],)
                 self.notes.append(f"{fits[0]!r} is text, a list of words: it has one for each tag of {tags[0]!r}")

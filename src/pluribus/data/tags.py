@@ -101,9 +101,7 @@ def tag_counts(series: pd.Series, where: str) -> NDArray[np.int64]:
     return np.diff(read_lists(series, where, "category").starts)
 
 
-def read_tags(
-    series: pd.Series, words: NDArray[np.int64], classes: Sequence[str], size: int, where: str
-) -> NDArray[np.float64]:
+def read_tags(series: pd.Series, words: NDArray[np.int64], classes: Sequence[str], size: int, where: str) -> NDArray[np.float64]:
     """Class indices [n, size], −1 behind a row's last word; NaN where the cell is empty (a hole). words: how many a row has.
 
     Raises

@@ -110,9 +110,19 @@ def compare(
     notes.append("the constant predictor is fitted on the truth itself, since training labels are not given")
     constants = {task.name: best_constant(task, cells[task.name].target, cells[task.name].weight) for task in judged}
     return judge(
-        judged, cells, units, predictions[1], {names[1]: predictions[0]}, constants=constants, challenger_name=names[0],
-        unit=unit, level=level, repeats=repeats, seed=seed, notes=notes,
-    )  # fmt: skip
+        judged,
+        cells,
+        units,
+        predictions[1],
+        {names[1]: predictions[0]},
+        constants=constants,
+        challenger_name=names[0],
+        unit=unit,
+        level=level,
+        repeats=repeats,
+        seed=seed,
+        notes=notes,
+    )
 
 
 class _Table:
@@ -189,14 +199,24 @@ def _form(name: str, frame: pd.DataFrame) -> tuple[str, tuple[str, ...]] | None:
 
 _KINDS = {"p": "binary", "classes": "multiclass", "value": "regression", "tags": "tagging"}  # unless told otherwise
 _FORMS = {
-    "binary": "p", "multiclass": "classes", "ordinal": "classes", "regression": "value", "count": "value", "tagging": "tags",
-}  # fmt: skip
+    "binary": "p",
+    "multiclass": "classes",
+    "ordinal": "classes",
+    "regression": "value",
+    "count": "value",
+    "tagging": "tags",
+}
 
 
 def _tasks(
-    truth: _Table, sides: Sequence[Sequence[_Table]], taken: set[str], named: Sequence[str], kinds: dict[str, str],
-    metric: dict[str, str], notes: list[str],
-) -> list[Task]:  # fmt: skip
+    truth: _Table,
+    sides: Sequence[Sequence[_Table]],
+    taken: set[str],
+    named: Sequence[str],
+    kinds: dict[str, str],
+    metric: dict[str, str],
+    notes: list[str],
+) -> list[Task]:
     files = [file for side in sides for file in side]
     candidates = [str(c) for c in truth.frame.columns if str(c) not in taken]
     for name in (*named, *kinds, *metric):
@@ -231,8 +251,11 @@ def _tasks(
         if kind not in _FORMS:
             raise unknown("kind", kind, _FORMS, where=f"task {name!r}")
         if _FORMS.get(kind) != form[0]:
-            raise BadInput(f"predictions of task {name!r} are not those of a {kind} task", where=files[0].name,
-                           remedy="correct the kind or the columns")  # fmt: skip
+            raise BadInput(
+                f"predictions of task {name!r} are not those of a {kind} task",
+                where=files[0].name,
+                remedy="correct the kind or the columns",
+            )
         classes = form[1]
         if kind == "binary":
             classes = _two(truth, name, notes)
@@ -247,8 +270,11 @@ def _tasks(
             classes, size, judged = _tagging(truth, files, name, judged)
         found.append(Task(name, kind, classes, judged, size=size))
     if not found:
-        raise BadInput("no column of the truth is predicted by the files", where=truth.name,
-                       remedy="name prediction columns TASK, TASK__p or TASK__p_CLASS")  # fmt: skip
+        raise BadInput(
+            "no column of the truth is predicted by the files",
+            where=truth.name,
+            remedy="name prediction columns TASK, TASK__p or TASK__p_CLASS",
+        )
     return found
 
 
@@ -275,8 +301,11 @@ def _two(truth: _Table, name: str, notes: list[str]) -> tuple[str, str]:
     if set(seen) <= {"0", "1"}:
         return "0", "1"
     if len(seen) != 2:
-        raise BadInput(f"has {len(seen)} classes, and {name}__p speaks of two", where=f"{truth.name}, column {name!r}",
-                       remedy="give a probability per class, or mend the labels")  # fmt: skip
+        raise BadInput(
+            f"has {len(seen)} classes, and {name}__p speaks of two",
+            where=f"{truth.name}, column {name!r}",
+            remedy="give a probability per class, or mend the labels",
+        )
     notes.append(f"in {name}, {seen[1]!r} counts as positive and {seen[0]!r} as negative")
     return seen[0], seen[1]
 
@@ -301,8 +330,11 @@ def _target(truth: _Table, task: Task) -> Array:
         if empty:
             continue
         if label not in index:
-            raise BadInput(f"holds the class {label!r}, for which there is no prediction column", where=where,
-                           remedy=f"known classes: {', '.join(task.classes[:12])}")  # fmt: skip
+            raise BadInput(
+                f"holds the class {label!r}, for which there is no prediction column",
+                where=where,
+                remedy=f"known classes: {', '.join(task.classes[:12])}",
+            )
         found[i] = index[label]
     return found
 
@@ -331,8 +363,11 @@ def _prediction(file: _Table, task: Task, truth: _Table, rows: Any) -> Array:
     if (at < 0).any():
         lost = truth.keys[rows][at < 0]
         rows_lost = f"{len(lost)} row{'s' * (len(lost) > 1)}"
-        raise BadInput(f"lacks {rows_lost} that the truth labels for task {task.name!r}, first id {lost[0]!r}",
-                       where=file.name, remedy="predict every labelled row")  # fmt: skip
+        raise BadInput(
+            f"lacks {rows_lost} that the truth labels for task {task.name!r}, first id {lost[0]!r}",
+            where=file.name,
+            remedy="predict every labelled row",
+        )
     where = f"{file.name}, column {task.columns[0]!r}"
     if task.record.listed:
         words = tag_counts(truth.frame[task.name], truth.name)[rows]
@@ -342,8 +377,11 @@ def _prediction(file: _Table, task: Task, truth: _Table, rows: Any) -> Array:
     bad = ~np.isfinite(values).all(1)
     if bad.any():
         first = truth.keys[rows][bad][0]
-        raise BadInput(f"{int(bad.sum())} predictions are missing or infinite, first id {first!r}", where=where,
-                       remedy="predict every labelled row")  # fmt: skip
+        raise BadInput(
+            f"{int(bad.sum())} predictions are missing or infinite, first id {first!r}",
+            where=where,
+            remedy="predict every labelled row",
+        )
     if task.record.listed:
         return values
     if task.classes and not (values.min() >= 0 and values.max() <= 1):

@@ -45,17 +45,37 @@ class Convention:
 CONVENTIONS: dict[str, Convention] = {
     c.name: c
     for c in (
-        Convention("mean-relative", "100/T Σ_t s_t (M_t − B_t)/B_t over tasks, main metric of each", True,
-                   r"$\frac{100}{T} \sum_t s_t (M_t - B_t) / B_t$ over tasks, main metric of each"),
-        Convention("per-task-mean", "100/T Σ_t 1/n_t Σ_m s_tm (M_tm − B_tm)/B_tm: metrics within a task, then tasks", True,
-                   r"$\frac{100}{T} \sum_t \frac{1}{n_t} \sum_m s_{tm} (M_{tm} - B_{tm}) / B_{tm}$: metrics within a task, then "
-                   "tasks"),
-        Convention("all-metrics", "−100/N Σ_tm s_tm (M_tm − B_tm)/B_tm over all N metrics alike", False,
-                   r"$-\frac{100}{N} \sum_{tm} s_{tm} (M_{tm} - B_{tm}) / B_{tm}$ over all $N$ metrics alike"),
-        Convention("relaimpr", "100/T Σ_t ((M_t − 0.5)/(B_t − 0.5) − 1) over tasks, main AUC of each", True,
-                   r"$\frac{100}{T} \sum_t ((M_t - 0.5) / (B_t - 0.5) - 1)$ over tasks, main AUC of each"),
-        Convention("error-reduction", "100/T Σ_t s_t (M_t − B_t)/|best_t − B_t| over tasks, main metric of each", True,
-                   r"$\frac{100}{T} \sum_t s_t (M_t - B_t) / |\mathrm{best}_t - B_t|$ over tasks, main metric of each"),
+        Convention(
+            "mean-relative",
+            "100/T Σ_t s_t (M_t − B_t)/B_t over tasks, main metric of each",
+            True,
+            r"$\frac{100}{T} \sum_t s_t (M_t - B_t) / B_t$ over tasks, main metric of each",
+        ),
+        Convention(
+            "per-task-mean",
+            "100/T Σ_t 1/n_t Σ_m s_tm (M_tm − B_tm)/B_tm: metrics within a task, then tasks",
+            True,
+            r"$\frac{100}{T} \sum_t \frac{1}{n_t} \sum_m s_{tm} (M_{tm} - B_{tm}) / B_{tm}$: metrics within a task, then "
+            "tasks",
+        ),
+        Convention(
+            "all-metrics",
+            "−100/N Σ_tm s_tm (M_tm − B_tm)/B_tm over all N metrics alike",
+            False,
+            r"$-\frac{100}{N} \sum_{tm} s_{tm} (M_{tm} - B_{tm}) / B_{tm}$ over all $N$ metrics alike",
+        ),
+        Convention(
+            "relaimpr",
+            "100/T Σ_t ((M_t − 0.5)/(B_t − 0.5) − 1) over tasks, main AUC of each",
+            True,
+            r"$\frac{100}{T} \sum_t ((M_t - 0.5) / (B_t - 0.5) - 1)$ over tasks, main AUC of each",
+        ),
+        Convention(
+            "error-reduction",
+            "100/T Σ_t s_t (M_t − B_t)/|best_t − B_t| over tasks, main metric of each",
+            True,
+            r"$\frac{100}{T} \sum_t s_t (M_t - B_t) / |\mathrm{best}_t - B_t|$ over tasks, main metric of each",
+        ),
     )
 }
 
@@ -110,13 +130,17 @@ def delta(name: str, scores: Scores, reference: Scores, directions: Mapping[str,
         base = reference[task][metric]
         if chosen.name == "relaimpr":
             if metric not in ("auc", "gauc", "uauc", "macro_auc"):
-                raise BadInput(f"relaimpr compares AUCs, and the main metric is {metric!r}", where=f"task {task!r}",
-                               remedy="use mean-relative or error-reduction")  # fmt: skip
+                raise BadInput(
+                    f"relaimpr compares AUCs, and the main metric is {metric!r}",
+                    where=f"task {task!r}",
+                    remedy="use mean-relative or error-reduction",
+                )
             gains.append((value - 0.5) / (base - 0.5) - 1 if base > 0.5 else np.nan)
         else:
             if directions[metric] == "max" and metric not in BEST:
-                raise BadInput(f"the perfect value of {metric!r} is not known", where=f"task {task!r}",
-                               remedy="use mean-relative")  # fmt: skip
+                raise BadInput(
+                    f"the perfect value of {metric!r} is not known", where=f"task {task!r}", remedy="use mean-relative"
+                )
             left = abs((BEST[metric] if directions[metric] == "max" else 0.0) - base)
             gains.append(signs[metric] * (value - base) / left if left > 0 else np.nan)
     return 100 * float(np.mean(gains))
@@ -164,7 +188,5 @@ def _volume(p: Array, r: Array) -> float:
     p = p[np.argsort(p[:, -1], kind="stable")]
     edges = np.append(p[:, -1], r[-1])
     return sum(
-        float(edges[i + 1] - edges[i]) * _volume(p[: i + 1, :-1], r[:-1])
-        for i in range(len(p))
-        if edges[i + 1] > edges[i]
+        float(edges[i + 1] - edges[i]) * _volume(p[: i + 1, :-1], r[:-1]) for i in range(len(p)) if edges[i + 1] > edges[i]
     )

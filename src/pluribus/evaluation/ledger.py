@@ -93,8 +93,11 @@ def _row(fields: Mapping[str, Any], where: str) -> Row:
     direction = fields.get("direction")
     usual = METRICS[fields["metric"]].direction if fields["metric"] in METRICS else None
     if direction is None and usual is None:
-        raise BadInput(f"which direction of metric {fields['metric']!r} is better is not known", where=where,
-                       remedy='give direction="max" or "min"')  # fmt: skip
+        raise BadInput(
+            f"which direction of metric {fields['metric']!r} is better is not known",
+            where=where,
+            remedy='give direction="max" or "min"',
+        )
     if direction not in (None, "max", "min"):
         raise unknown("direction", str(direction), ("max", "min"), where=where)
     if direction and usual and direction != usual:
@@ -103,9 +106,17 @@ def _row(fields: Mapping[str, Any], where: str) -> Row:
     if not isinstance(main, (bool, np.bool_)):
         raise BadInput(f"main must be true or false, not {main!r}", where=where)
     return Row(
-        fields["method"], int(seed), fields["task"], fields["metric"], numbers["value"] or 0.0, direction or str(usual),
-        fields["selection"], numbers["seconds"], numbers["memory"], bool(main),
-    )  # fmt: skip
+        fields["method"],
+        int(seed),
+        fields["task"],
+        fields["metric"],
+        numbers["value"] or 0.0,
+        direction or str(usual),
+        fields["selection"],
+        numbers["seconds"],
+        numbers["memory"],
+        bool(main),
+    )
 
 
 class Ledger:
@@ -148,9 +159,17 @@ class Ledger:
             (method, seed, task, metric).
         """
         fields = {
-            "method": method, "seed": seed, "task": task, "metric": metric, "value": value, "direction": direction,
-            "selection": selection, "seconds": seconds, "memory": memory, "main": main,
-        }  # fmt: skip
+            "method": method,
+            "seed": seed,
+            "task": task,
+            "metric": metric,
+            "value": value,
+            "direction": direction,
+            "selection": selection,
+            "seconds": seconds,
+            "memory": memory,
+            "main": main,
+        }
         row = _row(fields, f"ledger row {method}/{task}/{metric}")
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
@@ -165,8 +184,11 @@ class Ledger:
                     os.fsync(handle.fileno())
                 self._catch_up()
         except OSError as error:
-            raise BadInput(f"cannot be written ({error.strerror or error})", where=str(self.path),
-                           remedy="free some space or choose another place") from error  # fmt: skip
+            raise BadInput(
+                f"cannot be written ({error.strerror or error})",
+                where=str(self.path),
+                remedy="free some space or choose another place",
+            ) from error
 
     def rows(self) -> list[Row]:
         """All rows, in the order in which they were logged."""
@@ -315,9 +337,13 @@ class LedgerTable:
             ]
             lines.append(row)
         return {
-            "schema": 1, "reference": self.reference, "delta": vars(self.convention), "methods": lines,
-            "sentences": list(self.sentences), "selections": list(self.selections),
-        }  # fmt: skip
+            "schema": 1,
+            "reference": self.reference,
+            "delta": vars(self.convention),
+            "methods": lines,
+            "sentences": list(self.sentences),
+            "selections": list(self.selections),
+        }
 
     def _grid(self) -> tuple[list[str], list[list[tuple[str, bool]]]]:
         """Headings, and rows of (text, whether it is the best of its column)."""
@@ -366,12 +392,41 @@ class LedgerTable:
     def _csv(self) -> str:
         out = io.StringIO()
         write = csv.writer(out, lineterminator="\n").writerow
-        write(["method", "task", "metric", "direction", "seeds", "mean", "sd", "mean_rank", "delta_convention", "delta",
-               "delta_sd", "paired_seeds", "p", "p_holm", "seconds", "memory"])  # fmt: skip
+        write(
+            [
+                "method",
+                "task",
+                "metric",
+                "direction",
+                "seeds",
+                "mean",
+                "sd",
+                "mean_rank",
+                "delta_convention",
+                "delta",
+                "delta_sd",
+                "paired_seeds",
+                "p",
+                "p_holm",
+                "seconds",
+                "memory",
+            ]
+        )
         for line in self.lines:
             for (task, metric), (mean, sd) in line.cells.items():
-                figures = (mean, sd, line.rank, self.convention.name, line.delta, line.delta_sd, line.paired, line.p,
-                           line.p_holm, line.seconds, line.memory)  # fmt: skip
+                figures = (
+                    mean,
+                    sd,
+                    line.rank,
+                    self.convention.name,
+                    line.delta,
+                    line.delta_sd,
+                    line.paired,
+                    line.p,
+                    line.p_holm,
+                    line.seconds,
+                    line.memory,
+                )
                 shown = ["" if v != v else v for v in figures]
                 write([line.method, task, metric, self.directions[task, metric], line.seeds, *shown])
         return out.getvalue().rstrip("\n")
@@ -383,7 +438,7 @@ class LedgerTable:
         tests = (
             "Differences to the reference were tested by exact two-sided sign flips of the per-seed Δm paired by seed, with "
             "Holm's correction over methods. "
-        ) * any(math.isfinite(line.p) for line in self.lines)  # fmt: skip
+        ) * any(math.isfinite(line.p) for line in self.lines)
         chosen = "; ".join(f"“{rule}”" for rule in self.selections)
         several = "rules, not the same for all rows" if len(self.selections) > 1 else "rule"
         protocol = (
@@ -414,9 +469,7 @@ def _plain(name: str) -> str:
     return name.lower().replace("-", "").replace("_", "")
 
 
-def table(
-    runs: Iterable[str | os.PathLike[str]] | Sequence[Row], *, reference: str, delta: str = "mean-relative"
-) -> LedgerTable:
+def table(runs: Iterable[str | os.PathLike[str]] | Sequence[Row], *, reference: str, delta: str = "mean-relative") -> LedgerTable:
     """Compare the methods of some runs (paths, or rows) with one of them.
 
     reference: the method that Δm and the tests refer to. delta: a convention of `delta_m`.
@@ -473,20 +526,23 @@ def table(
             if not seen:
                 continue
             cells[task, metric] = (float(np.mean(seen)), float(np.std(seen, ddof=1)) if len(seen) > 1 else math.nan)
-        against = [
-            _delta(chosen, v, means[reference], by_metric, directions) for v in complete[method].values()
-        ]
+        against = [_delta(chosen, v, means[reference], by_metric, directions) for v in complete[method].values()]
         mine = [row for row in rows if row.method == method]
         lines.append(
             Line(
-                method, len(values[method]), cells, ranks.get(method, math.nan),
+                method,
+                len(values[method]),
+                cells,
+                ranks.get(method, math.nan),
                 math.nan if lacking[method] else _delta(chosen, means[method], means[reference], by_metric, directions),
                 float(np.std(against, ddof=1)) if len(against) > 1 else math.nan,
-                tests[method][1], tests[method][0], adjusted.get(method, math.nan),
+                tests[method][1],
+                tests[method][0],
+                adjusted.get(method, math.nan),
                 _mean_of({row.seed: row.seconds for row in mine if row.seconds is not None}),  # any row of a run may tell
                 _mean_of({row.seed: row.memory for row in mine if row.memory is not None}),
             )
-        )  # fmt: skip
+        )
     lines.sort(key=lambda line: (line.method != reference, methods.index(line.method)))
     formula = f"Δm ({chosen.name}) = {chosen.formula}, in per cent against {reference!r}; {chosen.sign}."
     selections = tuple(dict.fromkeys(row.selection for row in rows))
@@ -552,9 +608,12 @@ def _honest(lines: Sequence[Line], reference: str) -> list[str]:
             clear = [line.method for line in tested if line.p_holm < ALPHA]
             said.append(
                 f"Two-sided sign flips of Δm over up to {k} paired seeds, Holm over {len(tested)}: "
-                + (f"{', '.join(clear)} differ{'s' if len(clear) == 1 else ''} from {reference!r} at {ALPHA:g}." if clear
-                   else f"no method differs from {reference!r} at {ALPHA:g}.")
-            )  # fmt: skip
+                + (
+                    f"{', '.join(clear)} differ{'s' if len(clear) == 1 else ''} from {reference!r} at {ALPHA:g}."
+                    if clear
+                    else f"no method differs from {reference!r} at {ALPHA:g}."
+                )
+            )
         said.append("These tests speak of other seeds on this test split, not of other test rows.")
     return said
 
@@ -571,10 +630,30 @@ def _spread(mean: float, sd: float, sign: str = "") -> str:
     return _short(mean, sign) + (f" ± {sd:.2g}" if math.isfinite(sd) else "")
 
 
-_TEX = {"\\": r"\textbackslash{}", "&": r"\&", "%": r"\%", "$": r"\$", "#": r"\#", "_": r"\_", "{": r"\{", "}": r"\}",
-        "~": r"\textasciitilde{}", "^": r"\textasciicircum{}", "↑": r"$\uparrow$", "↓": r"$\downarrow$", "±": r"$\pm$",
-        "Δ": r"$\Delta$", "Σ": r"$\Sigma$", "−": "$-$", "–": "--", "“": "``", "”": "''", "|": r"\textbar{}",
-        "<": r"\textless{}", ">": r"\textgreater{}"}  # fmt: skip
+_TEX = {
+    "\\": r"\textbackslash{}",
+    "&": r"\&",
+    "%": r"\%",
+    "$": r"\$",
+    "#": r"\#",
+    "_": r"\_",
+    "{": r"\{",
+    "}": r"\}",
+    "~": r"\textasciitilde{}",
+    "^": r"\textasciicircum{}",
+    "↑": r"$\uparrow$",
+    "↓": r"$\downarrow$",
+    "±": r"$\pm$",
+    "Δ": r"$\Delta$",
+    "Σ": r"$\Sigma$",
+    "−": "$-$",
+    "–": "--",
+    "“": "``",
+    "”": "''",
+    "|": r"\textbar{}",
+    "<": r"\textless{}",
+    ">": r"\textgreater{}",
+}
 _FORMULA = "\0"  # where the protocol has the formula, which each format writes its own way
 
 

@@ -413,21 +413,59 @@ def _reciprocal_rank(p: Array, y: Array) -> Array:
 # --- the public face ------------------------------------------------------------------------------------------------------
 
 COMPUTED: dict[str, Callable[[Array, Array, Weightings], Array]] = {
-    "auc": _auc, "gini": _gini, "ks": _ks, "pr_auc": _pr_auc, "macro_auc": _macro_auc, "spearman": _spearman, "ece": _ece,
-    "logloss": _logloss, "brier": _mean(_brier_rows), "ne": _ne, "pcoc": _pcoc, "qwk": _qwk, "f1": _f1,
-    "accuracy": _mean(lambda p, y: (_decided(p) == y).astype(float)), "balanced_accuracy": _balanced_accuracy,
-    "rmse": _rmse, "mae": _mean(lambda p, y: np.abs(p - y)), "mape": _mape, "r2": _r2,
-    "explained_variance": _explained_variance, "poisson_deviance": _mean(_deviance_rows),
-    "recall@10": _recall(10), "recall@20": _recall(20), "recall@50": _recall(50), "mrr": _mean(_reciprocal_rank),
-    "token_accuracy": _token_accuracy, "span_f1": _span_f1,
-}  # fmt: skip
+    "auc": _auc,
+    "gini": _gini,
+    "ks": _ks,
+    "pr_auc": _pr_auc,
+    "macro_auc": _macro_auc,
+    "spearman": _spearman,
+    "ece": _ece,
+    "logloss": _logloss,
+    "brier": _mean(_brier_rows),
+    "ne": _ne,
+    "pcoc": _pcoc,
+    "qwk": _qwk,
+    "f1": _f1,
+    "accuracy": _mean(lambda p, y: (_decided(p) == y).astype(float)),
+    "balanced_accuracy": _balanced_accuracy,
+    "rmse": _rmse,
+    "mae": _mean(lambda p, y: np.abs(p - y)),
+    "mape": _mape,
+    "r2": _r2,
+    "explained_variance": _explained_variance,
+    "poisson_deviance": _mean(_deviance_rows),
+    "recall@10": _recall(10),
+    "recall@20": _recall(20),
+    "recall@50": _recall(50),
+    "mrr": _mean(_reciprocal_rank),
+    "token_accuracy": _token_accuracy,
+    "span_f1": _span_f1,
+}
 GROUPED = ("gauc", "uauc")
 _RANKED = ("recall@10", "recall@20", "recall@50", "mrr")
 CHANCE = {"spearman": 0.0, "gauc": 0.5, "uauc": 0.5, "qwk": 0.0}  # what a constant prediction earns where it earns no number
 BEST = dict.fromkeys(
-    ("auc", "gini", "ks", "pr_auc", "gauc", "uauc", "macro_auc", "accuracy", "balanced_accuracy", "f1", "qwk", "r2",
-     "explained_variance", *_RANKED, "spearman", "token_accuracy", "span_f1"), 1.0,
-)  # fmt: skip
+    (
+        "auc",
+        "gini",
+        "ks",
+        "pr_auc",
+        "gauc",
+        "uauc",
+        "macro_auc",
+        "accuracy",
+        "balanced_accuracy",
+        "f1",
+        "qwk",
+        "r2",
+        "explained_variance",
+        *_RANKED,
+        "spearman",
+        "token_accuracy",
+        "span_f1",
+    ),
+    1.0,
+)
 _CLASSWISE = ("macro_auc", "qwk")
 _TAGS = ("token_accuracy", "span_f1")
 _EITHER = ("logloss", "brier", "accuracy", "balanced_accuracy", "f1")
@@ -473,11 +511,7 @@ def compute(
 
 
 def resampled(
-    name: str,
-    prediction: npt.ArrayLike,
-    target: npt.ArrayLike,
-    weightings: Weightings,
-    groups: npt.ArrayLike | None = None,
+    name: str, prediction: npt.ArrayLike, target: npt.ArrayLike, weightings: Weightings, groups: npt.ArrayLike | None = None
 ) -> Array:
     """The metric under each weighting of whole units, [R]; arguments else as in `compute`."""
     p, y, group = _checked(name, prediction, target, groups)
@@ -490,9 +524,7 @@ def judged(name: str, value: Array) -> Array:
     return np.abs(value - 1) if name == "pcoc" else value
 
 
-def constant(
-    name: str, target: npt.ArrayLike, *, classes: int = 0, weight: npt.ArrayLike | None = None
-) -> float | Array:
+def constant(name: str, target: npt.ArrayLike, *, classes: int = 0, weight: npt.ArrayLike | None = None) -> float | Array:
     """The best constant prediction for a metric, from training labels.
 
     The median for "mae", the mean for other numbers, the rate for binary tasks (classes < 3 and 0/1 labels), class

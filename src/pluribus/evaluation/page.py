@@ -30,12 +30,14 @@ svg .axis{stroke:var(--soft)}svg .band{fill:var(--line)}svg g{stroke:currentColo
 def page(verdict: Verdict, title: str = "Verdict") -> str:
     """The whole page as text. All names come from outside and are escaped."""
     parts = [
-        "<!doctype html>", '<html lang="en"><head><meta charset="utf-8">',
-        '<meta name="viewport" content="width=device-width, initial-scale=1">', '<link rel="icon" href="data:,">',
+        "<!doctype html>",
+        '<html lang="en"><head><meta charset="utf-8">',
+        '<meta name="viewport" content="width=device-width, initial-scale=1">',
+        '<link rel="icon" href="data:,">',
         f"<title>{escape(title)}</title><style>{_STYLE}</style></head><body><main>",
         f"<h1>{escape(verdict.headline)}</h1>",
         f'<p class="soft">{escape(_method(verdict))}</p>',
-    ]  # fmt: skip
+    ]
     for comparison in verdict.comparisons:
         parts += _section(verdict, comparison)
     if verdict.notes:
@@ -56,8 +58,21 @@ def _method(verdict: Verdict) -> str:
 def _section(verdict: Verdict, comparison: Comparison) -> list[str]:
     overall = comparison.overall
     because = f" ({overall.reason})" if overall.reason else ""
-    heads = ("task", "word", "metric", verdict.challenger, comparison.reference, "gain", "interval", "this file only",
-             "tolerance", "p", "p (Holm)", "rows", "seeds")  # fmt: skip
+    heads = (
+        "task",
+        "word",
+        "metric",
+        verdict.challenger,
+        comparison.reference,
+        "gain",
+        "interval",
+        "this file only",
+        "tolerance",
+        "p",
+        "p (Holm)",
+        "rows",
+        "seeds",
+    )
     lines = [
         f"<h2>{escape(verdict.challenger)} against {escape(comparison.reference)}</h2>",
         f'<p>Scope: {escape(comparison.scope)}. Overall: <span class="{_class(overall.word)}">{overall.word}</span>, '
@@ -81,11 +96,18 @@ def _class(word: str) -> str:
 def _row(task: TaskVerdict) -> str:
     name = task.task + ("" if task.role == "main" else " (auxiliary)")
     cells = (
-        f"{task.metric} {'↑' if task.direction == 'max' else '↓'}", number(task.challenger.file.value),
-        number(task.reference.file.value), number(task.gain.file.value, "+"), span(task.gain.deciding), span(task.gain.file),
-        number(task.tolerance), _chance(task.p), _chance(task.p_holm), str(task.rows),
+        f"{task.metric} {'↑' if task.direction == 'max' else '↓'}",
+        number(task.challenger.file.value),
+        number(task.reference.file.value),
+        number(task.gain.file.value, "+"),
+        span(task.gain.deciding),
+        span(task.gain.file),
+        number(task.tolerance),
+        _chance(task.p),
+        _chance(task.p_holm),
+        str(task.rows),
         f"{len(task.challenger_seeds)} / {len(task.reference_seeds)}",
-    )  # fmt: skip
+    )
     word = f'<td class="word {_class(task.word)}">{task.word}</td>'
     return f'<tr><th scope="row">{escape(name)}</th>{word}' + "".join(f"<td>{escape(c)}</td>" for c in cells) + "</tr>"
 

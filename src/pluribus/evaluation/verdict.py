@@ -199,12 +199,17 @@ class Verdict:
                     c["reference"],
                     c["scope"],
                     tuple(_task_from(t) for t in c["tasks"]),
-                    Overall(**{**c["overall"], "delta": _scoped_from(c["overall"]["delta"]),
-                               **{k: _float(c["overall"][k]) for k in ("tolerance", "p")}}),
+                    Overall(
+                        **{
+                            **c["overall"],
+                            "delta": _scoped_from(c["overall"]["delta"]),
+                            **{k: _float(c["overall"][k]) for k in ("tolerance", "p")},
+                        }
+                    ),
                     c["headline"],
                 )
                 for c in row["comparisons"]
-            )  # fmt: skip
+            )
             rest = {key: row[key] for key in ("challenger", "level", "repeats", "rows", "units", "unit")}
             return cls(**rest, comparisons=comparisons, notes=tuple(row["notes"]))
         except (KeyError, TypeError) as error:
@@ -221,11 +226,20 @@ class Verdict:
             last = ("gain", "interval", "this file", "tolerance", "p (Holm)", "word")
             table: list[tuple[str, ...]] = [("task", "metric", self.challenger, c.reference, *last)]
             for t in c.tasks:
-                table.append((
-                    t.task + ("" if t.role == "main" else " (auxiliary)"), t.metric,
-                    number(t.challenger.file.value), number(t.reference.file.value), number(t.gain.file.value, "+"),
-                    span(t.gain.deciding), span(t.gain.file), number(t.tolerance), number(t.p_holm), t.word,
-                ))  # fmt: skip
+                table.append(
+                    (
+                        t.task + ("" if t.role == "main" else " (auxiliary)"),
+                        t.metric,
+                        number(t.challenger.file.value),
+                        number(t.reference.file.value),
+                        number(t.gain.file.value, "+"),
+                        span(t.gain.deciding),
+                        span(t.gain.file),
+                        number(t.tolerance),
+                        number(t.p_holm),
+                        t.word,
+                    )
+                )
             widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
             lines += ["  " + "  ".join(cell.ljust(w) for cell, w in zip(row, widths)).rstrip() for row in table]
             o = c.overall
@@ -340,18 +354,31 @@ def _measure(
 
 
 def value_of(
-    task: Task, truth: TaskTruth, units: npt.ArrayLike | int, predictions: Sequence[npt.ArrayLike], *, level: float = 0.95,
-    repeats: int = 1000, seed: int = 0,
-) -> tuple[Scoped, int, int]:  # fmt: skip
+    task: Task,
+    truth: TaskTruth,
+    units: npt.ArrayLike | int,
+    predictions: Sequence[npt.ArrayLike],
+    *,
+    level: float = 0.95,
+    repeats: int = 1000,
+    seed: int = 0,
+) -> tuple[Scoped, int, int]:
     """A task's main metric, averaged over seeds, in both scopes; with it the numbers of test rows and informative units."""
     measured = _measure(task, {task.name: truth}, *_draw(units, repeats, seed), {task.name: predictions}, "predictions")
     return _value(measured, level), measured.rows, measured.units
 
 
 def gain_of(
-    task: Task, truth: TaskTruth, units: npt.ArrayLike | int, one: Sequence[npt.ArrayLike], other: Sequence[npt.ArrayLike], *,
-    level: float = 0.95, repeats: int = 1000, seed: int = 0,
-) -> Scoped:  # fmt: skip
+    task: Task,
+    truth: TaskTruth,
+    units: npt.ArrayLike | int,
+    one: Sequence[npt.ArrayLike],
+    other: Sequence[npt.ArrayLike],
+    *,
+    level: float = 0.95,
+    repeats: int = 1000,
+    seed: int = 0,
+) -> Scoped:
     """The gain of one model over another on a task (positive: the first is better), without a word."""
     drawn = _draw(units, repeats, seed)
     a, b = (_measure(task, {task.name: truth}, *drawn, {task.name: side}, "predictions") for side in (one, other))
@@ -417,17 +444,30 @@ def _compare(
         word, reason = _word(gain.deciding, p[task.name], p_holm[task.name], tolerance, level, blocked)
         found.append(
             TaskVerdict(
-                task.name, task.role, metric.name, metric.direction, one.rows, one.positives, one.units,
-                tuple(one.values.tolist()), tuple(other.values.tolist()),
-                _value(one, level), _value(other, level), gain, constant, skill, tolerance,
-                p[task.name], p_holm[task.name], word, reason,
+                task.name,
+                task.role,
+                metric.name,
+                metric.direction,
+                one.rows,
+                one.positives,
+                one.units,
+                tuple(one.values.tolist()),
+                tuple(other.values.tolist()),
+                _value(one, level),
+                _value(other, level),
+                gain,
+                constant,
+                skill,
+                tolerance,
+                p[task.name],
+                p_holm[task.name],
+                word,
+                reason,
             )
-        )  # fmt: skip
+        )
     overall = _overall(tasks, pairs, found, level, doubts)
     scope = _scope([pairs[task.name] for task in tasks])
-    return Comparison(
-        reference, scope, tuple(found), overall, headline(found, overall, scope, challenger_name, reference, level)
-    )
+    return Comparison(reference, scope, tuple(found), overall, headline(found, overall, scope, challenger_name, reference, level))
 
 
 def _sign(task: Task) -> float:
@@ -469,9 +509,12 @@ def _word(gain: Interval, p: float, p_adjusted: float, tolerance: float, level: 
 
 
 def _overall(
-    tasks: Sequence[Task], pairs: Mapping[str, tuple[_Measured, _Measured]], found: Sequence[TaskVerdict], level: float,
+    tasks: Sequence[Task],
+    pairs: Mapping[str, tuple[_Measured, _Measured]],
+    found: Sequence[TaskVerdict],
+    level: float,
     doubts: Mapping[str, str],
-) -> Overall:  # fmt: skip
+) -> Overall:
     """Δm with its interval: units resampled for both sides together, seeds by the first-order (delta) method.
 
     Seed i of one task belongs with seed i of the others (one joint model) where all tasks have equally many seeds; else the
@@ -487,9 +530,7 @@ def _overall(
     m, b = (np.array([x.values.mean() for x in side]) for side in (one, other))
     value = 100 * float(np.mean(relative(m, b, sign)))
     replicates = 100 * np.mean(
-        relative(
-            np.array([x.replicates.mean(0) for x in one]), np.array([x.replicates.mean(0) for x in other]), sign[:, None]
-        ),
+        relative(np.array([x.replicates.mean(0) for x in one]), np.array([x.replicates.mean(0) for x in other]), sign[:, None]),
         axis=0,
     )
     with np.errstate(all="ignore"):
@@ -547,9 +588,7 @@ def _scope(pairs: Sequence[tuple[_Measured, _Measured]]) -> str:
     return "this file only"
 
 
-def headline(
-    rows: Sequence[TaskVerdict], overall: Overall, scope: str, challenger: str, reference: str, level: float
-) -> str:
+def headline(rows: Sequence[TaskVerdict], overall: Overall, scope: str, challenger: str, reference: str, level: float) -> str:
     """One sentence from the words of the main tasks."""
     by_word: dict[str, list[str]] = {word: [r.task for r in rows if r.role == "main" and r.word == word] for word in WORDS}
     said = "; ".join(f"{word} on {_names(names)}" for word, names in by_word.items() if names)

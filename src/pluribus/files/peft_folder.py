@@ -92,10 +92,15 @@ def read_adapter(folder: str | Path) -> tuple[dict[str, Any], dict[str, Factors]
 
 
 REFUSED = {
-    "use_dora": "DoRA", "alora_invocation_tokens": "aLoRA", "lora_bias": "a bias on B", "layer_replication": "layer replication",
-    "trainable_token_indices": "trained token embeddings", "target_parameters": "LoRA on bare parameters",
-    "arrow_config": "Arrow routing", "use_bdlora": "block-diagonal LoRA",
-}  # fmt: skip
+    "use_dora": "DoRA",
+    "alora_invocation_tokens": "aLoRA",
+    "lora_bias": "a bias on B",
+    "layer_replication": "layer replication",
+    "trainable_token_indices": "trained token embeddings",
+    "target_parameters": "LoRA on bare parameters",
+    "arrow_config": "Arrow routing",
+    "use_bdlora": "block-diagonal LoRA",
+}
 
 
 def refuse_variants(about: Mapping[str, Any], where: str, *, known: Collection[str] = ()) -> None:
@@ -157,10 +162,17 @@ def _number(value: float) -> int | float:
 
 
 def write_adapter(
-    out: str | Path, factors: Mapping[str, Factors], *, base: str = "", whole: Mapping[str, Tensor] | None = None,
-    task_type: str | None = None, overwrite: bool = False, card: str = "", transposed: bool = False,
+    out: str | Path,
+    factors: Mapping[str, Factors],
+    *,
+    base: str = "",
+    whole: Mapping[str, Tensor] | None = None,
+    task_type: str | None = None,
+    overwrite: bool = False,
+    card: str = "",
+    transposed: bool = False,
     heads: Mapping[str, Mapping[str, Tensor]] | None = None,
-) -> None:  # fmt: skip
+) -> None:
     """A PEFT folder of updates by module name; ranks and scales may differ. whole: tensors of modules that are saved as they are.
     transposed: the adapted weights are stored [in, out]; the factors are given as [out, r] and [r, in] all the same.
     heads: by task, tensors kept beside the adapter as heads/TASK.safetensors."""
@@ -173,13 +185,18 @@ def write_adapter(
     alpha = max(set(alphas.values()), key=list(alphas.values()).count) if alphas else 1
     whole = dict(whole or {})
     about = {
-        "peft_type": "LORA", "task_type": task_type, "base_model_name_or_path": base or None, "inference_mode": True,
-        "r": usual, "lora_alpha": alpha,
+        "peft_type": "LORA",
+        "task_type": task_type,
+        "base_model_name_or_path": base or None,
+        "inference_mode": True,
+        "r": usual,
+        "lora_alpha": alpha,
         "rank_pattern": {re.escape(module): r for module, r in ranks.items() if r != usual},
         "alpha_pattern": {re.escape(module): a for module, a in alphas.items() if a != alpha},
-        "target_modules": sorted(factors), "fan_in_fan_out": transposed,
+        "target_modules": sorted(factors),
+        "fan_in_fan_out": transposed,
         "modules_to_save": sorted({n.rpartition(".")[0] for n in whole}),
-    }  # fmt: skip
+    }
     tensors: dict[str, Tensor] = {}
     for module, f in factors.items():
         if f.embedding:

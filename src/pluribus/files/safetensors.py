@@ -30,11 +30,23 @@ from pluribus.files.hostile import read_json
 MAX_HEADER = 100_000_000  # the limit of the reference implementation
 
 DTYPES: dict[str, torch.dtype] = {
-    "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn, "F8_E5M2": torch.float8_e5m2, "C64": torch.complex64,
-    "I64": torch.int64, "I32": torch.int32, "I16": torch.int16, "I8": torch.int8,
-    "U64": torch.uint64, "U32": torch.uint32, "U16": torch.uint16, "U8": torch.uint8, "BOOL": torch.bool,
-}  # fmt: skip
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+    "C64": torch.complex64,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U64": torch.uint64,
+    "U32": torch.uint32,
+    "U16": torch.uint16,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+}
 CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
@@ -90,8 +102,9 @@ def read_header(path: str | Path) -> tuple[dict[str, Entry], dict[str, str]]:
         return int(text)
 
     try:
-        table = json.loads(raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=number, parse_float=number,
-                           parse_int=integer)  # fmt: skip
+        table = json.loads(
+            raw.decode("utf-8"), object_pairs_hook=unique, parse_constant=number, parse_float=number, parse_int=integer
+        )
     except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
         raise bad("has a header that is not JSON") from error
     if not isinstance(table, dict):

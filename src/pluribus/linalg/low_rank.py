@@ -122,9 +122,17 @@ def groupable(x: Tensor, A: Tensor, B: Tensor) -> bool:
 
 
 def per_row(
-    x: Tensor, A: Tensor, B: Tensor, pick: Pick, y: Tensor | None = None, *,
-    scale: Scale = 1.0, between: Between | None = None, plan: str | None = None, write: bool = False,
-) -> Tensor:  # fmt: skip
+    x: Tensor,
+    A: Tensor,
+    B: Tensor,
+    pick: Pick,
+    y: Tensor | None = None,
+    *,
+    scale: Scale = 1.0,
+    between: Between | None = None,
+    plan: str | None = None,
+    write: bool = False,
+) -> Tensor:
     """y + s_e B_e f(A_e x) with e the expert of each row.
 
     x [rows, tokens, in]; A [E, r, in]; B [E, out, r]; y [rows, tokens, out], zero by default.
@@ -175,9 +183,7 @@ class _FrozenPerRow(torch.autograd.Function):
     that of B_e g hᵀ."""
 
     @staticmethod
-    def forward(
-        ctx: Any, x: Tensor, A: Tensor, B: Tensor, y: Tensor, W: Tensor, pick: Pick, scale: Scale
-    ) -> Tensor:
+    def forward(ctx: Any, x: Tensor, A: Tensor, B: Tensor, y: Tensor, W: Tensor, pick: Pick, scale: Scale) -> Tensor:
         rows = len(x)
         each = scale[pick.counted(rows)][:, None, None].to(x.dtype) if isinstance(scale, Tensor) else scale
         h = torch.bmm(pick.rows_of(A, rows), x.transpose(1, 2)).mul_(each)  # [rows, r, tokens], s A x

@@ -15,5 +15,13 @@ from pluribus.merging.self_positioning import self_positioning
 from pluribus.merging.twin import twin
 
 __all__ = [
-    "LogitsFusion", "MergeContainer", "adamerging", "atlas", "concrete", "doge_adamerging", "merge", "self_positioning", "twin",
-]  # fmt: skip
+    "LogitsFusion",
+    "MergeContainer",
+    "adamerging",
+    "atlas",
+    "concrete",
+    "doge_adamerging",
+    "merge",
+    "self_positioning",
+    "twin",
+]

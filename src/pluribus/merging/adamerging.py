@@ -143,9 +143,15 @@ def doge_adamerging(
     eta, density, subspace, correction_steps, correction_lr: as in `doge`; settings: as in `adamerging`.
     """
     corrected = DogeCorrected(
-        base, experts, heads=keep, eta=eta, density=density, subspace=subspace,
-        correction_steps=correction_steps, correction_lr=correction_lr,
-    )  # fmt: skip
+        base,
+        experts,
+        heads=keep,
+        eta=eta,
+        density=density,
+        subspace=subspace,
+        correction_steps=correction_steps,
+        correction_lr=correction_lr,
+    )
     settings = {"clamp": None, "init": corrected.start, **settings}
     return adamerging(base, experts, model, batches, vectors=corrected, **settings)
 

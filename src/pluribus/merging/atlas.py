@@ -152,4 +152,3 @@ def adaptation_batches(
     first[index] = label
     order = torch.randperm(len(inputs), generator=torch.Generator().manual_seed(seed))
     return [(inputs[i], first[i]) for i in torch.split(order, size)]
-

@@ -167,8 +167,11 @@ def compare(
             notes.append(f"{name} is only in the base and copied")
         elif lacking:
             who = f"expert {lacking[0]!r} ({where(seen[lacking[0]])})"
-            raise BadInput(f"tensor {name!r} {tuple(base.shape(name))} of the base is missing", where=who,
-                           remedy=f"give an expert of this base, or --keep {name!r}")  # fmt: skip
+            raise BadInput(
+                f"tensor {name!r} {tuple(base.shape(name))} of the base is missing",
+                where=who,
+                remedy=f"give an expert of this base, or --keep {name!r}",
+            )
         else:
             for task, expert in seen.items():
                 _same(name, base, expert, task)
@@ -180,8 +183,11 @@ def compare(
             elif name not in mine:
                 if _pattern(name) in shapes_of and not any(fnmatch(name, p) for p in heads):
                     what = f"holds the extra tensor {name!r} {tuple(expert.shape(name))}, one more of a kind the base has"
-                    raise BadInput(what, where=f"expert {task!r} ({where(expert)})",
-                                   remedy="give an expert of this base, or name it as a head")  # fmt: skip
+                    raise BadInput(
+                        what,
+                        where=f"expert {task!r} ({where(expert)})",
+                        remedy="give an expert of this base, or name it as a head",
+                    )
                 own[task].append(name)
     kinds = {task: {str(e.dtype(n)).removeprefix("torch.") for n in merged} for task, e in seen.items()}
     of_base = {str(base.dtype(n)).removeprefix("torch.") for n in merged}
@@ -191,8 +197,16 @@ def compare(
     if not merged:
         raise BadInput("nothing is left to merge", where="heads and keep", remedy="name fewer patterns")
     tied = _tied(base, seen, merged)
-    return Plan(base, seen, tuple(n for n in merged if n not in tied), tuple(copied),
-                {t: tuple(v) for t, v in own.items()}, dict(experts), notes, tied)  # fmt: skip
+    return Plan(
+        base,
+        seen,
+        tuple(n for n in merged if n not in tied),
+        tuple(copied),
+        {t: tuple(v) for t, v in own.items()},
+        dict(experts),
+        notes,
+        tied,
+    )
 
 
 def _same(name: str, base: Source, expert: Source, task: str) -> None:
@@ -317,18 +331,27 @@ def words(base: Source, expert: Source, base_folder: Path, folder: Path, task: s
     names = [n for n in expert.names() if EMBEDDING.search(n)]
     heights = {base.shape(n)[0] for n in base.names() if EMBEDDING.search(n)}
     if not names or len(heights) != 1:
-        raise BadInput("orders its tokens in another way and its embedding was not found", where=f"expert {task!r} ({folder})",
-                       remedy="train with the base's tokenizer")  # fmt: skip
+        raise BadInput(
+            "orders its tokens in another way and its embedding was not found",
+            where=f"expert {task!r} ({folder})",
+            remedy="train with the base's tokenizer",
+        )
     height = heights.pop()
     tall = {int(expert.shape(n)[0]) for n in names}
-    names += [n for n in expert.names() if n not in names and VOCABULARY.search(n) and expert.shape(n)[:1] and
-              expert.shape(n)[0] in {*tall, height}]  # the way back to tokens, its bias too
+    names += [
+        n
+        for n in expert.names()
+        if n not in names and VOCABULARY.search(n) and expert.shape(n)[:1] and expert.shape(n)[0] in {*tall, height}
+    ]  # the way back to tokens, its bias too
     order = torch.arange(height)
     limit = min(int(expert.shape(n)[0]) for n in names)
     for word, row in ours.items():
         if not (0 <= theirs[word] < limit and 0 <= row < height):
-            raise BadInput(f"places the token {word!r} at row {theirs[word]}", where=f"expert {task!r} ({folder})",
-                           remedy="its embedding has fewer rows; mend the tokenizer")  # fmt: skip
+            raise BadInput(
+                f"places the token {word!r} at row {theirs[word]}",
+                where=f"expert {task!r} ({folder})",
+                remedy="its embedding has fewer rows; mend the tokenizer",
+            )
         order[row] = theirs[word]
     order.clamp_(max=limit - 1)
     return Rows(expert, names, order), [f"expert {task!r} orders its tokens in another way: moved to the base's rows"]

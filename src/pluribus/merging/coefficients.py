@@ -325,10 +325,7 @@ def distillation_objective(forward: Forward, teacher: Callable[[str, Any], Tenso
     return objective
 
 
-OBJECTIVES: dict[str, Callable[[Forward], Objective]] = {
-    "entropy": entropy_objective,
-    "cross_entropy": cross_entropy_objective,
-}
+OBJECTIVES: dict[str, Callable[[Forward], Objective]] = {"entropy": entropy_objective, "cross_entropy": cross_entropy_objective}
 
 
 def objective_of(objective: str | Objective, forward: Forward) -> Objective:

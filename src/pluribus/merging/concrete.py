@@ -191,15 +191,23 @@ def concrete(
     goal = objective_of(objective, forward or forward_with(heads))
     vectors = TaskVectors(base, experts, heads=keep)
     x, history = learn_mask(
-        vectors, model, goal, batches, adapt=adapt, granularity=granularity, init=init, temperature=temperature,
-        steps=mask_steps if mask_steps is not None else 1000 if adapt else 2000, lr=lr, inner_lr=inner_lr, seed=seed,
-    )  # fmt: skip
+        vectors,
+        model,
+        goal,
+        batches,
+        adapt=adapt,
+        granularity=granularity,
+        init=init,
+        temperature=temperature,
+        steps=mask_steps if mask_steps is not None else 1000 if adapt else 2000,
+        lr=lr,
+        inner_lr=inner_lr,
+        seed=seed,
+    )
     masked = Masked(base, experts, heads=keep)
     masked.masks = final_mask(x, final, temperature=temperature, seed=seed)
     coefficients = Coefficients(masked, granularity=granularity, init=init, clamp=(0.0, 1.0) if adapt else None)
-    learned = fit(
-        coefficients, model, goal, batches, steps=steps if adapt else 0, optimiser=lambda p: torch.optim.Adam(p, lr=lr)
-    )
+    learned = fit(coefficients, model, goal, batches, steps=steps if adapt else 0, optimiser=lambda p: torch.optim.Adam(p, lr=lr))
     learned.losses = history + learned.losses
     learned.masks = masked.masks
     return learned

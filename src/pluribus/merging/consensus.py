@@ -69,9 +69,7 @@ def _localised(threshold: float, k: int, source: str, density: float, task: str 
     return Localised(threshold, k, source, density, task)
 
 
-def consensus(
-    *, k: int = 2, threshold: float = 0.4, source: str = "sum", density: float = 0.2, scale: float = 0.3
-) -> Method:
+def consensus(*, k: int = 2, threshold: float = 0.4, source: str = "sum", density: float = 0.2, scale: float = 0.3) -> Method:
     """k: how many tasks must use an entry. threshold: λ. source: τ_M from "sum" or "ties" at `density`. scale: α."""
     return Method(_localised(threshold, k, source, density, None), scale=scale, weighted=False)
 

@@ -169,9 +169,14 @@ class MergeContainer:
         return self
 
     def add_expert(
-        self, task: str, expert: Mapping[str, Tensor], *, rank: int | None = 16, energy: float | None = None,
+        self,
+        task: str,
+        expert: Mapping[str, Tensor],
+        *,
+        rank: int | None = 16,
+        energy: float | None = None,
         head: Mapping[str, Tensor] | None = None,
-    ) -> MergeContainer:  # fmt: skip
+    ) -> MergeContainer:
         """Store a fine-tuned model as what it adds to the shared weights, at `rank` (None: all of it) or by `energy`.
 
         Tensors of `expert` that the shared weights do not have, or have in another shape, are its head.

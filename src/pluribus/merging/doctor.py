@@ -68,8 +68,10 @@ class Examination:
         rows = [self.whole, *self.layers]
         columns = (("cosine", "#3b6ea5"), ("conflict", "#b5483a"), ("overlap", "#5a8a4a"))
         width, line, left = 760, 18, 260
-        parts = [f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{line * (len(rows) + 2)}" '
-                 'font-family="sans-serif" font-size="11">']  # fmt: skip
+        parts = [
+            f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{line * (len(rows) + 2)}" '
+            'font-family="sans-serif" font-size="11">'
+        ]
         for i, (name, colour) in enumerate(columns):
             parts.append(f'<text x="{left + 165 * i}" y="13" fill="{colour}">{name}</text>')
         for r, row in enumerate(rows):
@@ -111,11 +113,17 @@ def examine(plan: Plan) -> Examination:
                 both = [float((kept[a] & kept[b]).sum()) for a, b in pairs]
                 either = [float((kept[a] | kept[b]).sum()) for a, b in pairs]
                 products = wide @ wide.T
-                return torch.cat([
-                    torch.tensor([float(theta.square().sum()), float(moved.sum()), float(opposed.sum())], dtype=torch.float64),
-                    products.diagonal(), torch.tensor([float(products[a, b]) for a, b in pairs], dtype=torch.float64),
-                    torch.tensor(both, dtype=torch.float64), torch.tensor(either, dtype=torch.float64),
-                ])  # fmt: skip
+                return torch.cat(
+                    [
+                        torch.tensor(
+                            [float(theta.square().sum()), float(moved.sum()), float(opposed.sum())], dtype=torch.float64
+                        ),
+                        products.diagonal(),
+                        torch.tensor([float(products[a, b]) for a, b in pairs], dtype=torch.float64),
+                        torch.tensor(both, dtype=torch.float64),
+                        torch.tensor(either, dtype=torch.float64),
+                    ]
+                )
 
             layer = layer_of(name)
             found = total(view, figures)
@@ -129,8 +137,10 @@ def examine(plan: Plan) -> Examination:
         distance = {t: math.sqrt(float(e) / base) if base > 0 else math.inf for t, e in zip(tasks, energy)}
         if rest is None:
             return Layer(name, n, distance, None, None, None)
-        cosines = [float(d) / math.sqrt(float(energy[a] * energy[b])) if float(energy[a] * energy[b]) > 0 else 0.0
-                   for d, (a, b) in zip(rest[0], pairs)]  # fmt: skip
+        cosines = [
+            float(d) / math.sqrt(float(energy[a] * energy[b])) if float(energy[a] * energy[b]) > 0 else 0.0
+            for d, (a, b) in zip(rest[0], pairs)
+        ]
         jaccard = [float(x / y) if float(y) > 0 else 0.0 for x, y in zip(rest[1], rest[2])]
         return Layer(
             name, n, distance, sum(cosines) / len(cosines), opposed / moved if moved else 0.0, sum(jaccard) / len(jaccard)
@@ -156,19 +166,28 @@ def _warnings(whole: Layer) -> list[str]:
 def roads(plan: Plan) -> list[dict[str, Any]]:
     """Bytes of each way to serve the tasks, heads included, and what each needs at prediction time."""
     trunk = sum(math.prod(s) * d.itemsize for s, d in plan.layout().values())
-    heads = sum(math.prod(plan.originals[t].shape(n)) * plan.originals[t].dtype(n).itemsize
-                for t, names in plan.heads.items() for n in own_names(plan, t, names).values())  # fmt: skip
+    heads = sum(
+        math.prod(plan.originals[t].shape(n)) * plan.originals[t].dtype(n).itemsize
+        for t, names in plan.heads.items()
+        for n in own_names(plan, t, names).values()
+    )
     mergeable = sum(math.prod(plan.base.shape(n)) for n in plan.merged)
     tasks = len(plan.experts)
     factors = _factors(plan, 16)
     return [
         {"road": "one model per task", "bytes": tasks * trunk + heads, "needs": "the task id"},
         {"road": "one merged model", "bytes": trunk + heads, "needs": "the task id for the head"},
-        {"road": "masks (emr, tall_masks)", "bytes": trunk + 4 * mergeable + tasks * -(-mergeable // 8) + heads,
-         "needs": "the task id"},
-        {"road": "rank-16 factors (twin, extracted LoRA)", "bytes": trunk + tasks * factors + heads,
-         "needs": "the task id or a router"},
-    ]  # fmt: skip
+        {
+            "road": "masks (emr, tall_masks)",
+            "bytes": trunk + 4 * mergeable + tasks * -(-mergeable // 8) + heads,
+            "needs": "the task id",
+        },
+        {
+            "road": "rank-16 factors (twin, extracted LoRA)",
+            "bytes": trunk + tasks * factors + heads,
+            "needs": "the task id or a router",
+        },
+    ]
 
 
 def _factors(plan: Plan, rank: int) -> int:

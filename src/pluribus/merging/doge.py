@@ -124,9 +124,15 @@ class Doge(Stage):
 
 
 def doge(
-    *, eta: float = 0.07, density: float = 0.3, subspace: int = 6, steps: int = 400, lr: float = 1e-4, optimiser: str = "adam",
+    *,
+    eta: float = 0.07,
+    density: float = 0.3,
+    subspace: int = 6,
+    steps: int = 400,
+    lr: float = 1e-4,
+    optimiser: str = "adam",
     skip: tuple[str, ...] = SKIP,
-) -> Method:  # fmt: skip
+) -> Method:
     """eta: η. density: the share of each task vector kept at the end. subspace: the share 1/subspace of the rank that is kept out
     of the correction. steps, lr, optimiser ("adam" or "sgd"): of the correction. skip: name patterns that stay the base's.
     """

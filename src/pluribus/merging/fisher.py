@@ -55,11 +55,7 @@ def fisher(*, fishers: Mapping[str, Any], floor: float = 1e-6) -> Method:
 
 
 def diagonal_fisher(
-    model: nn.Module,
-    batches: Iterable[Any],
-    *,
-    forward: Callable[[nn.Module, Any], Tensor] | None = None,
-    observed: bool = False,
+    model: nn.Module, batches: Iterable[Any], *, forward: Callable[[nn.Module, Any], Tensor] | None = None, observed: bool = False
 ) -> dict[str, Tensor]:
     """F by parameter name, the mean over all examples.
 

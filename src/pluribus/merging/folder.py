@@ -151,20 +151,18 @@ def write(
     metadata.update({f"sha256:{who}": UNKNOWN for who, mine in files.items() if mine})
 
     names = safetensors.pack(layout, SHARD if shard_bytes is None else max(1, shard_bytes))
-    shards = ["model.safetensors"] if len(names) == 1 else [
-        f"model-{i + 1:05d}-of-{len(names):05d}.safetensors" for i in range(len(names))
-    ]  # fmt: skip
+    shards = (
+        ["model.safetensors"]
+        if len(names) == 1
+        else [f"model-{i + 1:05d}-of-{len(names):05d}.safetensors" for i in range(len(names))]
+    )
     with atomic_folder(out) as aside:
         writers = [safetensors.Writer(aside / file, {n: layout[n] for n in mine}, metadata) for file, mine in zip(shards, names)]
         place = {n: writer for writer, mine in zip(writers, names) for n in mine}
         pool = ThreadPoolExecutor(1)
         cancelled = threading.Event()
         try:
-            digests = {
-                who: pool.submit(_digest, mine, cancelled)
-                for who, mine in files.items()
-                if mine and hashes
-            }
+            digests = {who: pool.submit(_digest, mine, cancelled) for who, mine in files.items() if mine and hashes}
             done, lock = 0, threading.Lock()
 
             def count(more: int) -> None:
@@ -174,8 +172,17 @@ def write(
                     if progress is not None:
                         progress(done, read)
 
-            engine = Engine(plan.base, plan.experts, plan.merged, method, weights=weights, seed=seed, dtypes=dtypes,
-                            chunk=chunk, progress=count)  # fmt: skip
+            engine = Engine(
+                plan.base,
+                plan.experts,
+                plan.merged,
+                method,
+                weights=weights,
+                seed=seed,
+                dtypes=dtypes,
+                chunk=chunk,
+                progress=count,
+            )
             engine.run(lambda name, part, start: place[name].write(name, part, start), threads=threads)
             for name in plan.copied:
                 _copy(plan.base, name, place[name], name, chunk)
@@ -195,8 +202,10 @@ def write(
             for writer in writers:
                 writer.abandon()
         if len(shards) > 1:
-            index = {"metadata": {"total_size": sum(math.prod(s) * d.itemsize for s, d in layout.values())},
-                     "weight_map": {n: file for file, mine in zip(shards, names) for n in mine}}  # fmt: skip
+            index = {
+                "metadata": {"total_size": sum(math.prod(s) * d.itemsize for s, d in layout.values())},
+                "weight_map": {n: file for file, mine in zip(shards, names) for n in mine},
+            }
             (aside / "model.safetensors.index.json").write_text(json.dumps(index, indent=1), "utf-8")
         homes = {task: Path(e) for task, e in (experts or {}).items() if isinstance(e, (str, Path)) and Path(e).is_dir()}
         home = Path(base) if isinstance(base, (str, Path)) and Path(base).is_dir() else next(iter(homes.values()), None)
@@ -206,16 +215,32 @@ def write(
             if task in homes and (homes[task] / "config.json").is_file():
                 row["config"] = config(homes[task])
         about = {
-            "schema_version": SCHEMA, "kind": KIND, **_plain(recipe), "tasks": tasks,
-            "merged": len(plan.merged), "copied": list(plan.copied), "tied": plan.tied, "notes": plan.notes, "inputs": {
+            "schema_version": SCHEMA,
+            "kind": KIND,
+            **_plain(recipe),
+            "tasks": tasks,
+            "merged": len(plan.merged),
+            "copied": list(plan.copied),
+            "tied": plan.tied,
+            "notes": plan.notes,
+            "inputs": {
                 who: {"name": _name(who, base, experts), "files": [f.name for f in mine], "sha256": found.get(who)}
                 for who, mine in files.items()
             },
-        }  # fmt: skip
+        }
         (aside / "pluribus.json").write_text(json.dumps(about, indent=1, ensure_ascii=False), "utf-8")
         (aside / "README.md").write_text(card(about), "utf-8")
-    return Written(out, str(recipe.get("method")), read, written, time.perf_counter() - begin, len(plan.merged),
-                   len(plan.copied), plan.heads, plan.notes)  # fmt: skip
+    return Written(
+        out,
+        str(recipe.get("method")),
+        read,
+        written,
+        time.perf_counter() - begin,
+        len(plan.merged),
+        len(plan.copied),
+        plan.heads,
+        plan.notes,
+    )
 
 
 def _stamp(path: Path) -> tuple[int, int]:
@@ -291,19 +316,31 @@ def card(about: Mapping[str, Any]) -> str:
     settings = ", ".join(f"{k} = {v}" for k, v in about["settings"].items()) or "its defaults"
     count = len(about["tasks"])
     lines = [
-        "---", "library_name: transformers", "tags: [merge, pluribus]", "---", "",
-        f"# Merged by {about['method']}", "",
+        "---",
+        "library_name: transformers",
+        "tags: [merge, pluribus]",
+        "---",
+        "",
+        f"# Merged by {about['method']}",
+        "",
         f"{count} fine-tuned model{'s' * (count != 1)} of one base, merged by Pluribus with `{about['method']}` ({settings}), "
-        f"seed {about['seed']}.", "",
-        "| model | weight | own tensors | SHA-256 |", "|---|---|---|---|",
-    ]  # fmt: skip
+        f"seed {about['seed']}.",
+        "",
+        "| model | weight | own tensors | SHA-256 |",
+        "|---|---|---|---|",
+    ]
     for who, row in about["inputs"].items():
         task = who.removeprefix("expert:")
         weight = about["weights"].get(task, "") if who != "base" else "base"
         head = (about["tasks"].get(task, {}).get("head") or "none") if who != "base" else ""
         lines.append(f"| {row['name'] or task} | {weight} | {head} | {row['sha256'] or 'not taken'} |")
-    lines += ["", "The trunk is `model.safetensors`; each task's head lies under `heads/`. One task as an ordinary folder:", "",
-              "    pluribus export THIS_FOLDER --task TASK -o DIR --format hf", ""]  # fmt: skip
+    lines += [
+        "",
+        "The trunk is `model.safetensors`; each task's head lies under `heads/`. One task as an ordinary folder:",
+        "",
+        "    pluribus export THIS_FOLDER --task TASK -o DIR --format hf",
+        "",
+    ]
     if about["notes"]:
         lines += ["Notes", *(f"- {note}" for note in about["notes"]), ""]
     return "\n".join(lines)

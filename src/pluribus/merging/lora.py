@@ -153,5 +153,3 @@ def combine(
                 left, right = squeeze(left, right, min(rank, left.shape[1]))
         found[module] = Factors(left, right, 1.0, None, mine[0][1].embedding, mine[0][1].kernel)
     return found
-
-

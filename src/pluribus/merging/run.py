@@ -29,9 +29,18 @@ from pluribus.merging.stream import CHUNK, Engine
 ADAPTERS = ("lora_cat", "lora_svd", "lora_linear")  # LoRA folders in, a LoRA folder out
 # what changes a model without changing the shape of a tensor
 STRUCTURE = (
-    "num_attention_heads", "num_key_value_heads", "n_head", "n_heads", "num_heads", "encoder_attention_heads",
-    "decoder_attention_heads", "hidden_act", "activation_function", "activation", "position_embedding_type",
-)  # fmt: skip
+    "num_attention_heads",
+    "num_key_value_heads",
+    "n_head",
+    "n_heads",
+    "num_heads",
+    "encoder_attention_heads",
+    "decoder_attention_heads",
+    "hidden_act",
+    "activation_function",
+    "activation",
+    "position_embedding_type",
+)
 DEFAULT = "tsv_m"  # the best of the methods that need no data and no choice
 
 
@@ -202,8 +211,11 @@ def _differences(home: Path, folder: Path, task: str) -> list[str]:
             what = f"has {key} {theirs[key]!r}, the base {ours[key]!r}: equal shapes, another architecture"
             raise BadInput(what, where=f"expert {task!r} ({folder})", remedy="give an expert of this base")
     found = []
-    for file, word in (("chat_template.jinja", "chat template"), ("preprocessor_config.json", "image processor"),
-                       ("tokenizer_config.json", "tokenizer settings")):  # fmt: skip
+    for file, word in (
+        ("chat_template.jinja", "chat template"),
+        ("preprocessor_config.json", "image processor"),
+        ("tokenizer_config.json", "tokenizer settings"),
+    ):
         a, b = home / file, folder / file
         if a.is_file() and b.is_file() and a.read_bytes() != b.read_bytes():
             found.append(f"expert {task!r} has another {word}; the base's is kept")
@@ -301,9 +313,22 @@ def merge(
 
         recipe = {"method": method, "settings": settings, "weights": dict(zip(plan.experts, each)), "seed": seed}
         return write(
-            plan, recipe_, each, Path(out), recipe=recipe, seed=seed, dtypes=dtypes, threads=threads, chunk=chunk, base=base,
-            experts=names_of(experts), progress=progress, overwrite=overwrite, hashes=hashes, shard_bytes=shard_bytes,
-        )  # fmt: skip
+            plan,
+            recipe_,
+            each,
+            Path(out),
+            recipe=recipe,
+            seed=seed,
+            dtypes=dtypes,
+            threads=threads,
+            chunk=chunk,
+            base=base,
+            experts=names_of(experts),
+            progress=progress,
+            overwrite=overwrite,
+            hashes=hashes,
+            shard_bytes=shard_bytes,
+        )
     engine = Engine(plan.base, plan.experts, plan.merged, recipe_, weights=each, seed=seed, dtypes=dtypes, chunk=chunk)
     if progress is not None:
         total, done = _bytes(plan), 0
@@ -390,8 +415,15 @@ def _adapters(experts: Any, method: str, weights: Any, out: str | Path | None, o
         factors = {m: f if f.embedding else replace(f, left=f.right.T, right=f.left.T) for m, f in factors.items()}
     heads = {safe(task): whole for task, (_, _, whole) in read.items() if whole}
     kinds = {about.get("task_type") for about, _, _ in read.values()}
-    write_adapter(out, factors, base=bases.pop(), overwrite=overwrite, transposed=transposed, heads=heads,
-                  task_type=kinds.pop() if len(kinds) == 1 and not heads else None)  # fmt: skip
+    write_adapter(
+        out,
+        factors,
+        base=bases.pop(),
+        overwrite=overwrite,
+        transposed=transposed,
+        heads=heads,
+        task_type=kinds.pop() if len(kinds) == 1 and not heads else None,
+    )
     return Path(out)
 
 

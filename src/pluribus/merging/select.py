@@ -36,7 +36,6 @@ class Cut:
             found[..., :reach] |= magnitude[..., :reach] == self.value
         return found
 
-
     def keep(self, x: Tensor, start: int) -> Tensor:
         """A copy of a stretch [n] in which only the entries that belong are not 0."""
         border = x.new_tensor(self.value).numpy()

@@ -423,9 +423,7 @@ class _Site:
             share = w[:, self.owner]
             middle = z.dim() - 2
             z = z * (
-                share.view(len(w), -1, *[1] * middle)
-                if isinstance(self.module, _Conv)
-                else share.view(len(w), *[1] * middle, -1)
+                share.view(len(w), -1, *[1] * middle) if isinstance(self.module, _Conv) else share.view(len(w), *[1] * middle, -1)
             )
             total = self._up(z, self.u)
         for task in self.order:

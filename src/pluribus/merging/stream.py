@@ -288,9 +288,7 @@ class Engine:
 class TensorPass:
     """A tensor after the first `depth` stages, read anew at each pass."""
 
-    def __init__(
-        self, engine: Engine, name: str, method: Method | None = None, depth: int = 0, seen: Sequence[Any] = ()
-    ) -> None:
+    def __init__(self, engine: Engine, name: str, method: Method | None = None, depth: int = 0, seen: Sequence[Any] = ()) -> None:
         self.engine, self.name, self.depth, self.seen = engine, name, depth, seen
         self.method = method or engine.method
         self.shape = tuple(engine.base.shape(name))

@@ -7,6 +7,24 @@ from pluribus.modeling.model import Encoder, Features, MultiTaskModel, Outputs, 
 from pluribus.modeling.objective import Losses, Objective, Supervised
 
 __all__ = [
-    "Budget", "Candidate", "Choice", "Costs", "Encoder", "Features", "Fitted", "Heads", "IntRange", "LogUniform", "Losses",
-    "MultiTaskModel", "Objective", "Outputs", "SearchSpace", "Shared", "Sharing", "Supervised", "Uniform", "load",
-]  # fmt: skip
+    "Budget",
+    "Candidate",
+    "Choice",
+    "Costs",
+    "Encoder",
+    "Features",
+    "Fitted",
+    "Heads",
+    "IntRange",
+    "LogUniform",
+    "Losses",
+    "MultiTaskModel",
+    "Objective",
+    "Outputs",
+    "SearchSpace",
+    "Shared",
+    "Sharing",
+    "Supervised",
+    "Uniform",
+    "load",
+]

@@ -39,9 +39,7 @@ def save(fitted: Fitted, folder: str | Path) -> None:
             "record": fitted.record,
             "own": own,
         }
-        manifest["files"] = {
-            str(path.relative_to(aside)): sha256(path) for path in sorted(aside.rglob("*")) if path.is_file()
-        }
+        manifest["files"] = {str(path.relative_to(aside)): sha256(path) for path in sorted(aside.rglob("*")) if path.is_file()}
         (aside / MANIFEST).write_text(json.dumps(manifest, indent=1, allow_nan=False), "utf-8")
 
 

@@ -228,9 +228,14 @@ class ESCM2(_Funnel):
     lambda_c, lambda_g: of the corrected conditional risk and of the entire space's loss, for children. clip: largest 1/π."""
 
     def __init__(
-        self, tasks: Sequence[Task], *, risk: Literal["ips", "dr"] = "ips", lambda_c: float = 0.1, lambda_g: float = 1.0,
+        self,
+        tasks: Sequence[Task],
+        *,
+        risk: Literal["ips", "dr"] = "ips",
+        lambda_c: float = 0.1,
+        lambda_g: float = 1.0,
         clip: float = 15.0,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(tasks)
         if risk not in ("ips", "dr"):
             raise unknown("risk", risk, ("ips", "dr"), where="ESCM2")

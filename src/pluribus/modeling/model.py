@@ -154,9 +154,7 @@ class MultiTaskModel(nn.Module):
         shared: Shared = self.sharing(features, rows) if rows else Shared({})
         return shared
 
-    def predict(
-        self, inputs: Any, rows: Rows | None = None, context: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
+    def predict(self, inputs: Any, rows: Rows | None = None, context: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """What files and metrics see, in the tasks' own units: the link of the outputs, in eval mode, without gradients."""
         training = self.training
         self.eval()

@@ -86,9 +86,13 @@ class Reader:
     def __init__(self, columns: FittedColumns, limits: Limits) -> None:
         self.limits, self.id = limits, columns.id
         checks: dict[str, Callable[[Any], Any]] = {
-            "number": _number, "category": self._word, "boolean": _boolean, "datetime": _datetime, "item": self._word,
+            "number": _number,
+            "category": self._word,
+            "boolean": _boolean,
+            "datetime": _datetime,
+            "item": self._word,
             "text": self._text,
-        }  # fmt: skip
+        }
         self.listed = {*columns.sequences, *columns.texts}  # a text may be a list of words
         lists = {name: self._numbers if each.kind == "number" else self._words for name, each in columns.sequences.items()}
         found = [(i.name, lists[i.name] if i.type == "sequence" else checks[i.type]) for i in columns.inputs]

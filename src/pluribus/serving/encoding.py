@@ -104,9 +104,7 @@ class RowEncoder:
         for i, source in self.dates:
             self._date(source, np.array(cells[i], "datetime64[us]"), numeric, categorical)
         if not self.rest_cells:
-            return Prepared(
-                self.tasks, self.columns, numeric, categorical, self.nothing, parts={}, units=np.arange(count)
-            )
+            return Prepared(self.tasks, self.columns, numeric, categorical, self.nothing, parts={}, units=np.arange(count))
         rest = self.rest.prepare(self._frame(cells, count), self.tasks)
         numeric[:, self.rest_numbers] = rest.numeric
         categorical[:, self.rest_categories] = rest.categorical

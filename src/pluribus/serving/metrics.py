@@ -20,9 +20,7 @@ class Metrics:
         client = require("prometheus_client", extra="serve", purpose="the metrics of a server")
         self._client, self._registry = client, client.CollectorRegistry()
         own = {"registry": self._registry}
-        self.seconds = client.Histogram(
-            "pluribus_request_seconds", "Time to answer a prediction request", buckets=SECONDS, **own
-        )
+        self.seconds = client.Histogram("pluribus_request_seconds", "Time to answer a prediction request", buckets=SECONDS, **own)
         self.batch = client.Histogram("pluribus_batch_rows", "Rows of a batch", buckets=ROWS, **own)
         self.tasks = client.Counter("pluribus_task_rows", "Rows predicted for a task", ["task"], **own)
         self.failed = client.Counter("pluribus_task_failures", "Rows for which a task failed", ["task"], **own)

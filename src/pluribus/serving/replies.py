@@ -23,9 +23,7 @@ def as_json(slots: Sequence[dict[str, Any]]) -> bytes:
     return _encode({"rows": slots}).encode("ascii")
 
 
-def as_table(
-    slots: Sequence[dict[str, Any]], tasks: Sequence[Task], ids: tuple[str, Sequence[Any]] | None, form: str
-) -> bytes:
+def as_table(slots: Sequence[dict[str, Any]], tasks: Sequence[Task], ids: tuple[str, Sequence[Any]] | None, form: str) -> bytes:
     """The same as an Arrow stream or a Parquet file. Failed cells are null; column `error` says why."""
     import pyarrow as pa
 

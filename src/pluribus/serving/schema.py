@@ -78,20 +78,20 @@ def document(fitted: Fitted, limits: Limits, *, secured: bool) -> dict[str, Any]
     refusal = {JSON: {"schema": {"$ref": "#/components/schemas/Refusal"}}}
     rows = {"type": "array", "maxItems": limits.rows, "items": {"$ref": "#/components/schemas/Row"}}
     listed = {
-        "type": ["array", "null"], "items": {"type": "string", "enum": names},
+        "type": ["array", "null"],
+        "items": {"type": "string", "enum": names},
         "description": "compute these tasks only; all where it is null or left out, none where it is empty",
-    }  # fmt: skip
-    body = {
-        "type": "object",
-        "required": ["rows"],
-        "additionalProperties": False,
-        "properties": {"rows": rows, "tasks": listed},
     }
+    body = {"type": "object", "required": ["rows"], "additionalProperties": False, "properties": {"rows": rows, "tasks": listed}}
     picked = {
-        "name": "tasks", "in": "query", "required": False, "style": "form", "explode": False,
+        "name": "tasks",
+        "in": "query",
+        "required": False,
+        "style": "form",
+        "explode": False,
         "description": "compute these tasks only, separated by commas; all where it is left out, none where it is empty",
         "schema": {"type": "array", "items": {"type": "string", "enum": names}},
-    }  # fmt: skip
+    }
     text = {"200": {"description": "Yes.", "content": {JSON: {"schema": {"type": "object"}}}}}
     guard: dict[str, Any] = {"security": [{"bearer": []}]} if secured else {}
     refused = {code: {"description": why, "content": refusal} for code, why in REFUSALS.items() if secured or code != "401"}
@@ -110,15 +110,14 @@ def document(fitted: Fitted, limits: Limits, *, secured: bool) -> dict[str, Any]
                     "operationId": "predict",
                     "summary": "Predict rows. A row that does not fit answers its own error in its own place.",
                     "parameters": [picked],
-                    "requestBody": {
-                        "required": True,
-                        "content": {JSON: {"schema": body}, ARROW: binary, PARQUET: binary},
-                    },
+                    "requestBody": {"required": True, "content": {JSON: {"schema": body}, ARROW: binary, PARQUET: binary}},
                     "responses": {
                         "200": {
                             "description": "One answer a row, in order; a table for a table.",
                             "content": {
-                                JSON: {"schema": {"$ref": "#/components/schemas/Answers"}}, ARROW: binary, PARQUET: binary,
+                                JSON: {"schema": {"$ref": "#/components/schemas/Answers"}},
+                                ARROW: binary,
+                                PARQUET: binary,
                             },
                         },
                         **refused,
@@ -160,4 +159,4 @@ def document(fitted: Fitted, limits: Limits, *, secured: bool) -> dict[str, Any]
             },
             **({"securitySchemes": {"bearer": {"type": "http", "scheme": "bearer"}}} if secured else {}),
         },
-    }  # fmt: skip
+    }

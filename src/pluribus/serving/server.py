@@ -36,18 +36,14 @@ if TYPE_CHECKING:
 
 SWITCH = 1e-4  # seconds; a forward gives the interpreter up at every operator and must not wait 5 ms to get it back
 LARGE = 64 << 10  # bytes from which on a body is read beside the event loop
-OTHER_NAMES = {
-    "application/x-parquet": PARQUET, "application/vnd.apache.arrow.file": ARROW, "application/octet-stream": "",
-}  # fmt: skip
+OTHER_NAMES = {"application/x-parquet": PARQUET, "application/vnd.apache.arrow.file": ARROW, "application/octet-stream": ""}
 _log = logging.getLogger("pluribus.serving")
 
 
 class Service:
     """One artefact's requests, from bytes to bytes."""
 
-    def __init__(
-        self, fitted: Fitted, limits: Limits, token: str | None, *, max_batch: int, max_delay: float
-    ) -> None:
+    def __init__(self, fitted: Fitted, limits: Limits, token: str | None, *, max_batch: int, max_delay: float) -> None:
         self.fitted, self.limits, self.token = fitted, limits, None if token is None else token.encode("utf-8")
         self.reader = Reader(fitted.columns, limits)
         self.answerer = Answerer(fitted, self.reader.names)
@@ -216,12 +212,7 @@ def _accepted(accept: str, form: str) -> str:
 
 
 def application(
-    fitted: Fitted,
-    limits: Limits | None = None,
-    *,
-    token: str | None = None,
-    max_batch: int = 1024,
-    max_delay: float = 0.002,
+    fitted: Fitted, limits: Limits | None = None, *, token: str | None = None, max_batch: int = 1024, max_delay: float = 0.002
 ) -> FastAPI:
     """An ASGI application that serves one artefact.
 
@@ -310,9 +301,14 @@ def bind(host: str, port: int) -> socket.socket:
 
 
 def run(
-    app: FastAPI, listening: socket.socket, *, stop_seconds: int = 30, started: Callable[[], None] | None = None,
-    head_seconds: float = 10.0, certificate: tuple[str, str] | None = None,
-) -> None:  # fmt: skip
+    app: FastAPI,
+    listening: socket.socket,
+    *,
+    stop_seconds: int = 30,
+    started: Callable[[], None] | None = None,
+    head_seconds: float = 10.0,
+    certificate: tuple[str, str] | None = None,
+) -> None:
     """Serve until SIGINT or SIGTERM: then no new request is taken, those in hand are answered within `stop_seconds`.
 
     started: called once a signal would end the server properly. head_seconds: for the head of a request to arrive.
@@ -323,10 +319,18 @@ def run(
     gc.collect()
     gc.freeze()  # what is loaded stays: collections look at what requests leave only
     config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, lifespan="on", timeout_keep_alive=30,
-        timeout_graceful_shutdown=stop_seconds, backlog=1024, http=protocol(head_seconds),
-        ssl_certfile=certificate[0] if certificate else None, ssl_keyfile=certificate[1] if certificate else None,
-    )  # fmt: skip
+        app,
+        log_level="warning",
+        access_log=False,
+        server_header=False,
+        lifespan="on",
+        timeout_keep_alive=30,
+        timeout_graceful_shutdown=stop_seconds,
+        backlog=1024,
+        http=protocol(head_seconds),
+        ssl_certfile=certificate[0] if certificate else None,
+        ssl_keyfile=certificate[1] if certificate else None,
+    )
     if certificate is not None:
         try:
             config.load()

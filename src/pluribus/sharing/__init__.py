@@ -15,6 +15,18 @@ from pluribus.sharing.shared_bottom import SharedBottom
 from pluribus.sharing.star import Star
 
 __all__ = [
-    "AITM", "CGC", "MTAN", "PLE", "AdaTT", "CrossStitch", "DSelectK", "Health", "HoME", "Imputed", "MMoE",
-    "SharedBottom", "Star", "health",
-]  # fmt: skip
+    "AITM",
+    "CGC",
+    "MTAN",
+    "PLE",
+    "AdaTT",
+    "CrossStitch",
+    "DSelectK",
+    "Health",
+    "HoME",
+    "Imputed",
+    "MMoE",
+    "SharedBottom",
+    "Star",
+    "health",
+]

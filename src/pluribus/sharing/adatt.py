@@ -48,9 +48,17 @@ class AdaTT(Stacked):
     experts."""
 
     def __init__(
-        self, tasks: Sequence[Task], width: int, *, levels: int = 2, own: int = 1, shared: int = 1,
-        expert: int | Sequence[int] = 64, tower: int = 32, norm: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        tasks: Sequence[Task],
+        width: int,
+        *,
+        levels: int = 2,
+        own: int = 1,
+        shared: int = 1,
+        expert: int | Sequence[int] = 64,
+        tower: int = 32,
+        norm: bool = False,
+    ) -> None:
         super().__init__(tasks)
         at_least(1, "adatt", levels=levels, own=own)
         layers = widths_of(expert, "adatt")

@@ -150,9 +150,16 @@ class CGC(Stacked):
     requested tasks' experts and the shared ones run."""
 
     def __init__(
-        self, tasks: Sequence[Task], width: int, *, own: int = 1, shared: int = 2, expert: int | Sequence[int] = 64,
-        tower: int = 32, norm: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        tasks: Sequence[Task],
+        width: int,
+        *,
+        own: int = 1,
+        shared: int = 2,
+        expert: int | Sequence[int] = 64,
+        tower: int = 32,
+        norm: bool = False,
+    ) -> None:
         super().__init__(tasks)
         layers = check_experts("cgc", own, shared, expert, tower)
         self.level = Extraction(len(self.index), width, layers, own, shared, last=True, norm=norm)

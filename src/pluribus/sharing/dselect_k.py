@@ -43,10 +43,20 @@ class DSelectK(Stacked):
     bits: Tensor
 
     def __init__(
-        self, tasks: Sequence[Task], width: int, *, experts: int = 8, k: int = 2, expert: int | Sequence[int] = 64,
-        tower: int = 32, gamma: float = 1.0, entropy: float = 1e-2, padding: float = 1e-2, per_example: bool = False,
+        self,
+        tasks: Sequence[Task],
+        width: int,
+        *,
+        experts: int = 8,
+        k: int = 2,
+        expert: int | Sequence[int] = 64,
+        tower: int = 32,
+        gamma: float = 1.0,
+        entropy: float = 1e-2,
+        padding: float = 1e-2,
+        per_example: bool = False,
         norm: bool = False,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(tasks)
         at_least(1, "dselect_k", experts=experts, k=k)
         layers = widths_of(expert, "dselect_k")

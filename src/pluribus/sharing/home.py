@@ -73,9 +73,18 @@ class Category(nn.Module):
     """All that only the tasks of one category read, and below it what only one of them reads."""
 
     def __init__(
-        self, tasks: int, width: int, expert: int, meta: int, common: int, shared: int, own: int, rank: int, mixed: int,
+        self,
+        tasks: int,
+        width: int,
+        expert: int,
+        meta: int,
+        common: int,
+        shared: int,
+        own: int,
+        rank: int,
+        mixed: int,
         norm: bool,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.m = own
         self.meta_gate = Gates(1, width, 2 * meta)
@@ -112,10 +121,21 @@ class HoME(Stacked):
     """
 
     def __init__(
-        self, tasks: Sequence[Task], width: int, *, categories: Mapping[str, Sequence[str]] | None = None, meta: int = 1,
-        common: int = 1, shared: int = 1, own: int = 1, expert: int = 64, rank: int = 8, mixed: int = 2, tower: int = 32,
+        self,
+        tasks: Sequence[Task],
+        width: int,
+        *,
+        categories: Mapping[str, Sequence[str]] | None = None,
+        meta: int = 1,
+        common: int = 1,
+        shared: int = 1,
+        own: int = 1,
+        expert: int = 64,
+        rank: int = 8,
+        mixed: int = 2,
+        tower: int = 32,
         norm: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(tasks)
         at_least(1, "home", meta=meta, common=common, shared=shared, own=own, expert=expert, rank=rank, mixed=mixed)
         at_least(0, "home", tower=tower)

@@ -27,9 +27,17 @@ class MMoE(Stacked):
     gate_dropout: see `Gates`."""
 
     def __init__(
-        self, tasks: Sequence[Task], width: int, *, experts: int = 8, expert: int | Sequence[int] = 64,
-        tower: int = 32, norm: bool = False, top_k: int | None = None, gate_dropout: float = 0.0,
-    ) -> None:  # fmt: skip
+        self,
+        tasks: Sequence[Task],
+        width: int,
+        *,
+        experts: int = 8,
+        expert: int | Sequence[int] = 64,
+        tower: int = 32,
+        norm: bool = False,
+        top_k: int | None = None,
+        gate_dropout: float = 0.0,
+    ) -> None:
         super().__init__(tasks)
         at_least(1, "mmoe", experts=experts)
         layers = widths_of(expert, "mmoe")

@@ -33,9 +33,17 @@ class PLE(Stacked):
     the experts."""
 
     def __init__(
-        self, tasks: Sequence[Task], width: int, *, levels: int = 2, own: int = 1, shared: int = 2,
-        expert: int | Sequence[int] = 64, tower: int = 32, norm: bool = False,
-    ) -> None:  # fmt: skip
+        self,
+        tasks: Sequence[Task],
+        width: int,
+        *,
+        levels: int = 2,
+        own: int = 1,
+        shared: int = 2,
+        expert: int | Sequence[int] = 64,
+        tower: int = 32,
+        norm: bool = False,
+    ) -> None:
         super().__init__(tasks)
         at_least(1, "ple", levels=levels)
         layers = check_experts("ple", own, shared, expert, tower)

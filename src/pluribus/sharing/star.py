@@ -74,9 +74,14 @@ class Star(Stacked):
     the auxiliary network's layer, 0 for none."""
 
     def __init__(
-        self, tasks: Sequence[Task], width: int, *, hidden: int | Sequence[int] = (128, 64), auxiliary: int = 16,
+        self,
+        tasks: Sequence[Task],
+        width: int,
+        *,
+        hidden: int | Sequence[int] = (128, 64),
+        auxiliary: int = 16,
         domains: int | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(tasks)
         at_least(0, "star", auxiliary=auxiliary)
         count, layers = domains or len(self.index), widths_of(hidden, "star", "hidden")

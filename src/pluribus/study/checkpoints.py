@@ -141,9 +141,15 @@ class CheckpointsStudy:
     """
 
     def __init__(
-        self, spec: CheckpointStudy, evaluate: Evaluate, *, folder: str | Path = "runs", named: str = "evaluate",
-        code: str = "", say: Callable[[str], None] = lambda line: None,
-    ) -> None:  # fmt: skip
+        self,
+        spec: CheckpointStudy,
+        evaluate: Evaluate,
+        *,
+        folder: str | Path = "runs",
+        named: str = "evaluate",
+        code: str = "",
+        say: Callable[[str], None] = lambda line: None,
+    ) -> None:
         self.spec, self.evaluate, self.named, self.code, self.say = spec, evaluate, named, code, say
         self.folder = Path(folder) / (spec.name or "checkpoints")
         self.paths = {task: expert.path for task, expert in spec.experts.items()}
@@ -242,8 +248,13 @@ class CheckpointsStudy:
         with torch.no_grad():
             container = self.container(road)
             if not (self._place(road) / "about.json").is_file():
-                about = {"method": road.method, "settings": road.settings, "bytes": sum(container.bytes().values()),
-                         "parts": container.bytes(), "latency": self._latency(container)}  # fmt: skip
+                about = {
+                    "method": road.method,
+                    "settings": road.settings,
+                    "bytes": sum(container.bytes().values()),
+                    "parts": container.bytes(),
+                    "latency": self._latency(container),
+                }
                 self._place(road).mkdir(parents=True, exist_ok=True)
                 with atomic_file(self._place(road) / "about.json") as aside:
                     aside.write_text(json.dumps(about), "utf-8")
@@ -343,8 +354,14 @@ class CheckpointsStudy:
             winner = min(losses, key=lambda name: float(np.mean(list(losses[name].values())))) if losses else ""
             reason = f"every road loses more than {TOLERANCE:.0%} of some expert's valid score"
         rule = f"fewest bytes among those that lose at most {TOLERANCE:.0%} on every task of the valid split"
-        choice = {"recommended": "one model" if good else "specialists", "winner": winner, "reason": reason,
-                  "deployed": winner if good else EXPERTS, "lost": losses, "rule": rule}  # fmt: skip
+        choice = {
+            "recommended": "one model" if good else "specialists",
+            "winner": winner,
+            "reason": reason,
+            "deployed": winner if good else EXPERTS,
+            "lost": losses,
+            "rule": rule,
+        }
         with atomic_file(path) as aside:
             aside.write_text(json.dumps(plain(choice), indent=1), "utf-8")
         return choice
@@ -385,9 +402,15 @@ class CheckpointsStudy:
             name: {t: self._scores(roads[name], t, "test")["score"].to_numpy(float) for t in self.paths} for name in others
         }
         verdict = compare_scores(
-            challenger, references, name=choice["winner"], unit=unit, level=self.spec.level, repeats=self.spec.repeats,
-            seed=self.spec.seed, notes=self.plan.notes,
-        )  # fmt: skip
+            challenger,
+            references,
+            name=choice["winner"],
+            unit=unit,
+            level=self.spec.level,
+            repeats=self.spec.repeats,
+            seed=self.spec.seed,
+            notes=self.plan.notes,
+        )
         with atomic_file(self.folder / "verdict.json") as aside:
             aside.write_text(json.dumps(verdict.to_dict(), indent=1), "utf-8")
         return verdict
@@ -398,9 +421,14 @@ class CheckpointsStudy:
             self.container(roads[choice["deployed"]]).save(self.folder / "model", self.homes or None)
 
     def _report(
-        self, roads: Mapping[str, Road], choice: dict[str, Any], verdict: Verdict | None, left_out: list[str],
-        failed: dict[str, str], openings: int,
-    ) -> None:  # fmt: skip
+        self,
+        roads: Mapping[str, Road],
+        choice: dict[str, Any],
+        verdict: Verdict | None,
+        left_out: list[str],
+        failed: dict[str, str],
+        openings: int,
+    ) -> None:
         import pandas as pd
 
         from pluribus.study.report import write_report
@@ -408,11 +436,20 @@ class CheckpointsStudy:
         rows = []
         for name, road in roads.items():
             for task, expert in self.spec.experts.items():
-                rows.append({
-                    "method": name, "seed": self.spec.seed, "task": task, "metric": expert.metric,
-                    "value": self._mean(road, task, "test"), "direction": expert.direction, "selection": choice["rule"],
-                    "seconds": None, "memory": float(self._about(road)["bytes"]), "main": True,
-                })  # fmt: skip
+                rows.append(
+                    {
+                        "method": name,
+                        "seed": self.spec.seed,
+                        "task": task,
+                        "metric": expert.metric,
+                        "value": self._mean(road, task, "test"),
+                        "direction": expert.direction,
+                        "selection": choice["rule"],
+                        "seconds": None,
+                        "memory": float(self._about(road)["bytes"]),
+                        "main": True,
+                    }
+                )
         with atomic_file(self.folder / "results.parquet") as aside:
             pd.DataFrame(rows).astype({"seconds": "float64", "memory": "float64"}).to_parquet(aside, index=False)
         told = f"No verdict: {choice['reason']}." if verdict is None else verdict.headline
@@ -432,9 +469,15 @@ class CheckpointsStudy:
                     **self._about(road),
                     "valid": {t: self._mean(road, t, "valid") for t in self.paths},
                     "test": {t: self._mean(road, t, "test") for t in self.paths},
-                    "delta": -100 * float(np.mean([
-                        self._lost(t, self._mean(road, t, "test"), self._mean(roads[EXPERTS], t, "test")) for t in self.paths
-                    ])),
+                    "delta": -100
+                    * float(
+                        np.mean(
+                            [
+                                self._lost(t, self._mean(road, t, "test"), self._mean(roads[EXPERTS], t, "test"))
+                                for t in self.paths
+                            ]
+                        )
+                    ),
                 }
                 for name, road in roads.items()
             },
@@ -449,7 +492,7 @@ class CheckpointsStudy:
             "evaluate": self.named,
             "seconds": self._spent(),
             "versions": {"pluribus": pluribus.__version__, "python": platform.python_version(), "torch": torch.__version__},
-        }  # fmt: skip
+        }
         with atomic_file(self.folder / "report.json") as aside:
             aside.write_text(json.dumps(plain(summary), allow_nan=False), "utf-8")
         write_report(self.folder)

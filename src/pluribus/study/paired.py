@@ -44,9 +44,16 @@ class Scored:
 
 
 def compare_scores(
-    challenger: Mapping[str, Scored], references: Mapping[str, Mapping[str, Array]], *, name: str, unit: str = "row",
-    level: float = 0.95, repeats: int = 1000, seed: int = 0, notes: Sequence[str] = (),
-) -> Verdict:  # fmt: skip
+    challenger: Mapping[str, Scored],
+    references: Mapping[str, Mapping[str, Array]],
+    *,
+    name: str,
+    unit: str = "row",
+    level: float = 0.95,
+    repeats: int = 1000,
+    seed: int = 0,
+    notes: Sequence[str] = (),
+) -> Verdict:
     """Judge per-row scores against others of the same rows, in the same order.
 
     challenger: task → its rows. references: name → task → scores. unit: what a unit is called.
@@ -83,11 +90,29 @@ def compare_scores(
             tolerance = TOLERANCE * abs(float(b[i]))
             few = f"{counts[i]} resampling units hold scores, fewer than {FEWEST_UNITS}"
             word, reason = _word(gains[i].file, p[i], p_holm[i], tolerance, level, few if counts[i] < FEWEST_UNITS else "")
-            rows.append(TaskVerdict(
-                task, "main", challenger[task].metric, challenger[task].direction, sizes[i], None, counts[i],
-                (float(m[i]),), (float(b[i]),), scoped(float(m[i]), one[i], counts[i]), scoped(float(b[i]), other[i], counts[i]),
-                gains[i], math.nan, math.nan, tolerance, p[i], p_holm[i], word, reason,
-            ))  # fmt: skip
+            rows.append(
+                TaskVerdict(
+                    task,
+                    "main",
+                    challenger[task].metric,
+                    challenger[task].direction,
+                    sizes[i],
+                    None,
+                    counts[i],
+                    (float(m[i]),),
+                    (float(b[i]),),
+                    scoped(float(m[i]), one[i], counts[i]),
+                    scoped(float(b[i]), other[i], counts[i]),
+                    gains[i],
+                    math.nan,
+                    math.nan,
+                    tolerance,
+                    p[i],
+                    p_holm[i],
+                    word,
+                    reason,
+                )
+            )
         value = 100 * float(np.mean(relative(m, b, sign)))
         delta = scoped(value, 100 * np.mean(relative(np.array(one), np.array(other), sign[:, None]), axis=0), min(counts))
         shaky = [t for t, base, row in zip(tasks, b, rows) if not base > 0 or not row.reference.file.low > 0]

@@ -82,9 +82,7 @@ class Road:
         return [Trial("longer", self.candidate, self.configurations[chosen], seed, seconds, chosen) for seed in seeds]
 
     def finals(self, chosen: int, seeds: Sequence[int]) -> list[Trial]:
-        return [
-            Trial("final", self.candidate, self.configurations[chosen], seed, self.final_seconds, chosen) for seed in seeds
-        ]
+        return [Trial("final", self.candidate, self.configurations[chosen], seed, self.final_seconds, chosen) for seed in seeds]
 
 
 @dataclass(frozen=True)
@@ -104,9 +102,7 @@ class Plan:
             share = road.final_seconds * len(self.seeds) + road.screening_seconds * len(road.screens(0))
             need = road.estimate * len(self.seeds)
             note = "may end undertrained" if road.estimate > road.final_seconds else ""
-            rows.append(
-                (road.candidate, str(len(road.configurations)), str(road.trainings), f"{share:.0f}", f"{need:.0f}", note)
-            )
+            rows.append((road.candidate, str(len(road.configurations)), str(road.trainings), f"{share:.0f}", f"{need:.0f}", note))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         lines += [f"{name}: left out, {why}" for name, why in self.left_out.items()]

@@ -38,9 +38,7 @@ def seconds(text: str | float, *, where: str = "budget") -> float:
     return value
 
 
-def checked(
-    model: type[Model], row: Mapping[str, Any], *, where: str, nested: Sequence[type[BaseModel]], schema: str
-) -> Model:
+def checked(model: type[Model], row: Mapping[str, Any], *, where: str, nested: Sequence[type[BaseModel]], schema: str) -> Model:
     """The settings as `model`; the first thing that is wrong becomes one line with the field's name and a remedy.
 
     nested: the models of fields within. schema: the command that prints what may stand there.

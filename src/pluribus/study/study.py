@@ -110,9 +110,14 @@ class Study:
 
     @classmethod
     def from_spec(
-        cls, spec: specs.TableStudy, *, folder: str | Path = "runs", jobs: int | None = None, processes: int = 1,
+        cls,
+        spec: specs.TableStudy,
+        *,
+        folder: str | Path = "runs",
+        jobs: int | None = None,
+        processes: int = 1,
         quiet: bool = True,
-    ) -> Study:  # fmt: skip
+    ) -> Study:
         """A study from checked settings (`pluribus.study.spec.load` reads them from a file)."""
         study = cls.__new__(cls)
         study._begin(spec, None, folder, jobs, processes, quiet)
@@ -144,10 +149,18 @@ class Study:
         """The table with its roles; kinds are inferred where none was given."""
         spec = self.spec
         roles: dict[str, Any] = {
-            "id": spec.id, "ignore": tuple(spec.ignore), "weight": spec.weight, "group": spec.group,
-            "task_column": spec.task_column, "split": spec.split, "not_applicable": spec.not_applicable,
-            "delayed": spec.delayed, "late": spec.late, "text": tuple(spec.text), "max_length": spec.max_length,
-        }  # fmt: skip
+            "id": spec.id,
+            "ignore": tuple(spec.ignore),
+            "weight": spec.weight,
+            "group": spec.group,
+            "task_column": spec.task_column,
+            "split": spec.split,
+            "not_applicable": spec.not_applicable,
+            "delayed": spec.delayed,
+            "late": spec.late,
+            "text": tuple(spec.text),
+            "max_length": spec.max_length,
+        }
         if spec.items and not isinstance(self._given, Table):
             from pluribus.data import ItemTable
 
@@ -249,9 +262,20 @@ class Study:
         scores = scores_on_test(self.data, test)
         write_results(self.folder, self, everyone, scores)
         write_summary(
-            self.folder, self, planned, everyone, trained.failed, choice, verdict, scores, model, findings, openings,
-            notes=trained.notes, seconds=time.monotonic() - began,
-        )  # fmt: skip
+            self.folder,
+            self,
+            planned,
+            everyone,
+            trained.failed,
+            choice,
+            verdict,
+            scores,
+            model,
+            findings,
+            openings,
+            notes=trained.notes,
+            seconds=time.monotonic() - began,
+        )
         from pluribus.study.report import write_report
 
         write_report(self.folder)
@@ -268,9 +292,15 @@ class Study:
             }
         spec = self.spec
         return selection.choose(
-            self.learnable, finalists, champion, allow_committee=spec.allow_committee, level=spec.level, repeats=spec.repeats,
-            seed=spec.seed, unit=self.split.unit,
-        )  # fmt: skip
+            self.learnable,
+            finalists,
+            champion,
+            allow_committee=spec.allow_committee,
+            level=spec.level,
+            repeats=spec.repeats,
+            seed=spec.seed,
+            unit=self.split.unit,
+        )
 
     def _open_test(self) -> int:
         """Count this opening of the test split, by the hash of its rows and labels, over all runs of the folder."""
@@ -294,8 +324,10 @@ class Study:
     ) -> tuple[Verdict | None, dict[str, list[Predictions]]]:
         """Test predictions of every finalist (only winner against reference is claimed), and the verdict."""
         trials = self.folder / "work" / "trials"
-        test = {f.candidate: [cell_scores(load(trials / t / "model"), self.data, "test", calibrated=True) for t in f.trials]
-                for f in (*finalists, *longer)}  # fmt: skip
+        test = {
+            f.candidate: [cell_scores(load(trials / t / "model"), self.data, "test", calibrated=True) for t in f.trials]
+            for f in (*finalists, *longer)
+        }
         if self.champion is not None:
             test[CHAMPION] = [
                 {name: self.champion.at(name, self.data.labelled(name, "test").rows) for name in self.champion.values}
@@ -311,10 +343,14 @@ class Study:
         truth, units = selection.truth_of(self.data, "test", {task.name for task in tasks})
         challenger = {t.name: [p[t.name] for p in test[choice.winner]] for t in tasks}
         settings: dict[str, Any] = {
-            "constants": constants(self.data), "challenger_name": _label(finalists, choice.winner), "unit": self.split.unit,
-            "level": self.spec.level, "repeats": self.spec.repeats, "seed": self.spec.seed,
+            "constants": constants(self.data),
+            "challenger_name": _label(finalists, choice.winner),
+            "unit": self.split.unit,
+            "level": self.spec.level,
+            "repeats": self.spec.repeats,
+            "seed": self.spec.seed,
             "doubts": self._doubts(finalists, choice),
-        }  # fmt: skip
+        }
         notes = [*self.notes(), *self._new_groups(tasks, truth, units, challenger, references, settings)]
         verdict = judge(tasks, truth, units, challenger, references, notes=notes, **settings)
         with atomic_file(self.folder / "verdict.json") as aside:
@@ -458,9 +494,7 @@ def open_run(folder: str | Path) -> StudyResult:
         raise BadInput("holds no finished study", where=str(folder), remedy="run `pluribus study` first")
     verdict = folder / "verdict.json"
     return StudyResult(
-        folder,
-        read_json(folder / "choice.json"),
-        Verdict.from_dict(read_json(verdict)) if verdict.is_file() else None,
+        folder, read_json(folder / "choice.json"), Verdict.from_dict(read_json(verdict)) if verdict.is_file() else None
     )
 
 
@@ -481,14 +515,18 @@ def _label(finalists: Sequence[Finalist], name: str) -> str:
 def _spec_of(task: Task) -> dict[str, Any]:
     """A task as a `TaskSpec` mapping."""
     return {
-        "name": task.name, "kind": task.kind, "classes": list(task.classes), "metrics": [m.name for m in task.metrics],
-        "weight": task.weight, "role": task.role, "absent": task.absent, "after": list(task.after),
+        "name": task.name,
+        "kind": task.kind,
+        "classes": list(task.classes),
+        "metrics": [m.name for m in task.metrics],
+        "weight": task.weight,
+        "role": task.role,
+        "absent": task.absent,
+        "after": list(task.after),
         "tolerance": task.tolerance,
-    }  # fmt: skip
+    }
 
 
 def _ordinal(n: int) -> str:
     suffix = "th" if 10 <= n % 100 <= 20 else {1: "st", 2: "nd", 3: "rd"}.get(n % 10, "th")
     return f"{n}{suffix}"
-
-

@@ -57,11 +57,20 @@ def write_results(folder: Path, study: Study, finalists: Sequence[Finalist], sco
             for task in study.table.tasks:
                 for m in task.metrics:
                     if task.name in each:
-                        rows.append({
-                            "method": name, "seed": 0 if f is None else f.seeds[i], "task": task.name, "metric": m.name,
-                            "value": each[task.name][m.name], "direction": m.direction, "selection": SELECTION,
-                            "seconds": seconds, "memory": None, "main": m.name == task.main_metric.name,
-                        })  # fmt: skip
+                        rows.append(
+                            {
+                                "method": name,
+                                "seed": 0 if f is None else f.seeds[i],
+                                "task": task.name,
+                                "metric": m.name,
+                                "value": each[task.name][m.name],
+                                "direction": m.direction,
+                                "selection": SELECTION,
+                                "seconds": seconds,
+                                "memory": None,
+                                "main": m.name == task.main_metric.name,
+                            }
+                        )
     frame = pd.DataFrame(rows).astype({"seconds": "float64", "memory": "float64"})
     with atomic_file(folder / "results.parquet") as aside:
         frame.to_parquet(aside, index=False)
@@ -129,10 +138,16 @@ def write_summary(
             }
             for f in finalists
         },
-        "diagnostics": {f.candidate: found for f in finalists if (found := [r.get("diagnostics") for r in results[f.candidate]])
-                        and any(found)},
-        "expert_health": {f.candidate: found for f in finalists
-                          if (found := [r.get("expert_health") for r in results[f.candidate]]) and any(found)},
+        "diagnostics": {
+            f.candidate: found
+            for f in finalists
+            if (found := [r.get("diagnostics") for r in results[f.candidate]]) and any(found)
+        },
+        "expert_health": {
+            f.candidate: found
+            for f in finalists
+            if (found := [r.get("expert_health") for r in results[f.candidate]]) and any(found)
+        },
         "balancers": balancers(finalists, results),
         "grouping": grouping(results.get(choice.winner or "", [])),
         "test": scores,
@@ -174,11 +189,16 @@ def balancers(finalists: Sequence[Finalist], results: dict[str, list[dict[str, A
             reached = [v for run in curves for v, t in zip(run["rules"], run["times"]) if t <= 1.02 * seconds]
             if reached and any(run["times"][-1] >= 0.95 * seconds for run in curves):
                 times.append(best - max(reached))
-        found.append({
-            "candidate": f.candidate, "seconds": float(np.mean([r["seconds"] for r in rows])) if rows else None,
-            "epochs": float(np.mean([len(r["rules"]) for r in rows])) if rows else None,
-            "skill": [max(r["rules"]) for r in rows], "minus_equal": epochs, "minus_equal_at_equal_time": times,
-        })  # fmt: skip
+        found.append(
+            {
+                "candidate": f.candidate,
+                "seconds": float(np.mean([r["seconds"] for r in rows])) if rows else None,
+                "epochs": float(np.mean([len(r["rules"]) for r in rows])) if rows else None,
+                "skill": [max(r["rules"]) for r in rows],
+                "minus_equal": epochs,
+                "minus_equal_at_equal_time": times,
+            }
+        )
     return found
 
 

@@ -58,11 +58,15 @@ def run_trial(prepared: str, trials: str, trial: Trial, screening_seed: int) -> 
             scores = valid_scores(data, predictions)
             np.savez(aside / "valid.npz", **predictions)  # type: ignore[arg-type]
             result |= {
-                "status": "done", "scores": scores, "rule": rule(data, predictions), "curves": fitted.record.get("curves", {}),
+                "status": "done",
+                "scores": scores,
+                "rule": rule(data, predictions),
+                "curves": fitted.record.get("curves", {}),
                 "undertrained": fitted.record.get("undertrained", []),
-                "seconds": fitted.record["seconds"], "processes": size,
+                "seconds": fitted.record["seconds"],
+                "processes": size,
                 **{name: fitted.record[name] for name in KEPT if fitted.record.get(name)},
-            }  # fmt: skip
+            }
             if trial.phase != "screen":
                 fitted.save(aside / "model")
                 for file in (aside / "model").glob("*.safetensors"):  # a backbone that trains with nobody is stored once
@@ -174,9 +178,7 @@ def score(task: Task, name: str, p: NDArray[np.float64], data: Prepared, part: s
 
 def valid_scores(data: Prepared, predictions: Predictions) -> dict[str, dict[str, float]]:
     """Task → metric → value on the valid part."""
-    return {
-        task.name: {m.name: score(task, m.name, predictions[task.name], data) for m in task.metrics} for task in data.tasks
-    }
+    return {task.name: {m.name: score(task, m.name, predictions[task.name], data) for m in task.metrics} for task in data.tasks}
 
 
 def skills(data: Prepared, predictions: Predictions) -> dict[str, float]:

@@ -17,12 +17,21 @@ import importlib
 from typing import Any
 
 _WHERE = {
-    "FTTransformer": "ft_transformer", "TabMEncoder": "tabm", "TabM": "tabm", "MultiTabEncoder": "multitab_net",
-    "MultiTabNet": "multitab_net", "multitab_bench": "multitab_tables",
-    "TabularMLP": "mlp", "Network": "network", "Specialists": "specialists", "export_onnx": "export",
-    "SingleNetworks": "single_networks", "JointNetwork": "joint_networks", "SharedBottomEqual": "joint_networks",
+    "FTTransformer": "ft_transformer",
+    "TabMEncoder": "tabm",
+    "TabM": "tabm",
+    "MultiTabEncoder": "multitab_net",
+    "MultiTabNet": "multitab_net",
+    "multitab_bench": "multitab_tables",
+    "TabularMLP": "mlp",
+    "Network": "network",
+    "Specialists": "specialists",
+    "export_onnx": "export",
+    "SingleNetworks": "single_networks",
+    "JointNetwork": "joint_networks",
+    "SharedBottomEqual": "joint_networks",
     "SharedBottomUncertainty": "joint_networks",
-}  # fmt: skip
+}
 
 __all__ = sorted(_WHERE)
 

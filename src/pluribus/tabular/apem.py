@@ -91,9 +91,16 @@ class GroupTransformer(Encoder):
     """
 
     def __init__(
-        self, tokens: Tokens, *, assignment: Tensor | None = None, groups: int = 3, inducing: int = 4, heads: int = 2,
-        layers: int = 1, dropout: float = 0.1,
-    ) -> None:  # fmt: skip
+        self,
+        tokens: Tokens,
+        *,
+        assignment: Tensor | None = None,
+        groups: int = 3,
+        inducing: int = 4,
+        heads: int = 2,
+        layers: int = 1,
+        dropout: float = 0.1,
+    ) -> None:
         super().__init__()
         at_least(1, "apem", groups=groups, inducing=inducing, heads=heads, layers=layers)
         self.tokens, self.width, self.fields = tokens, tokens.width, tokens.count
@@ -106,9 +113,16 @@ class GroupTransformer(Encoder):
 
     @classmethod
     def of(
-        cls, columns: FittedColumns, *, groups: Groups = 3, width: int = 16, embedding: Any = "piecewise_linear", bins: int = 8,
-        sigma: float = 0.1, **settings: Any,
-    ) -> GroupTransformer:  # fmt: skip
+        cls,
+        columns: FittedColumns,
+        *,
+        groups: Groups = 3,
+        width: int = 16,
+        embedding: Any = "piecewise_linear",
+        bins: int = 8,
+        sigma: float = 0.1,
+        **settings: Any,
+    ) -> GroupTransformer:
         """The encoder for tables that `columns` encodes. groups: how many to learn, or name → columns (the rest is one more)."""
         tokens = Tokens(columns.bin_edges, columns.cardinalities, width, embedding=embedding, bins=bins, sigma=sigma)
         if isinstance(groups, int):
@@ -157,9 +171,16 @@ class _PatternSelector(Stacked):
     """
 
     def __init__(
-        self, tasks: Sequence[Task], fields: int, width: int, *, tower: int = 32, top_k: int | None = None,
-        adaptive: bool = True, selector: bool = True,
-    ) -> None:  # fmt: skip
+        self,
+        tasks: Sequence[Task],
+        fields: int,
+        width: int,
+        *,
+        tower: int = 32,
+        top_k: int | None = None,
+        adaptive: bool = True,
+        selector: bool = True,
+    ) -> None:
         super().__init__(tasks)
         at_least(0, "apem", tower=tower)
         at_least(1, "apem", **({} if top_k is None else {"top_k": top_k}))
@@ -210,9 +231,17 @@ class APEM(WholeWay):
 
     @classmethod
     def of(
-        cls, tasks: Sequence[Task], columns: FittedColumns, *, tower: int = 32, top_k: int | None = None, adaptive: bool = True,
-        selector: bool = True, whole: bool = False, **settings: Any,
-    ) -> APEM:  # fmt: skip
+        cls,
+        tasks: Sequence[Task],
+        columns: FittedColumns,
+        *,
+        tower: int = 32,
+        top_k: int | None = None,
+        adaptive: bool = True,
+        selector: bool = True,
+        whole: bool = False,
+        **settings: Any,
+    ) -> APEM:
         """The model for tables that `columns` encodes; settings: those of `GroupTransformer.of`."""
         encoder = GroupTransformer.of(columns, **settings)
         chosen = _PatternSelector(
@@ -233,16 +262,35 @@ class APEMNetwork(JointNetwork):
     encoder = "group_transformer"
     speed = 5e9  # small products
     defaults: ClassVar[Mapping[str, Any]] = {
-        "width": 16, "depth": 1, "groups": 3, "inducing": 4, "heads": 2, "dropout": 0.1, "embedding": "piecewise_linear",
-        "bins": 8, "sigma": 0.1, "tower": 32, "top_k": None, "adaptive": True, "selector": True, "calibrator": None,
+        "width": 16,
+        "depth": 1,
+        "groups": 3,
+        "inducing": 4,
+        "heads": 2,
+        "dropout": 0.1,
+        "embedding": "piecewise_linear",
+        "bins": 8,
+        "sigma": 0.1,
+        "tower": 32,
+        "top_k": None,
+        "adaptive": True,
+        "selector": True,
+        "calibrator": None,
         "balancer": "equal",
         **{name: DEFAULTS[name] for name in ("lr", "weight_decay", "batch_size", "epochs", "patience")},
-    }  # fmt: skip
-    space = SearchSpace({
-        "width": Choice((8, 16, 32)), "depth": Choice((1, 2)), "groups": Choice((1, 3, 5)), "inducing": Choice((2, 4, 8)),
-        "tower": Choice((0, 32, 64)), "top_k": Choice((None, 4, 8)), "calibrator": Choice((None, 0.6)),
-        "lr": Choice((5e-4, 1e-3, 2e-3, 4e-3)),
-    })  # fmt: skip
+    }
+    space = SearchSpace(
+        {
+            "width": Choice((8, 16, 32)),
+            "depth": Choice((1, 2)),
+            "groups": Choice((1, 3, 5)),
+            "inducing": Choice((2, 4, 8)),
+            "tower": Choice((0, 32, 64)),
+            "top_k": Choice((None, 4, 8)),
+            "calibrator": Choice((None, 0.6)),
+            "lr": Choice((5e-4, 1e-3, 2e-3, 4e-3)),
+        }
+    )
 
     def balancer(self, data: Prepared) -> Balancer:
         return balancer_of(self.settings, data)
@@ -252,9 +300,19 @@ class APEMNetwork(JointNetwork):
 
     def config(self, data: Prepared) -> dict[str, Any]:
         kept = (
-            "width", "groups", "inducing", "heads", "dropout", "embedding", "bins", "sigma", "tower", "top_k", "adaptive",
+            "width",
+            "groups",
+            "inducing",
+            "heads",
+            "dropout",
+            "embedding",
+            "bins",
+            "sigma",
+            "tower",
+            "top_k",
+            "adaptive",
             "selector",
-        )  # fmt: skip
+        )
         settings = {name: self.settings[name] for name in kept}
         settings |= {"layers": self.settings["depth"], "whole": self.settings["calibrator"] is not None}
         return {"architecture": {"name": "apem", "settings": settings}}

@@ -36,16 +36,21 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, dropout: float = 0.0, copies: int = 1) -> None:
         super().__init__()
         if heads < 1 or width % heads:
-            raise BadInput(f"{heads} heads cannot share a width of {width}", where="attention",
-                           remedy="let width be a multiple of heads")  # fmt: skip
+            raise BadInput(
+                f"{heads} heads cannot share a width of {width}", where="attention", remedy="let width be a multiple of heads"
+            )
         self.heads, self.dropout = heads, dropout
         self.qkv = StackedLinear(copies, width, 3 * width)
         self.out = StackedLinear(copies, width, width)
 
     def forward(
-        self, x: Tensor, active: Tensor | None = None, mask: Tensor | None = None, queries: int | None = None,
+        self,
+        x: Tensor,
+        active: Tensor | None = None,
+        mask: Tensor | None = None,
+        queries: int | None = None,
         memory: Tensor | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """x [A, B, L, d] → [A, B, Q, d]. mask [Q, L] bool, True where a query may read (None: everywhere).
         queries: only the first so many tokens ask. memory: what is read, [A, B, M, d], where that is not x itself."""
         copies, rows, length, width = x.shape
@@ -96,9 +101,13 @@ class Block(nn.Module):
         self.attention, self.feed_forward, self.normed, self.dropout = attention, feed_forward, normed, dropout
 
     def forward(
-        self, x: Tensor, active: Tensor | None = None, mask: Tensor | None = None, queries: int | None = None,
+        self,
+        x: Tensor,
+        active: Tensor | None = None,
+        mask: Tensor | None = None,
+        queries: int | None = None,
         context: int | None = None,
-    ) -> Tensor:  # fmt: skip
+    ) -> Tensor:
         """x [A, B, L, d] → [A, B, Q, d]; mask, queries: as in `Attention`. context: all read the last so many tokens only."""
         z = norm(x) if self.normed else x
         read = self.attention(z, active, mask, queries, None if context is None else z[:, :, -context:])

@@ -69,9 +69,16 @@ class CrossStitchNetworks(MultiTaskModel):
 
     @classmethod
     def of(
-        cls, tasks: Sequence[Task], columns: FittedColumns, *, width: int = 128, depth: int = 2, dropout: float = 0.2,
-        own: float = 0.9, **settings: Any,
-    ) -> CrossStitchNetworks:  # fmt: skip
+        cls,
+        tasks: Sequence[Task],
+        columns: FittedColumns,
+        *,
+        width: int = 128,
+        depth: int = 2,
+        dropout: float = 0.2,
+        own: float = 0.9,
+        **settings: Any,
+    ) -> CrossStitchNetworks:
         """The model for tables that `columns` encodes. own: α_tt at the start; settings: those of `Flat`."""
         encoder = Flat.of(columns, copies=len(tasks), **settings)
         return cls(tasks, encoder, _Networks(tasks, encoder.width, width=width, depth=depth, dropout=dropout, own=own))

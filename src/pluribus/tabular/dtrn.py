@@ -116,9 +116,9 @@ class Items(nn.Module):
         """The behaviours' items [N, B, L, d] and where there are any [N, B, L]; L is the longest of all."""
         each = [inputs[name] for name in self.behaviours]
         longest = max(one["mask"].shape[1] for one in each)
-        codes = torch.stack([
-            F.pad(self.code(1 + i)[one["values"].long()], (0, longest - one["values"].shape[1])) for i, one in enumerate(each)
-        ])  # fmt: skip
+        codes = torch.stack(
+            [F.pad(self.code(1 + i)[one["values"].long()], (0, longest - one["values"].shape[1])) for i, one in enumerate(each)]
+        )
         mask = torch.stack([F.pad(one["mask"], (0, longest - one["mask"].shape[1])) for one in each])
         return F.embedding(codes, self.table), mask
 
@@ -127,9 +127,16 @@ class Interest(nn.Module):
     """Step 1: interests [T, B, N, d] of the tasks asked for. hyper: False gives all tasks the plain shared extractor."""
 
     def __init__(
-        self, behaviours: int, width: int, *, longest: int, layers: int = 1, heads: int = 2, dropout: float = 0.1,
+        self,
+        behaviours: int,
+        width: int,
+        *,
+        longest: int,
+        layers: int = 1,
+        heads: int = 2,
+        dropout: float = 0.1,
         hyper: bool = True,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.width, self.layers = width, layers
         self.place = nn.Parameter(0.1 * torch.randn(longest, width))  # from the latest element backwards
@@ -235,11 +242,24 @@ class DTRN(MultiTaskModel):
 
     @classmethod
     def of(
-        cls, tasks: Sequence[Task], columns: FittedColumns, *, width: int = 16, depth: int = 1, heads: int = 2,
-        dropout: float = 0.1, embedding: Any = "piecewise_linear", bins: int = 8, sigma: float = 0.1,
-        target: str | None = None, behaviours: Sequence[str] | None = None, hyper: bool = True, refine: bool = True,
-        sharing: str = "ple", tower: int = 32,
-    ) -> DTRN:  # fmt: skip
+        cls,
+        tasks: Sequence[Task],
+        columns: FittedColumns,
+        *,
+        width: int = 16,
+        depth: int = 1,
+        heads: int = 2,
+        dropout: float = 0.1,
+        embedding: Any = "piecewise_linear",
+        bins: int = 8,
+        sigma: float = 0.1,
+        target: str | None = None,
+        behaviours: Sequence[str] | None = None,
+        hyper: bool = True,
+        refine: bool = True,
+        sharing: str = "ple",
+        tower: int = 32,
+    ) -> DTRN:
         """The model for tables that `columns` encodes.
 
         target: column of the target item (default: found, see `target_of`). behaviours: columns of sequences (default: all).
@@ -264,9 +284,7 @@ class DTRN(MultiTaskModel):
         longest = max((columns.sequences[name].limit for name in chosen), default=1)
         interest = None
         if chosen:
-            interest = Interest(
-                len(chosen), width, longest=longest, layers=depth, heads=heads, dropout=dropout, hyper=hyper
-            )  # fmt: skip
+            interest = Interest(len(chosen), width, longest=longest, layers=depth, heads=heads, dropout=dropout, hyper=hyper)
         refinement = Refinement(len(tasks), count, width) if refine else None
         made = catalog.get("sharing", sharing).resolve()(tasks, count * width, **tower_of(sharing, tower))
         return cls(tasks, fields, interest, refinement, made)
@@ -327,14 +345,31 @@ class DTRNNetwork(JointNetwork):
     encoder = "behaviours"
     speed = 5e9  # small products
     defaults: ClassVar[Mapping[str, Any]] = {
-        "width": 16, "depth": 1, "heads": 2, "dropout": 0.1, "embedding": "piecewise_linear", "bins": 8, "sigma": 0.1,
-        "target": None, "behaviours": None, "hyper": True, "refine": True, "sharing": "ple", "tower": 32, "balancer": "equal",
+        "width": 16,
+        "depth": 1,
+        "heads": 2,
+        "dropout": 0.1,
+        "embedding": "piecewise_linear",
+        "bins": 8,
+        "sigma": 0.1,
+        "target": None,
+        "behaviours": None,
+        "hyper": True,
+        "refine": True,
+        "sharing": "ple",
+        "tower": 32,
+        "balancer": "equal",
         **{name: DEFAULTS[name] for name in ("lr", "weight_decay", "batch_size", "epochs", "patience")},
-    }  # fmt: skip
-    space = SearchSpace({
-        "width": Choice((8, 16, 32)), "dropout": Choice((0.0, 0.1, 0.3)), "sharing": Choice(("shared_bottom", "mmoe", "ple")),
-        "tower": Choice((0, 32, 64)), "lr": Choice((5e-4, 1e-3, 2e-3, 4e-3)),
-    })  # fmt: skip
+    }
+    space = SearchSpace(
+        {
+            "width": Choice((8, 16, 32)),
+            "dropout": Choice((0.0, 0.1, 0.3)),
+            "sharing": Choice(("shared_bottom", "mmoe", "ple")),
+            "tower": Choice((0, 32, 64)),
+            "lr": Choice((5e-4, 1e-3, 2e-3, 4e-3)),
+        }
+    )
 
     def balancer(self, data: Prepared) -> Balancer:
         return balancer_of(self.settings, data)
@@ -348,9 +383,7 @@ class DTRNNetwork(JointNetwork):
         return super().unfit(data)
 
     def config(self, data: Prepared) -> dict[str, Any]:
-        kept = (
-            "width", "depth", "heads", "dropout", "embedding", "bins", "sigma", "hyper", "refine", "sharing", "tower",
-        )  # fmt: skip
+        kept = ("width", "depth", "heads", "dropout", "embedding", "bins", "sigma", "hyper", "refine", "sharing", "tower")
         behaviours = list(self.settings["behaviours"] or sequences_of_items(data.columns))
         target = _target(data.columns, behaviours, self.settings["target"])
         settings = {name: self.settings[name] for name in kept} | {"behaviours": behaviours, "target": target}

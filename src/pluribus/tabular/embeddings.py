@@ -102,9 +102,15 @@ class PLR(nn.Module):
     """
 
     def __init__(
-        self, features: int, *, frequencies: int = 48, sigma: float = 0.01, per_feature: int = 8, lite: bool = True,
+        self,
+        features: int,
+        *,
+        frequencies: int = 48,
+        sigma: float = 0.01,
+        per_feature: int = 8,
+        lite: bool = True,
         copies: int = 1,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.features, self.per_feature, self.lite = features, per_feature, lite
         self.width = features * per_feature
@@ -135,9 +141,14 @@ class PLR(nn.Module):
 
 
 def numbers(
-    embedding: NumericEmbedding, edges: Sequence[ArrayLike], *, bins: int = 16, sigma: float = 0.1, per_feature: int = 8,
+    embedding: NumericEmbedding,
+    edges: Sequence[ArrayLike],
+    *,
+    bins: int = 16,
+    sigma: float = 0.1,
+    per_feature: int = 8,
     copies: int = 1,
-) -> Plain | PiecewiseLinear | PLR:  # fmt: skip
+) -> Plain | PiecewiseLinear | PLR:
     """The embedding of that name for features with these quantile edges: the switch `embedding` of every encoder.
 
     bins: of "piecewise_linear". sigma, per_feature: of "plr" (a Linear for each feature) and "plr_lite" (one for all).

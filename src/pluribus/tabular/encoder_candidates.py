@@ -26,38 +26,71 @@ Range = Choice | Uniform | LogUniform | IntRange
 
 SPEED = 1.5e10  # FLOPs a second of a training step through columns that attend to one another, roughly
 
-_TRAINING: dict[str, Any] = {
-    "embedding": "plain", "bins": 8, "sigma": 0.1, "batch_size": "auto", "epochs": 40, "patience": 5,
-}  # fmt: skip
+_TRAINING: dict[str, Any] = {"embedding": "plain", "bins": 8, "sigma": 0.1, "batch_size": "auto", "epochs": 40, "patience": 5}
 _SPACE: dict[str, Range] = {"embedding": Choice(EMBEDDINGS), "bins": Choice((8, 16, 32)), "sigma": LogUniform(1e-2, 1.0)}
 
 FT_TRANSFORMER: dict[str, Any] = {
-    **_TRAINING, "width": 64, "depth": 2, "heads": 8, "dropout": 0.1, "attention_dropout": 0.2, "lr": 1e-3,
+    **_TRAINING,
+    "width": 64,
+    "depth": 2,
+    "heads": 8,
+    "dropout": 0.1,
+    "attention_dropout": 0.2,
+    "lr": 1e-3,
     "weight_decay": 1e-5,
-}  # fmt: skip
+}
 FT_TRANSFORMER_SPACE: dict[str, Range] = {
-    **_SPACE, "width": Choice((32, 64, 192)), "depth": IntRange(1, 4), "dropout": Uniform(0.0, 0.4),
-    "attention_dropout": Uniform(0.0, 0.4), "lr": LogUniform(1e-4, 3e-3), "weight_decay": LogUniform(1e-6, 1e-3),
-}  # fmt: skip
+    **_SPACE,
+    "width": Choice((32, 64, 192)),
+    "depth": IntRange(1, 4),
+    "dropout": Uniform(0.0, 0.4),
+    "attention_dropout": Uniform(0.0, 0.4),
+    "lr": LogUniform(1e-4, 3e-3),
+    "weight_decay": LogUniform(1e-6, 1e-3),
+}
 
 TABM: dict[str, Any] = {
-    **_TRAINING, "embedding": "piecewise_linear", "width": "auto", "depth": 2, "dropout": 0.1, "members": 32,
-    "category_size": 8, "lr": 2e-3, "weight_decay": 3e-4,
-}  # fmt: skip
+    **_TRAINING,
+    "embedding": "piecewise_linear",
+    "width": "auto",
+    "depth": 2,
+    "dropout": 0.1,
+    "members": 32,
+    "category_size": 8,
+    "lr": 2e-3,
+    "weight_decay": 3e-4,
+}
 TABM_SPACE: dict[str, Range] = {
-    **_SPACE, "width": Choice((64, 128, 256, 512)), "depth": IntRange(1, 4), "dropout": Uniform(0.0, 0.4),
-    "lr": LogUniform(3e-4, 5e-3), "weight_decay": LogUniform(1e-4, 1e-1),
-}  # fmt: skip
+    **_SPACE,
+    "width": Choice((64, 128, 256, 512)),
+    "depth": IntRange(1, 4),
+    "dropout": Uniform(0.0, 0.4),
+    "lr": LogUniform(3e-4, 5e-3),
+    "weight_decay": LogUniform(1e-4, 1e-1),
+}
 
 MULTITAB_NET: dict[str, Any] = {
-    **_TRAINING, "width": 16, "depth": 1, "heads": 4, "hidden": 256, "dropout": 0.0, "attention_dropout": 0.0, "tower": 64,
-    "lr": 2e-3, "weight_decay": 1e-5,
-}  # fmt: skip
+    **_TRAINING,
+    "width": 16,
+    "depth": 1,
+    "heads": 4,
+    "hidden": 256,
+    "dropout": 0.0,
+    "attention_dropout": 0.0,
+    "tower": 64,
+    "lr": 2e-3,
+    "weight_decay": 1e-5,
+}
 MULTITAB_NET_SPACE: dict[str, Range] = {
-    **_SPACE, "width": Choice((8, 16, 32)), "depth": IntRange(1, 3), "hidden": Choice((64, 128, 256)),
-    "dropout": Uniform(0.0, 0.3), "attention_dropout": Uniform(0.0, 0.3), "lr": LogUniform(3e-4, 5e-3),
+    **_SPACE,
+    "width": Choice((8, 16, 32)),
+    "depth": IntRange(1, 3),
+    "hidden": Choice((64, 128, 256)),
+    "dropout": Uniform(0.0, 0.3),
+    "attention_dropout": Uniform(0.0, 0.3),
+    "lr": LogUniform(3e-4, 5e-3),
     "weight_decay": LogUniform(1e-6, 1e-3),
-}  # fmt: skip
+}
 
 
 class _Joint(JointNetwork):
@@ -146,8 +179,12 @@ class MultiTabNetwork(_Woven):
     label = "MultiTab-Net"
     own = ("mask", "tokens", "rows", "context")
     defaults: ClassVar[Mapping[str, Any]] = {
-        **MULTITAB_NET, "mask": "task_to_task", "tokens": "multi", "rows": False, "context": 64,
-    }  # fmt: skip
+        **MULTITAB_NET,
+        "mask": "task_to_task",
+        "tokens": "multi",
+        "rows": False,
+        "context": 64,
+    }
     space = SearchSpace({**MULTITAB_NET_SPACE, "mask": Choice(MASKS), "tokens": Choice(TOKENS)})
 
     def config(self, data: Prepared) -> dict[str, Any]:

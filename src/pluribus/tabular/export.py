@@ -54,14 +54,9 @@ def export_onnx(fitted: Fitted, folder: str | Path, tasks: Sequence[str] | None 
     names = fitted.requested(tasks)
     columns = fitted.columns
     rows = torch.export.Dim("rows", min=1)
-    example = (
-        torch.zeros(3, len(columns.numeric_names)),
-        torch.zeros(3, len(columns.categorical_names), dtype=torch.int64),
-    )
+    example = (torch.zeros(3, len(columns.numeric_names)), torch.zeros(3, len(columns.categorical_names), dtype=torch.int64))
     encoding: dict[str, Any] = {
-        "numeric": [
-            {"name": name, "centre": n.centre, "scale": n.scale} for name, n in columns.numbers.items()
-        ],
+        "numeric": [{"name": name, "centre": n.centre, "scale": n.scale} for name, n in columns.numbers.items()],
         "categorical": [
             {"name": name, "missing": 0, "unseen": 1, "codes": {word: i for i, word in enumerate(c.categories, 2)}}
             for name, c in columns.categories.items()
@@ -69,7 +64,7 @@ def export_onnx(fitted: Fitted, folder: str | Path, tasks: Sequence[str] | None 
         "tasks": [task.to_dict() for task in fitted.tasks if task.name in names],
         "thresholds": {name: value for name, value in fitted.thresholds.items() if name in names},
         "calibration": {name: value for name, value in fitted.calibration.items() if name in names},
-    }  # fmt: skip
+    }
     with atomic_folder(folder) as aside, warnings.catch_warnings():
         warnings.simplefilter("ignore")
         logger = logging.getLogger("torch.onnx")
@@ -77,10 +72,15 @@ def export_onnx(fitted: Fitted, folder: str | Path, tasks: Sequence[str] | None 
         logger.setLevel(logging.ERROR)
         try:
             program = torch.onnx.export(
-                _Encoded(fitted.model, names).eval(), example, dynamo=True, opset_version=OPSET, verbose=False,
-                input_names=["numeric", "categorical"], output_names=names,
+                _Encoded(fitted.model, names).eval(),
+                example,
+                dynamo=True,
+                opset_version=OPSET,
+                verbose=False,
+                input_names=["numeric", "categorical"],
+                output_names=names,
                 dynamic_shapes=({0: rows}, {0: rows}),
-            )  # fmt: skip
+            )
         finally:
             logger.setLevel(level)
         assert program is not None

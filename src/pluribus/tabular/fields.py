@@ -106,12 +106,16 @@ class Catalogue:
         for name, texts in data.texts.items():
             data = data.with_ragged(name, words_of(texts))
         unknown = Prepared(
-            tasks=(), columns=data.columns, numeric=np.full((1, data.numeric.shape[1]), np.nan, np.float32),
+            tasks=(),
+            columns=data.columns,
+            numeric=np.full((1, data.numeric.shape[1]), np.nan, np.float32),
             categorical=np.full((1, data.categorical.shape[1]), _UNSEEN, np.int32),
-            cells={}, parts={}, units=np.zeros(1, np.int64),
+            cells={},
+            parts={},
+            units=np.zeros(1, np.int64),
             ragged={name: Ragged(each.values[:0], np.zeros(2, np.int64)) for name, each in data.ragged.items()},
             texts={name: [None] for name in data.texts},
-        )  # fmt: skip
+        )
         self.data = data.followed_by(unknown)
         self.count = len(items)
         self.seen = torch.from_numpy(items.seen)
@@ -147,4 +151,3 @@ class Catalogue:
         if self._whole is None:
             self._whole = self.data.batch(torch.arange(self.count + 1), tasks=()).inputs
         return self._whole
-

@@ -27,10 +27,18 @@ class Flat(Encoder):
     """
 
     def __init__(
-        self, edges: Sequence[ArrayLike], cardinalities: Sequence[int], *, embedding: NumericEmbedding = "piecewise_linear",
-        bins: int = 8, sigma: float = 0.1, category_size: int = 8, copies: int = 1, numeric: Sequence[int] | None = None,
+        self,
+        edges: Sequence[ArrayLike],
+        cardinalities: Sequence[int],
+        *,
+        embedding: NumericEmbedding = "piecewise_linear",
+        bins: int = 8,
+        sigma: float = 0.1,
+        category_size: int = 8,
+        copies: int = 1,
+        numeric: Sequence[int] | None = None,
         categorical: Sequence[int] | None = None,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__()
         self.columns = numeric, categorical
         edges = edges if numeric is None else [edges[i] for i in numeric]

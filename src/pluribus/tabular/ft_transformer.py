@@ -46,10 +46,20 @@ class FTTransformer(BankEncoder):
     """
 
     def __init__(
-        self, edges: Sequence[ArrayLike], cardinalities: Sequence[int], *, width: int = 192, depth: int = 3, heads: int = 8,
-        attention_dropout: float = 0.2, dropout: float = 0.1, embedding: NumericEmbedding = "plain", bins: int = 8,
-        sigma: float = 0.1, copies: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        edges: Sequence[ArrayLike],
+        cardinalities: Sequence[int],
+        *,
+        width: int = 192,
+        depth: int = 3,
+        heads: int = 8,
+        attention_dropout: float = 0.2,
+        dropout: float = 0.1,
+        embedding: NumericEmbedding = "plain",
+        bins: int = 8,
+        sigma: float = 0.1,
+        copies: int = 1,
+    ) -> None:
         super().__init__()
         self.width, self.copies = width, copies
         self.piece = 2**16 // (1 + len(edges) + len(cardinalities))

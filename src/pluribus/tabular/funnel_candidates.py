@@ -49,9 +49,7 @@ class Handed(WholeWay):
     """AITM on the tabular MLP."""
 
     @classmethod
-    def of(
-        cls, tasks: Sequence[Task], columns: FittedColumns, *, hidden: int = 64, tower: int = 32, **settings: Any
-    ) -> Handed:
+    def of(cls, tasks: Sequence[Task], columns: FittedColumns, *, hidden: int = 64, tower: int = 32, **settings: Any) -> Handed:
         """The model for tables that `columns` encodes; settings: those of `TabularMLP`."""
         encoder = TabularMLP.of(columns, **settings)
         return cls(tasks, encoder, AITM(tasks, encoder.width, hidden=hidden, tower=tower))
@@ -132,9 +130,7 @@ class AITMNetwork(_Funnel):
     name = "aitm"
     label = "AITM"
     defaults: ClassVar[Mapping[str, Any]] = {**DEFAULTS, "hidden": 64, "tower": 32, "alpha": 0.6, "balancer": "equal"}
-    space = SearchSpace({
-        **SPACE.ranges, "hidden": HIDDEN, "tower": Choice((0, 32, 64)), "alpha": Choice((0.0, 0.3, 0.6, 1.0)),
-    })  # fmt: skip
+    space = SearchSpace({**SPACE.ranges, "hidden": HIDDEN, "tower": Choice((0, 32, 64)), "alpha": Choice((0.0, 0.3, 0.6, 1.0))})
 
     def part(self) -> tuple[str, dict[str, Any]]:
         return "aitm", {"hidden": self.settings["hidden"], "tower": self.settings["tower"]}

@@ -95,10 +95,15 @@ class JointNetwork(Candidate):
         config = self.config(data)
         batch_size = batch_of(self.settings, len(data.parts["train"]))
         stage = Stage(
-            balancer=self.balancer(data), objective=self.objective(data), epochs=self.settings["epochs"], batch_size=batch_size,
-            lr=self.settings["lr"], weight_decay=self.settings["weight_decay"], patience=self.settings["patience"],
+            balancer=self.balancer(data),
+            objective=self.objective(data),
+            epochs=self.settings["epochs"],
+            batch_size=batch_size,
+            lr=self.settings["lr"],
+            weight_decay=self.settings["weight_decay"],
+            patience=self.settings["patience"],
             listen=True,
-        )  # fmt: skip
+        )
         with reproducible(seed, budget.threads):
             model = build(data.tasks, data.columns, config)
             self.begin(model, data, seed)
@@ -107,10 +112,15 @@ class JointNetwork(Candidate):
             history = trainer.fit(data)
         fitted = Network(data.tasks, data.columns, config, model)
         fitted.record = {
-            "settings": dict(self.settings), "seed": seed, "curves": plain_curves(history.scores),
-            "undertrained": history.undertrained(), "seconds": time.process_time() - began,
-            "rules": history.rule, "times": history.times, "diagnostics": history.diagnostics,
-        }  # fmt: skip
+            "settings": dict(self.settings),
+            "seed": seed,
+            "curves": plain_curves(history.scores),
+            "undertrained": history.undertrained(),
+            "seconds": time.process_time() - began,
+            "rules": history.rule,
+            "times": history.times,
+            "diagnostics": history.diagnostics,
+        }
         return fitted
 
 

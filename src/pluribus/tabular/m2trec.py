@@ -44,9 +44,21 @@ class M2TRec(Ranking):
     length: longest session. width: d. size: width of an attribute's embedding."""
 
     def __init__(
-        self, catalogue: Catalogue, *, categories: Mapping[int, int], length: int, width: int, size: int, layers: int, heads: int,
-        dropout: float, softmax: int, weight: float, session: str, rivals: str = "mentioned",
-    ) -> None:  # fmt: skip
+        self,
+        catalogue: Catalogue,
+        *,
+        categories: Mapping[int, int],
+        length: int,
+        width: int,
+        size: int,
+        layers: int,
+        heads: int,
+        dropout: float,
+        softmax: int,
+        weight: float,
+        session: str,
+        rivals: str = "mentioned",
+    ) -> None:
         super().__init__()
         self.fields = catalogue.fields(size)
         self.item = nn.Linear(self.fields.width, width)
@@ -130,13 +142,27 @@ class M2TRecNetwork(RankingCandidate):
     label = "M2TRec"
     reads = frozenset({"sequence"})
     defaults: ClassVar[Mapping[str, Any]] = {
-        **RankingCandidate.defaults, "session": "auto", "width": 64, "size": 32, "layers": 1, "heads": 2, "dropout": 0.1,
-        "softmax": 4096, "rivals": "catalogue", "category_weight": 1.0,
-    }  # fmt: skip
-    space = SearchSpace({
-        "width": Choice((64, 128)), "layers": Choice((1, 2)), "dropout": Uniform(0.0, 0.3), "lr": LogUniform(5e-4, 5e-3),
-        "category_weight": Choice((0.0, 0.3, 1.0)), "rivals": Choice(RIVALS),
-    })  # fmt: skip
+        **RankingCandidate.defaults,
+        "session": "auto",
+        "width": 64,
+        "size": 32,
+        "layers": 1,
+        "heads": 2,
+        "dropout": 0.1,
+        "softmax": 4096,
+        "rivals": "catalogue",
+        "category_weight": 1.0,
+    }
+    space = SearchSpace(
+        {
+            "width": Choice((64, 128)),
+            "layers": Choice((1, 2)),
+            "dropout": Uniform(0.0, 0.3),
+            "lr": LogUniform(5e-4, 5e-3),
+            "category_weight": Choice((0.0, 0.3, 1.0)),
+            "rivals": Choice(RIVALS),
+        }
+    )
     attributes: ClassVar[bool] = True
 
     def __init__(self, **settings: Any) -> None:
@@ -153,13 +179,16 @@ class M2TRecNetwork(RankingCandidate):
         session = session_of(data, self.items_of(data), self.settings["session"])
         sizes = items.data.columns.cardinalities if self.attributes and self.settings["category_weight"] else ()
         return {
-            "ids": None if self.attributes else len(items), "attributes": self.attributes,
+            "ids": None if self.attributes else len(items),
+            "attributes": self.attributes,
             "settings": {
-                **chosen, "session": session, "weight": self.settings["category_weight"],
+                **chosen,
+                "session": session,
+                "weight": self.settings["category_weight"],
                 "length": data.columns.sequences[session].limit,
                 "categories": {str(a): size for a, size in enumerate(sizes) if size > 2},
             },
-        }  # fmt: skip
+        }
 
     @staticmethod
     def build(catalogue: Catalogue, columns: Any, settings: Mapping[str, Any]) -> M2TRec:

@@ -38,10 +38,19 @@ class TabularMLP(BankEncoder):
     """
 
     def __init__(
-        self, edges: Sequence[ArrayLike], cardinalities: Sequence[int], *, width: int = 128, depth: int = 2,
-        dropout: float = 0.2, embedding: NumericEmbedding = "piecewise_linear", bins: int = 8, sigma: float = 0.1,
-        category_size: int = 8, copies: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        edges: Sequence[ArrayLike],
+        cardinalities: Sequence[int],
+        *,
+        width: int = 128,
+        depth: int = 2,
+        dropout: float = 0.2,
+        embedding: NumericEmbedding = "piecewise_linear",
+        bins: int = 8,
+        sigma: float = 0.1,
+        category_size: int = 8,
+        copies: int = 1,
+    ) -> None:
         super().__init__()
         features = len(edges)
         values = numbers(embedding, edges, bins=bins, sigma=sigma, copies=copies)

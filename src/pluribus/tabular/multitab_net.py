@@ -96,11 +96,26 @@ class MultiTabEncoder(BankEncoder):
     may: Tensor | None
 
     def __init__(
-        self, edges: Sequence[ArrayLike], cardinalities: Sequence[int], *, width: int = 16, depth: int = 1, heads: int = 4,
-        hidden: int = 256, dropout: float = 0.0, attention_dropout: float = 0.0, mask: Mask = "task_to_task", tokens: int = 1,
-        rows: bool = False, context: int = 64, tower: int = 64, embedding: NumericEmbedding = "plain", bins: int = 8,
-        sigma: float = 0.1, copies: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        edges: Sequence[ArrayLike],
+        cardinalities: Sequence[int],
+        *,
+        width: int = 16,
+        depth: int = 1,
+        heads: int = 4,
+        hidden: int = 256,
+        dropout: float = 0.0,
+        attention_dropout: float = 0.0,
+        mask: Mask = "task_to_task",
+        tokens: int = 1,
+        rows: bool = False,
+        context: int = 64,
+        tower: int = 64,
+        embedding: NumericEmbedding = "plain",
+        bins: int = 8,
+        sigma: float = 0.1,
+        copies: int = 1,
+    ) -> None:
         super().__init__()
         at_least(1, "multitab_net", width=width, depth=depth, heads=heads, hidden=hidden, tokens=tokens, context=context)
         at_least(0, "multitab_net", tower=tower)

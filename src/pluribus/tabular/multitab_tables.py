@@ -69,8 +69,14 @@ def multitab_bench(
     """
     import pandas as pd
 
-    for name, value, least in (("rows", rows, 1), ("tasks", tasks, 1), ("features", features, 1), ("bins", bins, 2),
-                               ("categorical", categorical, 0), ("seed", seed, 0)):  # fmt: skip
+    for name, value, least in (
+        ("rows", rows, 1),
+        ("tasks", tasks, 1),
+        ("features", features, 1),
+        ("bins", bins, 2),
+        ("categorical", categorical, 0),
+        ("seed", seed, 0),
+    ):
         if isinstance(value, bool) or not isinstance(value, int) or value < least:
             raise _bad(f"{name} must be a whole number of at least {least}, not {value!r}")
     if rows > ROWS:

@@ -80,9 +80,7 @@ class Network(Fitted):
 
     artefact = "network"
 
-    def __init__(
-        self, tasks: Sequence[Task], columns: FittedColumns, config: Mapping[str, Any], model: MultiTaskModel
-    ) -> None:
+    def __init__(self, tasks: Sequence[Task], columns: FittedColumns, config: Mapping[str, Any], model: MultiTaskModel) -> None:
         super().__init__(tasks, columns)
         self.config, self.model = dict(config), model.eval()
         pack(self.model)

@@ -81,27 +81,38 @@ class PEPNet(MultiTaskModel):
     """encoder: the shared embeddings E. domain, prior: tables of the gates' own (domain None: no EPNet)."""
 
     def __init__(
-        self, tasks: Sequence[Task], encoder: Flat, domain: Flat | None, prior: Flat, *, hidden: int | Sequence[int] = (128, 64),
+        self,
+        tasks: Sequence[Task],
+        encoder: Flat,
+        domain: Flat | None,
+        prior: Flat,
+        *,
+        hidden: int | Sequence[int] = (128, 64),
         gate: int = 64,
-    ) -> None:  # fmt: skip
+    ) -> None:
         super().__init__(tasks, encoder, _PPNet(tasks, encoder.width, prior.width, hidden=hidden, gate=gate))
         self.domain, self.prior = domain, prior
         self.epnet = None if domain is None else GateNU(1, domain.width + encoder.width, gate, encoder.width)
 
     @classmethod
     def of(
-        cls, tasks: Sequence[Task], columns: FittedColumns, *, domain: str | None = None, prior: Sequence[str] | None = None,
-        hidden: int | Sequence[int] = (128, 64), gate: int = 64, **settings: Any,
-    ) -> PEPNet:  # fmt: skip
+        cls,
+        tasks: Sequence[Task],
+        columns: FittedColumns,
+        *,
+        domain: str | None = None,
+        prior: Sequence[str] | None = None,
+        hidden: int | Sequence[int] = (128, 64),
+        gate: int = 64,
+        **settings: Any,
+    ) -> PEPNet:
         """The model for tables that `columns` encodes; settings: those of `Flat`."""
         if isinstance(prior, str):
             prior = [prior]
         if prior is None:
             prior = [one.name for one in columns.inputs if one.categorical] or [one.name for one in columns.inputs]
         own = None if domain is None else Flat.of(columns, only=[domain], **settings)
-        return cls(
-            tasks, Flat.of(columns, **settings), own, Flat.of(columns, only=prior, **settings), hidden=hidden, gate=gate
-        )
+        return cls(tasks, Flat.of(columns, **settings), own, Flat.of(columns, only=prior, **settings), hidden=hidden, gate=gate)
 
     def forward(self, inputs: Any, rows: Rows | None = None, context: Mapping[str, Tensor] | None = None) -> Outputs:
         rows = self.requested(rows)

@@ -187,7 +187,7 @@ def blank(columns: FittedColumns, rows: int) -> dict[str, Any]:
             "mask": torch.ones(rows, e.typical, dtype=torch.bool),
         }
         for name, e in columns.sequences.items()
-    }  # fmt: skip
+    }
     return {
         "numeric": torch.zeros(rows, len(columns.numbers)),
         "categorical": torch.zeros(rows, len(columns.categories), dtype=torch.int32),
@@ -242,8 +242,13 @@ class RankingCandidate(Candidate):
     road = "train"
     ranks = True
     defaults: ClassVar[Mapping[str, Any]] = {
-        "epochs": 30, "patience": 3, "batch_size": "auto", "lr": 2e-3, "weight_decay": 1e-4, "top": 20,
-    }  # fmt: skip
+        "epochs": 30,
+        "patience": 3,
+        "batch_size": "auto",
+        "lr": 2e-3,
+        "weight_decay": 1e-4,
+        "top": 20,
+    }
     needs_session: ClassVar[bool] = True
 
     def __init__(self, **settings: Any) -> None:
@@ -288,16 +293,22 @@ class RankingCandidate(Candidate):
             raise BadInput(why, where=f"candidate {self.name!r}")
         task = data.tasks[0]
         config = {
-            "candidate": self.name, "task": task.name, "items": self.items_of(data), "top": int(self.settings["top"]),
+            "candidate": self.name,
+            "task": task.name,
+            "items": self.items_of(data),
+            "top": int(self.settings["top"]),
             **self.config(data),
-        }  # fmt: skip
+        }
         with reproducible(seed, budget.threads):
             fitted = Retrieval(data.tasks, data.columns, config)
             curve, cut = self._train(fitted, data, began + budget.seconds, seed)
         fitted.record = {
-            "settings": dict(self.settings), "seed": seed, "curves": plain_curves({task.name: curve}),
-            "undertrained": [task.name] if cut else [], "seconds": time.process_time() - began,
-        }  # fmt: skip
+            "settings": dict(self.settings),
+            "seed": seed,
+            "curves": plain_curves({task.name: curve}),
+            "undertrained": [task.name] if cut else [],
+            "seconds": time.process_time() - began,
+        }
         return fitted
 
     def _train(self, fitted: Retrieval, data: Prepared, deadline: float, seed: int) -> tuple[list[float], bool]:

@@ -32,15 +32,17 @@ DEFAULTS: dict[str, Any] = {
     "patience": 5,
 }
 
-SPACE = SearchSpace({
-    "width": Choice((64, 128, 256)),
-    "depth": Choice((1, 2, 3)),
-    "dropout": Uniform(0.0, 0.4),
-    "embedding": Choice(("plain", "piecewise_linear", "plr_lite")),
-    "bins": Choice((8, 16, 32)),
-    "lr": LogUniform(3e-4, 5e-3),
-    "weight_decay": LogUniform(1e-4, 1e-1),
-})  # fmt: skip
+SPACE = SearchSpace(
+    {
+        "width": Choice((64, 128, 256)),
+        "depth": Choice((1, 2, 3)),
+        "dropout": Uniform(0.0, 0.4),
+        "embedding": Choice(("plain", "piecewise_linear", "plr_lite")),
+        "bins": Choice((8, 16, 32)),
+        "lr": LogUniform(3e-4, 5e-3),
+        "weight_decay": LogUniform(1e-4, 1e-1),
+    }
+)
 
 _COLUMNS = ("embedding", "bins", "sigma")  # how the columns are seen; every encoder has these
 ENCODERS: dict[str, tuple[str, ...]] = {  # the settings of each encoder
@@ -74,12 +76,29 @@ def batch_of(settings: Mapping[str, Any], rows: int) -> int:
 
 
 WHOLE = {  # the least of each
-    **dict.fromkeys((
-        "width", "depth", "batch_size", "epochs", "patience", "bins", "category_size", "heads", "hidden", "members", "context",
-        "layers", "size", "softmax", "sample", "top",
-    ), 1),
+    **dict.fromkeys(
+        (
+            "width",
+            "depth",
+            "batch_size",
+            "epochs",
+            "patience",
+            "bins",
+            "category_size",
+            "heads",
+            "hidden",
+            "members",
+            "context",
+            "layers",
+            "size",
+            "softmax",
+            "sample",
+            "top",
+        ),
+        1,
+    ),
     "tower": 0,
-}  # fmt: skip
+}
 POSITIVE = ("lr", "sigma", "tau", "tau_main")
 AT_LEAST_0 = ("weight_decay", "entropy", "alpha", "lambda_c", "lambda_g", "category_weight")
 SHARES = ("dropout", "attention_dropout", "gate_dropout", "drop")

@@ -65,8 +65,14 @@ class MMoENetwork(_Shared):
     label = "MMoE"
     sharing_settings = ("experts", "expert", "tower", "norm", "top_k", "gate_dropout")
     defaults: ClassVar[Mapping[str, Any]] = {
-        **DEFAULTS, "experts": 8, "expert": 64, "tower": 32, "norm": False, "top_k": None, "gate_dropout": 0.0,
-    }  # fmt: skip
+        **DEFAULTS,
+        "experts": 8,
+        "expert": 64,
+        "tower": 32,
+        "norm": False,
+        "top_k": None,
+        "gate_dropout": 0.0,
+    }
     space = SearchSpace({**SPACE.ranges, "experts": IntRange(2, 16), "expert": EXPERT, "tower": TOWER})
 
 
@@ -77,9 +83,7 @@ class CGCNetwork(_Shared):
     label = "CGC"
     sharing_settings = ("own", "shared", "expert", "tower", "norm")
     defaults: ClassVar[Mapping[str, Any]] = {**DEFAULTS, "own": 1, "shared": 2, "expert": 64, "tower": 32, "norm": False}
-    space = SearchSpace({
-        **SPACE.ranges, "own": IntRange(1, 3), "shared": IntRange(1, 4), "expert": EXPERT, "tower": TOWER,
-    })  # fmt: skip
+    space = SearchSpace({**SPACE.ranges, "own": IntRange(1, 3), "shared": IntRange(1, 4), "expert": EXPERT, "tower": TOWER})
 
 
 class PLENetwork(_Shared):
@@ -89,12 +93,24 @@ class PLENetwork(_Shared):
     label = "PLE"
     sharing_settings = ("levels", "own", "shared", "expert", "tower", "norm")
     defaults: ClassVar[Mapping[str, Any]] = {
-        **DEFAULTS, "levels": 2, "own": 1, "shared": 2, "expert": 64, "tower": 32, "norm": False,
-    }  # fmt: skip
-    space = SearchSpace({
-        **SPACE.ranges, "levels": IntRange(1, 3), "own": IntRange(1, 2), "shared": IntRange(1, 3), "expert": EXPERT,
-        "tower": TOWER,
-    })  # fmt: skip
+        **DEFAULTS,
+        "levels": 2,
+        "own": 1,
+        "shared": 2,
+        "expert": 64,
+        "tower": 32,
+        "norm": False,
+    }
+    space = SearchSpace(
+        {
+            **SPACE.ranges,
+            "levels": IntRange(1, 3),
+            "own": IntRange(1, 2),
+            "shared": IntRange(1, 3),
+            "expert": EXPERT,
+            "tower": TOWER,
+        }
+    )
 
 
 class CrossStitchNetwork(_Shared):
@@ -114,12 +130,26 @@ class DSelectKNetwork(_Shared):
     label = "DSelect-k"
     sharing_settings = ("experts", "k", "expert", "tower", "entropy", "per_example", "norm")
     defaults: ClassVar[Mapping[str, Any]] = {
-        **DEFAULTS, "experts": 8, "k": 2, "expert": 64, "tower": 32, "entropy": 1e-2, "per_example": False, "norm": False,
-    }  # fmt: skip
-    space = SearchSpace({
-        **SPACE.ranges, "experts": Choice((4, 8, 16)), "k": IntRange(1, 4), "expert": EXPERT, "tower": TOWER,
-        "entropy": Choice((1e-3, 1e-2, 1e-1)), "per_example": Choice((False, True)),
-    })  # fmt: skip
+        **DEFAULTS,
+        "experts": 8,
+        "k": 2,
+        "expert": 64,
+        "tower": 32,
+        "entropy": 1e-2,
+        "per_example": False,
+        "norm": False,
+    }
+    space = SearchSpace(
+        {
+            **SPACE.ranges,
+            "experts": Choice((4, 8, 16)),
+            "k": IntRange(1, 4),
+            "expert": EXPERT,
+            "tower": TOWER,
+            "entropy": Choice((1e-3, 1e-2, 1e-1)),
+            "per_example": Choice((False, True)),
+        }
+    )
 
 
 class MTANNetwork(_Shared):
@@ -139,12 +169,24 @@ class AdaTTNetwork(_Shared):
     label = "AdaTT"
     sharing_settings = ("levels", "own", "shared", "expert", "tower", "norm")
     defaults: ClassVar[Mapping[str, Any]] = {
-        **DEFAULTS, "levels": 2, "own": 1, "shared": 1, "expert": 64, "tower": 32, "norm": False,
-    }  # fmt: skip
-    space = SearchSpace({
-        **SPACE.ranges, "levels": IntRange(1, 3), "own": IntRange(1, 2), "shared": IntRange(0, 2), "expert": EXPERT,
-        "tower": TOWER,
-    })  # fmt: skip
+        **DEFAULTS,
+        "levels": 2,
+        "own": 1,
+        "shared": 1,
+        "expert": 64,
+        "tower": 32,
+        "norm": False,
+    }
+    space = SearchSpace(
+        {
+            **SPACE.ranges,
+            "levels": IntRange(1, 3),
+            "own": IntRange(1, 2),
+            "shared": IntRange(0, 2),
+            "expert": EXPERT,
+            "tower": TOWER,
+        }
+    )
 
 
 class HoMENetwork(_Shared):
@@ -154,13 +196,28 @@ class HoMENetwork(_Shared):
     label = "HoME"
     sharing_settings = ("categories", "meta", "common", "shared", "own", "expert", "rank", "mixed", "tower", "norm")
     defaults: ClassVar[Mapping[str, Any]] = {
-        **DEFAULTS, "categories": None, "meta": 1, "common": 1, "shared": 1, "own": 1, "expert": 64, "rank": 8, "mixed": 2,
-        "tower": 32, "norm": True,
-    }  # fmt: skip
-    space = SearchSpace({
-        **SPACE.ranges, "meta": IntRange(1, 2), "own": IntRange(1, 2), "expert": EXPERT, "rank": Choice((4, 8, 16)),
-        "tower": TOWER,
-    })  # fmt: skip
+        **DEFAULTS,
+        "categories": None,
+        "meta": 1,
+        "common": 1,
+        "shared": 1,
+        "own": 1,
+        "expert": 64,
+        "rank": 8,
+        "mixed": 2,
+        "tower": 32,
+        "norm": True,
+    }
+    space = SearchSpace(
+        {
+            **SPACE.ranges,
+            "meta": IntRange(1, 2),
+            "own": IntRange(1, 2),
+            "expert": EXPERT,
+            "rank": Choice((4, 8, 16)),
+            "tower": TOWER,
+        }
+    )
 
 
 # Woven: networks from the columns' embeddings on

@@ -110,10 +110,12 @@ class SingleNetworks(Candidate):
         cut = {name for bank in running.values() for name in bank.undertrained}
         fitted = Network(data.tasks, data.columns, config, model)
         fitted.record = {
-            "settings": dict(self.settings), "seed": seed, "curves": plain_curves(curves),
+            "settings": dict(self.settings),
+            "seed": seed,
+            "curves": plain_curves(curves),
             "undertrained": [task.name for task in data.tasks if task.name in cut],
             "seconds": time.process_time() - began,
-        }  # fmt: skip
+        }
         return fitted
 
 
@@ -179,9 +181,14 @@ class _Bank:
     """Specialists in training, side by side: every parameter is stacked over the tasks that still run."""
 
     def __init__(
-        self, model: Specialists, tasks: Sequence[Task], data: Prepared, settings: Mapping[str, Any], seed: int,
+        self,
+        model: Specialists,
+        tasks: Sequence[Task],
+        data: Prepared,
+        settings: Mapping[str, Any],
+        seed: int,
         encoder: str = "tabular_mlp",
-    ) -> None:  # fmt: skip
+    ) -> None:
         self.model, self.tasks, self.data, self.settings = model, list(tasks), data, settings
         self.record = tasks[0].record
         cells = [data.labelled(task.name, "train") for task in tasks]

@@ -39,9 +39,7 @@ class Specialists(MultiTaskModel):
         self.index = {task.name: i for i, task in enumerate(tasks)}
 
     @classmethod
-    def of(
-        cls, tasks: Sequence[Task], columns: FittedColumns, *, encoder: str = "tabular_mlp", **settings: Any
-    ) -> Specialists:
+    def of(cls, tasks: Sequence[Task], columns: FittedColumns, *, encoder: str = "tabular_mlp", **settings: Any) -> Specialists:
         """The bank for tables that `columns` encodes. encoder: its name in the catalog; settings: those of the encoder."""
         made = catalog.get("encoder", encoder).resolve()
         return cls(tasks, made.of(columns, copies=len(tasks), **settings))

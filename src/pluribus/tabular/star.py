@@ -92,9 +92,15 @@ class STAR(MultiTaskModel):
 
     @classmethod
     def of(
-        cls, tasks: Sequence[Task], columns: FittedColumns, *, domain: str | None = None,
-        hidden: int | Sequence[int] = (128, 64), auxiliary: int = 16, **settings: Any,
-    ) -> STAR:  # fmt: skip
+        cls,
+        tasks: Sequence[Task],
+        columns: FittedColumns,
+        *,
+        domain: str | None = None,
+        hidden: int | Sequence[int] = (128, 64),
+        auxiliary: int = 16,
+        **settings: Any,
+    ) -> STAR:
         """The model for tables that `columns` encodes. domain: the categorical column whose categories are the domains; rows
         where it is empty are a domain too, and so are its rare categories together. settings: those of `Flat`."""
         encoder = Flat.of(columns, **settings)

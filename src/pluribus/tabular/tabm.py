@@ -88,10 +88,20 @@ class TabMEncoder(BankEncoder):
     """
 
     def __init__(
-        self, edges: Sequence[ArrayLike], cardinalities: Sequence[int], *, width: int = 512, depth: int = 3,
-        dropout: float = 0.1, members: int = 32, embedding: NumericEmbedding = "plain", bins: int = 8, sigma: float = 0.1,
-        category_size: int = 8, copies: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        edges: Sequence[ArrayLike],
+        cardinalities: Sequence[int],
+        *,
+        width: int = 512,
+        depth: int = 3,
+        dropout: float = 0.1,
+        members: int = 32,
+        embedding: NumericEmbedding = "plain",
+        bins: int = 8,
+        sigma: float = 0.1,
+        category_size: int = 8,
+        copies: int = 1,
+    ) -> None:
         super().__init__()
         at_least(1, "tabm", width=width, depth=depth, members=members)
         features = len(edges)

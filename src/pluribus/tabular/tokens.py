@@ -32,9 +32,16 @@ class Tokens(nn.Module):
     place: Tensor
 
     def __init__(
-        self, edges: Sequence[ArrayLike], cardinalities: Sequence[int], width: int, *,
-        embedding: NumericEmbedding = "plain", bins: int = 8, sigma: float = 0.1, copies: int = 1,
-    ) -> None:  # fmt: skip
+        self,
+        edges: Sequence[ArrayLike],
+        cardinalities: Sequence[int],
+        width: int,
+        *,
+        embedding: NumericEmbedding = "plain",
+        bins: int = 8,
+        sigma: float = 0.1,
+        copies: int = 1,
+    ) -> None:
         super().__init__()
         self.width, self.numbers, self.count = width, len(edges), len(edges) + len(cardinalities)
         self.values = numbers(embedding, edges, bins=bins, sigma=sigma, per_feature=width, copies=copies)

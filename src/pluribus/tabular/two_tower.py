@@ -55,9 +55,20 @@ class Towers(Ranking):
     """
 
     def __init__(
-        self, catalogue: Catalogue, columns: FittedColumns, *, width: int, size: int, hidden: int, alpha: float, tau_main: float,
-        tau: float, mask: str, drop: float, sample: int,
-    ) -> None:  # fmt: skip
+        self,
+        catalogue: Catalogue,
+        columns: FittedColumns,
+        *,
+        width: int,
+        size: int,
+        hidden: int,
+        alpha: float,
+        tau_main: float,
+        tau: float,
+        mask: str,
+        drop: float,
+        sample: int,
+    ) -> None:
         super().__init__()
         self.joined = [name for name, e in columns.sequences.items() if e.type == "item"]
         lists = {name: columns.ragged_size(name) for name in columns.sequences if name not in self.joined}
@@ -69,9 +80,7 @@ class Towers(Ranking):
         self.relations: Tensor | None = None
         self.frequencies = Frequencies(catalogue.count)
 
-    def vectors(
-        self, inputs: Mapping[str, Any], hidden: Tensor | None = None, drop: float = 0.0
-    ) -> Tensor:
+    def vectors(self, inputs: Mapping[str, Any], hidden: Tensor | None = None, drop: float = 0.0) -> Tensor:
         return F.normalize(self.item_tower(self.fields(inputs, hidden, drop)), dim=1)
 
     def queries(self, inputs: Mapping[str, Any], catalogue: Catalogue, items: Tensor) -> Tensor:
@@ -205,8 +214,13 @@ class TwoTower(RankingCandidate):
     reads = frozenset({"sequence"})
     needs_session = False
     defaults: ClassVar[Mapping[str, Any]] = {
-        **RankingCandidate.defaults, "width": 32, "size": 16, "hidden": 128, "tau_main": 0.1, "ids": True,
-    }  # fmt: skip
+        **RankingCandidate.defaults,
+        "width": 32,
+        "size": 16,
+        "hidden": 128,
+        "tau_main": 0.1,
+        "ids": True,
+    }
     space = SearchSpace({"width": Choice((32, 64)), "tau_main": LogUniform(0.05, 0.3), "lr": LogUniform(5e-4, 5e-3)})
     second: ClassVar[Mapping[str, Any]] = {"alpha": 0.0, "tau": 0.1, "mask": "cfm", "drop": 0.0, "sample": 512}
 
@@ -236,8 +250,13 @@ class TwoTowerSSL(TwoTower):
     label = "Two towers, self-supervised"
     per_task = False
     defaults: ClassVar[Mapping[str, Any]] = {
-        **TwoTower.defaults, "alpha": 0.3, "tau": 0.1, "mask": "cfm", "drop": 0.2, "sample": 512,
-    }  # fmt: skip
-    space = SearchSpace({
-        **TwoTower.space.ranges, "alpha": LogUniform(0.05, 1.0), "tau": LogUniform(0.05, 0.5), "mask": Choice(MASKS),
-    })  # fmt: skip
+        **TwoTower.defaults,
+        "alpha": 0.3,
+        "tau": 0.1,
+        "mask": "cfm",
+        "drop": 0.2,
+        "sample": 512,
+    }
+    space = SearchSpace(
+        {**TwoTower.space.ranges, "alpha": LogUniform(0.05, 1.0), "tau": LogUniform(0.05, 0.5), "mask": Choice(MASKS)}
+    )

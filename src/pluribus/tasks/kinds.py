@@ -155,15 +155,7 @@ MULTICLASS = register(
     )
 )
 ORDINAL = register(
-    Kind(
-        "ordinal",
-        lambda size: size - 1,
-        _ordinal_loss,
-        _ordinal_link,
-        _ordinal_start,
-        ("logloss", "qwk"),
-        classes=True,
-    )
+    Kind("ordinal", lambda size: size - 1, _ordinal_loss, _ordinal_link, _ordinal_start, ("logloss", "qwk"), classes=True)
 )
 REGRESSION = register(
     Kind(

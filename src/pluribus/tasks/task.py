@@ -100,11 +100,17 @@ class Task:
     def to_dict(self) -> dict[str, Any]:
         """Plain JSON values; `Task.from_dict` undoes it."""
         return {
-            "name": self.name, "kind": self.kind, "classes": list(self.classes),
+            "name": self.name,
+            "kind": self.kind,
+            "classes": list(self.classes),
             "metrics": [{"name": m.name, "direction": m.direction, "kinds": list(m.kinds)} for m in self.metrics],
-            "weight": self.weight, "role": self.role, "absent": self.absent, "after": list(self.after),
-            "tolerance": self.tolerance, "size": self.size,
-        }  # fmt: skip
+            "weight": self.weight,
+            "role": self.role,
+            "absent": self.absent,
+            "after": list(self.after),
+            "tolerance": self.tolerance,
+            "size": self.size,
+        }
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Task:

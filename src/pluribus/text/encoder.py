@@ -22,9 +22,7 @@ from pluribus.text import backbones
 if TYPE_CHECKING:
     from pluribus.data.columns import FittedColumns
 
-TOKENS, SEGMENTS, WORDS, POOLED, SPOKEN = (
-    "text.tokens", "text.segments", "text.words", "text.pooled", "text.spoken",
-)  # fmt: skip
+TOKENS, SEGMENTS, WORDS, POOLED, SPOKEN = ("text.tokens", "text.segments", "text.words", "text.pooled", "text.spoken")
 Pooling = Literal["mean", "cls"]
 POOLINGS: tuple[Pooling, ...] = ("mean", "cls")
 

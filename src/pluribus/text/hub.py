@@ -95,9 +95,14 @@ class TextHub(Fitted):
             store[task.name] = {name: value.detach().clone() for name, value in (state | head).items()}
             units[task.name] = (float(model.heads.mean[i]), float(model.heads.scale[i]))
         config = {
-            "text": fitted.config["text"], "max_length": fitted.config["max_length"], "pooling": member["pooling"],
-            "backbone": member["backbone"], "lora": member["adapter"]["settings"], "budget": budget, "units": units,
-        }  # fmt: skip
+            "text": fitted.config["text"],
+            "max_length": fitted.config["max_length"],
+            "pooling": member["pooling"],
+            "backbone": member["backbone"],
+            "lora": member["adapter"]["settings"],
+            "budget": budget,
+            "units": units,
+        }
         again = TextEncoder(backbones.empty(dict(member["backbone"])), pooling=member["pooling"])
         again.backbone.load_state_dict(encoder.backbone.state_dict())
         made = cls(fitted.tasks, fitted.columns, config, fitted.tokenizer, again, store)
@@ -131,8 +136,9 @@ class TextHub(Fitted):
                 raise BadInput(what, where=f"adapter of {task.name!r}", remedy="it was made on another backbone, rank or place")
         self.store[task.name] = {
             **{f"adapter.{name}": adapter[name].detach().clone() for name in wanted},
-            "head.weight": weight.detach().clone(), "head.bias": bias.detach().clone(),
-        }  # fmt: skip
+            "head.weight": weight.detach().clone(),
+            "head.bias": bias.detach().clone(),
+        }
         self.config["units"][task.name] = units
         if threshold is not None:
             self.thresholds[task.name] = threshold

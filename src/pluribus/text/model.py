@@ -37,9 +37,7 @@ class TextModel(MultiTaskModel):
     sharing: what lies between encoder and heads: {"name", "settings"} of the catalog (None: nothing).
     """
 
-    def __init__(
-        self, tasks: Sequence[Task], encoder: TextEncoder, sharing: Mapping[str, Any] | None = None
-    ) -> None:
+    def __init__(self, tasks: Sequence[Task], encoder: TextEncoder, sharing: Mapping[str, Any] | None = None) -> None:
         chosen = sharing or {"name": "shared_bottom", "settings": {}}
         made = catalog.get("sharing", chosen["name"]).resolve()
         super().__init__(tasks, encoder, made(tasks, encoder.width, **chosen["settings"]))
@@ -78,9 +76,7 @@ class TextModel(MultiTaskModel):
         outputs = self.heads(found, rows)
         return Outputs({name: outputs[name] for name in rows}, shared=(features.main,), penalties=penalties)
 
-    def predict(
-        self, inputs: Any, rows: Rows | None = None, context: Mapping[str, Tensor] | None = None
-    ) -> dict[str, Tensor]:
+    def predict(self, inputs: Any, rows: Rows | None = None, context: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """As every model's, in chunks of similar length; tags [m, W] with 0 where a row has no word, W the task's size or what
         the longest row needs."""
         rows, context = self.requested(rows), context or {}
@@ -149,4 +145,3 @@ def at(inputs: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:
 
 def _longest(mask: Tensor, rows: Tensor) -> int:
     return max(1, int(mask[rows].sum(1).max())) if len(rows) else 1
-

@@ -52,11 +52,16 @@ def taken(data: Prepared, rows: NDArray[np.int64]) -> Prepared:
     """A table of these rows alone, in this order, without labels and parts."""
     texts = {name: [each[i] for i in rows.tolist()] for name, each in data.texts.items()}
     return replace(
-        data, numeric=data.numeric[rows], categorical=data.categorical[rows], parts={}, units=np.arange(len(rows)),
+        data,
+        numeric=data.numeric[rows],
+        categorical=data.categorical[rows],
+        parts={},
+        units=np.arange(len(rows)),
         cells={name: cells.within(np.empty(0, np.int64)) for name, cells in data.cells.items()},
         context={name: value[rows] for name, value in data.context.items()},
-        ragged={name: ragged.take(rows) for name, ragged in data.ragged.items()}, texts=texts,
-    )  # fmt: skip
+        ragged={name: ragged.take(rows) for name, ragged in data.ragged.items()},
+        texts=texts,
+    )
 
 
 def tokenised(data: Prepared, tokenizer: Tokenizer, text: Sequence[str], *, words: bool) -> Prepared:
@@ -127,8 +132,9 @@ class TextNetwork(Fitted):
         }
         for name in (TOKENS, *([WORDS] if self.words else [])):
             inputs[name] = {
-                "values": torch.ones(MEASURED, length, dtype=torch.int32), "mask": torch.ones(MEASURED, length, dtype=torch.bool)
-            }  # fmt: skip
+                "values": torch.ones(MEASURED, length, dtype=torch.int32),
+                "mask": torch.ones(MEASURED, length, dtype=torch.bool),
+            }
         with FlopCounterMode(display=False) as counter:
             for model in self.models:
                 model.predict(inputs)

@@ -244,10 +244,11 @@ def _bpe(lines: Sequence[str], size: int, lower: bool) -> Any:
     inner.pre_tokenizer, inner.decoder = pre_tokenizers.ByteLevel(add_prefix_space=True), decoders.ByteLevel()
     letters = pre_tokenizers.ByteLevel.alphabet()
     trainer = trainers.BpeTrainer(
-        vocab_size=max(size, len(SPECIAL) + len(letters)), special_tokens=list(SPECIAL), initial_alphabet=sorted(letters),
+        vocab_size=max(size, len(SPECIAL) + len(letters)),
+        special_tokens=list(SPECIAL),
+        initial_alphabet=sorted(letters),
         show_progress=False,
-    )  # fmt: skip
+    )
     inner.train_from_iterator(lines, trainer)
     _template(inner)
     return inner
-

@@ -60,9 +60,16 @@ EXAMPLE = """Examples:
 @click.option("--work", default=None, type=click.Path(), metavar="DIR", help="Where the snapshot is kept (default: OUTPUT.work).")
 @click.option("--keep", is_flag=True, help="Keep the work folder when the model is written.")
 def command(
-    table: str, output: str, candidate: str, settings: tuple[str, ...], seed: int, budget: float | None, work: str | None,
-    keep: bool, **roles: Any,
-) -> None:  # fmt: skip
+    table: str,
+    output: str,
+    candidate: str,
+    settings: tuple[str, ...],
+    seed: int,
+    budget: float | None,
+    work: str | None,
+    keep: bool,
+    **roles: Any,
+) -> None:
     """Train one candidate on TABLE (CSV or Parquet, with --target) or on a PREPARED folder, and write its model folder."""
     made = _candidate(candidate, settings)
     place, target = Path(work or f"{output}.work"), Path(output)
@@ -73,9 +80,12 @@ def command(
         raise BadInput(f"{candidate!r} trains in one process", where="--candidate", remedy="start it without torchrun")
     prepared = Path(table) if (Path(table) / "prepared.json").is_file() else place / "prepared"
     asked = {
-        "table": str(Path(table).resolve()), "candidate": candidate, "settings": made.settings, "seed": seed,
+        "table": str(Path(table).resolve()),
+        "candidate": candidate,
+        "settings": made.settings,
+        "seed": seed,
         **{name: list(value) if isinstance(value, tuple) else value for name, value in roles.items()},
-    }  # fmt: skip
+    }
     _first(rank, lambda: _ready(table, prepared, place, asked, roles, seed))
     data = Prepared.load(prepared)
     data = data.with_parts(**{name: data.parts[name] for name in ("train", "valid")})
@@ -137,9 +147,15 @@ def _ready(table: str, prepared: Path, place: Path, asked: dict[str, Any], roles
         if not roles["targets"]:
             raise BadInput("no target is named", where="--target", remedy="add --target COLUMN for each column to predict")
         read = Table.read(
-            table, list(roles["targets"]), id=roles["id_"], ignore=roles["ignore"], weight=roles["weight"],
-            group=roles["group"], task_column=roles["task_column"], split=roles["how"],
-        )  # fmt: skip
+            table,
+            list(roles["targets"]),
+            id=roles["id_"],
+            ignore=roles["ignore"],
+            weight=roles["weight"],
+            group=roles["group"],
+            task_column=roles["task_column"],
+            split=roles["how"],
+        )
         prepare(read, split(read, seed)).save(prepared)
     elif prepared.parent != place and roles["targets"]:
         raise BadInput("a prepared folder knows its targets", where="--target", remedy="leave --target out")

@@ -39,9 +39,14 @@ def balanced_backward(
     shared = model.shared_parameters()
     if getattr(balancer, "batches", 1) > 1:
         balancing.backward(
-            means, balancer, shared=shared, features=[one.shared for one in passes], extra=_sum(extras), processes=team,
+            means,
+            balancer,
+            shared=shared,
+            features=[one.shared for one in passes],
+            extra=_sum(extras),
+            processes=team,
             on_nonfinite="unchecked",
-        )  # fmt: skip
+        )
         return _weights(balancer)
     for i, (losses, forward, extra) in enumerate(zip(means, passes, extras)):
         if "combine" in getattr(balancer, "doors", ("combine",)) and not _reduces(balancer, team):
@@ -54,9 +59,15 @@ def balanced_backward(
         if isinstance(balancer, balancing.AutoLambda):
             closure = {"train": again[i], "validation": again[-1]}
         balancing.backward(
-            losses, balancer, shared=shared, features=forward.shared, closure=closure, extra=extra, processes=team,
+            losses,
+            balancer,
+            shared=shared,
+            features=forward.shared,
+            closure=closure,
+            extra=extra,
+            processes=team,
             on_nonfinite="unchecked",
-        )  # fmt: skip
+        )
     return _weights(balancer)
 
 

@@ -53,9 +53,7 @@ class Judge:
     def score(self, prediction: NDArray[np.float64]) -> float:
         if not len(self.cells):
             return math.nan
-        value = metrics.compute(
-            self.task.main_metric.name, prediction, self.cells.values, self.cells.weight, groups=self.groups
-        )
+        value = metrics.compute(self.task.main_metric.name, prediction, self.cells.values, self.cells.weight, groups=self.groups)
         return float(np.asarray(value))
 
     def skill(self, score: float) -> float:

@@ -71,12 +71,27 @@ class SliceAdamW(torch.optim.Optimizer):
             if whole:
                 states = [self.state[p] for p in whole]
                 adamw(
-                    whole, [p.grad for p in whole if p.grad is not None],
-                    [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states], [], [s["step"] for s in states],
-                    foreach=None, capturable=False, differentiable=False, fused=_fused(whole), grad_scale=None, found_inf=None,
-                    has_complex=False, amsgrad=False, beta1=group["betas"][0], beta2=group["betas"][1], lr=group["lr"],
-                    weight_decay=group["weight_decay"], eps=group["eps"], maximize=False,
-                )  # fmt: skip
+                    whole,
+                    [p.grad for p in whole if p.grad is not None],
+                    [s["exp_avg"] for s in states],
+                    [s["exp_avg_sq"] for s in states],
+                    [],
+                    [s["step"] for s in states],
+                    foreach=None,
+                    capturable=False,
+                    differentiable=False,
+                    fused=_fused(whole),
+                    grad_scale=None,
+                    found_inf=None,
+                    has_complex=False,
+                    amsgrad=False,
+                    beta1=group["betas"][0],
+                    beta2=group["betas"][1],
+                    lr=group["lr"],
+                    weight_decay=group["weight_decay"],
+                    eps=group["eps"],
+                    maximize=False,
+                )
         return loss
 
     def _prepare(self, p: nn.Parameter) -> None:

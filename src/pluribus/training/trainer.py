@@ -158,16 +158,12 @@ class Trainer:
             best = self._restore(resume, stage, optimizer, generator, progress)
         judges = [Judge(self.model.tasks[name], data) for name in tasks]
         steps = max(1, math.ceil(len(data.parts["train"]) / (stage.batch_size * stage.accumulate)))
-        plan = {
-            "stage": index, "epochs": stage.epochs, "tasks": list(tasks), "parameters": sum(p.numel() for p in trained),
-        }  # fmt: skip
+        plan = {"stage": index, "epochs": stage.epochs, "tasks": list(tasks), "parameters": sum(p.numel() for p in trained)}
         self._tell("start", plan)
         reason = "epochs"
         while progress.epoch < stage.epochs:
             live = {name for name in tasks if name not in progress.frozen}
-            sums, weights, complete = self._epoch(
-                index, stage, data, generator, optimizer, trained, progress, live, steps, began
-            )
+            sums, weights, complete = self._epoch(index, stage, data, generator, optimizer, trained, progress, live, steps, began)
             scores, skills = self._evaluate(data, judges)
             self._note(history, sums, scores, weights)
             history.times.append(history.seconds + self.clock() - began)
@@ -181,9 +177,15 @@ class Trainer:
                 progress.since += 1
             self._freeze(stage, skills, progress, live)
             record = {
-                "stage": index, "epoch": progress.epoch, "losses": sums, "scores": scores, "rule": value,
-                "weights": weights, "seconds": self.clock() - began, "diagnostics": self.diagnostics.scalars(),
-            }  # fmt: skip
+                "stage": index,
+                "epoch": progress.epoch,
+                "losses": sums,
+                "scores": scores,
+                "rule": value,
+                "weights": weights,
+                "seconds": self.clock() - began,
+                "diagnostics": self.diagnostics.scalars(),
+            }
             self._tell("epoch", record)
             progress.epoch += 1
             if stage.balancer is not None:
@@ -282,9 +284,7 @@ class Trainer:
             with torch.no_grad():
                 stage.balancer.after_step(self._means(stage.objective.losses(self.model, group[0]), counts))
 
-    def _total(
-        self, stage: Stage, losses: Losses, counts: Mapping[str, Tensor], parts: int, running: Running
-    ) -> Tensor | None:
+    def _total(self, stage: Stage, losses: Losses, counts: Mapping[str, Tensor], parts: int, running: Running) -> Tensor | None:
         """Σ weight·mean loss + penalties, of one micro-batch's share; None where this process has no label."""
         total: Tensor | None = None
         for name, loss in self._means(losses, counts).items():
@@ -307,9 +307,11 @@ class Trainer:
     def _listen(self, losses: Losses, counts: Mapping[str, Tensor]) -> None:
         """Compare the tasks' gradients at the features, before the backward pass frees the graph."""
         if losses.shared:
-            self.diagnostics.observe(balancing.at_features(
-                self._means(losses, counts), losses.shared, processes=balancing.Processes.running(reduction="sum")
-            ))  # fmt: skip
+            self.diagnostics.observe(
+                balancing.at_features(
+                    self._means(losses, counts), losses.shared, processes=balancing.Processes.running(reduction="sum")
+                )
+            )
 
     def _balanced(
         self, stage: Stage, group: list[Batch], counts: Mapping[str, Tensor], running: Running, listening: bool
@@ -350,8 +352,7 @@ class Trainer:
             rows = rows[torch.randperm(len(rows), generator=generator)]
             names = [name for name in self.model.tasks if name in live]
             source = (
-                data.batch(processes.share(rows[i : i + stage.batch_size]), names)
-                for i in range(0, len(rows), stage.batch_size)
+                data.batch(processes.share(rows[i : i + stage.batch_size]), names) for i in range(0, len(rows), stage.batch_size)
             )
         for batch in source:
             if stage.sampler is not None:
@@ -383,9 +384,10 @@ class Trainer:
             if not matched:
                 raise BadInput(f"{glob!r} matches no parameter that trains", where="stage, rates", remedy="check the name")
         groups: list[dict[str, Any]] = [
-            {"params": decayed}, {"params": plain, "weight_decay": 0.0},
+            {"params": decayed},
+            {"params": plain, "weight_decay": 0.0},
             *({"params": own[glob], "weight_decay": 0.0, "times": rate / stage.lr} for glob, rate in stage.rates.items()),
-        ]  # fmt: skip
+        ]
         return SliceAdamW(
             [group for group in groups if group["params"]],
             stacked=stacked,
@@ -435,9 +437,7 @@ class Trainer:
             if progress.task_since[name] >= stage.task_patience:
                 progress.frozen.append(name)
 
-    def _note(
-        self, history: History, losses: dict[str, float], scores: dict[str, float], weights: dict[str, float]
-    ) -> None:
+    def _note(self, history: History, losses: dict[str, float], scores: dict[str, float], weights: dict[str, float]) -> None:
         for store, values in ((history.losses, losses), (history.scores, scores), (history.weights, weights)):
             for name, value in values.items():
                 store.setdefault(name, []).append(value)
@@ -473,11 +473,18 @@ class Trainer:
         assert self.folder is not None
         past = {**vars(history), "seconds": history.seconds + self.clock() - began}
         state = {
-            "identity": self._identity(data), "stage": index, "progress": vars(progress), "history": past,
-            "model": self.model.state_dict(), "best": best, "optimizer": optimizer.state_dict()["state"],
-            "diagnostics": self.diagnostics.state_dict(), "generator": generator.get_state(), "torch": torch.get_rng_state(),
+            "identity": self._identity(data),
+            "stage": index,
+            "progress": vars(progress),
+            "history": past,
+            "model": self.model.state_dict(),
+            "best": best,
+            "optimizer": optimizer.state_dict()["state"],
+            "diagnostics": self.diagnostics.state_dict(),
+            "generator": generator.get_state(),
+            "torch": torch.get_rng_state(),
             "balancer": None if stage.balancer is None else stage.balancer.state_dict(),
-        }  # fmt: skip
+        }
         write_snapshot(self.folder, state)
 
     def _resume(self, data: Prepared, history: History) -> tuple[int, dict[str, Any] | None]:
@@ -489,12 +496,7 @@ class Trainer:
         return int(state["stage"]), state
 
     def _restore(
-        self,
-        state: dict[str, Any],
-        stage: Stage,
-        optimizer: SliceAdamW,
-        generator: torch.Generator,
-        progress: _Progress,
+        self, state: dict[str, Any], stage: Stage, optimizer: SliceAdamW, generator: torch.Generator, progress: _Progress
     ) -> dict[str, Tensor]:
         self.model.load_state_dict(state["model"])
         held = optimizer.state_dict()

@@ -15,8 +15,12 @@ PLACES = {"gains": "Gains", "memory": "Memory", "roads": "Roads", "settings": "S
 def parts(summary: Row, pictures: Pictures) -> list[Html]:
     """The sections, in order."""
     return [
-        verdict.top(summary), evidence.gains(summary, pictures), _memory(summary, pictures), _roads(summary), _settings(summary),
-    ]  # fmt: skip
+        verdict.top(summary),
+        evidence.gains(summary, pictures),
+        _memory(summary, pictures),
+        _roads(summary),
+        _settings(summary),
+    ]
 
 
 def _memory(summary: Row, pictures: Pictures) -> Html:
@@ -28,18 +32,28 @@ def _memory(summary: Row, pictures: Pictures) -> Html:
     title = {"text": "stored, MB", "font": {"size": 12}}
     layout["xaxis"] = {**_AXIS, "title": title, "rangemode": "tozero", "range": [0, 1.15 * max(x)]}
     layout["yaxis"] = {
-        **_AXIS, "automargin": True, "range": _around([*y, 0.0]), "title": {"text": "Δm on test, %", "font": {"size": 12}},
-    }  # fmt: skip
+        **_AXIS,
+        "automargin": True,
+        "range": _around([*y, 0.0]),
+        "title": {"text": "Δm on test, %", "font": {"size": 12}},
+    }
     layout["shapes"] = [
         {"type": "line", "xref": "paper", "x0": 0, "x1": 1, "y0": 0, "y1": 0, "line": {"color": "--soft", "width": 1}}
     ]
     chosen = summary["choice"]["deployed"]
     data = [
         {
-            "x": [a], "y": [b], "mode": "markers+text", "text": [label(n)], "textposition": "top center", "hoverinfo": "skip",
-            "cliponaxis": False, "marker": {"size": 13 if n == chosen else 9, "color": "--better" if n == chosen else "--c0"},
-        } for n, a, b in zip(names, x, y)
-    ]  # fmt: skip
+            "x": [a],
+            "y": [b],
+            "mode": "markers+text",
+            "text": [label(n)],
+            "textposition": "top center",
+            "hoverinfo": "skip",
+            "cliponaxis": False,
+            "marker": {"size": 13 if n == chosen else 9, "color": "--better" if n == chosen else "--c0"},
+        }
+        for n, a, b in zip(names, x, y)
+    ]
     told = "; ".join(f"{n} {number(a)} MB, {number(b, '+')} %" for n, a, b in zip(names, x, y))
     figure: dict[str, Any] = {"data": data, "layout": layout, "alt": f"Stored megabytes and Δm over the experts: {told}."}
     what = "Higher is better, left is smaller. Δm is the mean relative change of the tasks' test scores over their experts."
@@ -73,8 +87,12 @@ def _settings(summary: Row) -> Html:
         [task, about["path"], about["valid"], about["test"], ", ".join(summary["heads"][task][:4]) or "none"]
         for task, about in experts.items()
     ]
-    lines = [f"base: {summary['settings']['base']}", f"evaluated by {summary['evaluate']}",
-             f"{summary['seconds']:.0f} core-seconds", *summary["notes"]]  # fmt: skip
+    lines = [
+        f"base: {summary['settings']['base']}",
+        f"evaluated by {summary['evaluate']}",
+        f"{summary['seconds']:.0f} core-seconds",
+        *summary["notes"],
+    ]
     return section(
         "settings", "Settings", table("Experts", ["task", "path", "valid", "test", "head (never merged)"], body), bullets(lines)
     )

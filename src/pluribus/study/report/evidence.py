@@ -76,8 +76,7 @@ def gains(summary: Row, pictures: Pictures) -> Html:
                 number(row["tolerance"]),
                 number(row["p"]),
                 number(row["p_holm"]),
-                number(row["rows"])
-                + ("" if row["positives"] is None else f" ({number(row['positives'])} of the rarer class)"),
+                number(row["rows"]) + ("" if row["positives"] is None else f" ({number(row['positives'])} of the rarer class)"),
                 str(row["units"]),
                 f"{len(row['challenger_seeds'])} / {len(row['reference_seeds'])}",
             ]
@@ -254,11 +253,7 @@ def holes(summary: Row, pictures: Pictures) -> Html:
         area = asked.get(task["name"])
         body.append([*row, "not asked" if area is None else f"AUC {area:.2f}", found.get(task["name"], "")])
     checked = [
-        tag(
-            "span",
-            name,
-            f": {found.get(name) or 'no sign that labels are missing by a rule of the inputs'} (AUC {area:.2f})",
-        )
+        tag("span", name, f": {found.get(name) or 'no sign that labels are missing by a rule of the inputs'} (AUC {area:.2f})")
         for name, area in list(asked.items())[:MOST]
     ]
     verdict = (
@@ -337,11 +332,7 @@ def costs(summary: Row, pictures: Pictures) -> Html:
             ratio = a / b if key == "rows_per_second" else b / a
             ratios[name] = ratio
         times = (
-            "n/a"
-            if ratio is None
-            else f"{number(ratio)} times cheaper"
-            if ratio >= 1
-            else f"{number(1 / ratio)} times dearer"
+            "n/a" if ratio is None else f"{number(ratio)} times cheaper" if ratio >= 1 else f"{number(1 / ratio)} times dearer"
         )
         if ratio is not None and key == "rows_per_second":
             times = times.replace("cheaper", "faster").replace("dearer", "slower")
@@ -386,6 +377,4 @@ def _few(summary: Row, shown: list[str]) -> Html:
 
 
 def _cut(total: int, shown: int, noun: str) -> Html:
-    return Html(
-        f"The pictures show {shown} of {count(total, noun)}, the most telling ones; the tables below hold all of them."
-    )
+    return Html(f"The pictures show {shown} of {count(total, noun)}, the most telling ones; the tables below hold all of them.")

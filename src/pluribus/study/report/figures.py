@@ -121,9 +121,7 @@ def gains(comparison: Row, shown: Sequence[str]) -> Figure:
                 "line": {"color": "--ink", "width": 1.5},
             }
         )
-        ends = [
-            row["gain"][scope][end] for scope in ("method", "file") if row["gain"][scope] for end in ("low", "value", "high")
-        ]
+        ends = [row["gain"][scope][end] for scope in ("method", "file") if row["gain"][scope] for end in ("low", "value", "high")]
         layout[f"xaxis{key}"]["range"] = _around([0.0, -(row["tolerance"] or 0.0), *ends])
         for scope, at, width in (("method", 1, 6), ("file", 0, 2)):
             found = row["gain"][scope]
@@ -173,11 +171,7 @@ def scores(
     layout["xaxis"] = {
         **_AXIS,
         "nticks": 5,
-        "title": {
-            "text": f"{label(measure(main['name']))}, {direction(main['direction'])}",
-            "font": {"size": 12},
-            "standoff": 6,
-        },
+        "title": {"text": f"{label(measure(main['name']))}, {direction(main['direction'])}", "font": {"size": 12}, "standoff": 6},
     }
     layout["yaxis"] = {
         **_SIDE,
@@ -305,8 +299,7 @@ def holes(words: Sequence[str], codes: Mapping[str, Sequence[int]], ordered: str
         }
     ]
     listed = "; ".join(
-        f"{name}: "
-        + ", ".join(f"{sum(c == k for c in codes[name])} {hole(w)}" for k, w in enumerate(words) if k in codes[name])
+        f"{name}: " + ", ".join(f"{sum(c == k for c in codes[name])} {hole(w)}" for k, w in enumerate(words) if k in codes[name])
         for name in order
     )
     return {"data": data, "layout": layout, "alt": f"Which cells of the table hold labels. Of the rows shown, {listed}."}
@@ -326,14 +319,7 @@ def reliability(task: str, bins: Sequence[Row]) -> Figure:
             "title": {"text": title, "font": {"size": 12}, "standoff": 6},
         }
     layout["shapes"] = [
-        {
-            "type": "line",
-            "x0": low,
-            "y0": low,
-            "x1": top,
-            "y1": top,
-            "line": {"color": "--soft", "dash": "dash", "width": 1.5},
-        }
+        {"type": "line", "x0": low, "y0": low, "x1": top, "y1": top, "line": {"color": "--soft", "dash": "dash", "width": 1.5}}
     ]
     up, down = ([abs((b[k] or 0) - (b["observed"] or 0)) for b in bins] for k in ("high", "low"))
     data = [
@@ -342,9 +328,7 @@ def reliability(task: str, bins: Sequence[Row]) -> Figure:
             "y": [b["observed"] for b in bins],
             "mode": "markers",
             "hoverinfo": "text",
-            "text": [
-                f"predicted {number(b['predicted'])}<br>observed {number(b['observed'])}<br>{b['rows']} rows" for b in bins
-            ],
+            "text": [f"predicted {number(b['predicted'])}<br>observed {number(b['observed'])}<br>{b['rows']} rows" for b in bins],
             "marker": {"color": "--c0", "size": 8},
             "error_y": {
                 "type": "data",
@@ -357,9 +341,7 @@ def reliability(task: str, bins: Sequence[Row]) -> Figure:
             },
         }
     ]
-    inside = sum(
-        b["low"] <= b["predicted"] <= b["high"] for b in bins if all(finite(b[k]) for k in ("low", "predicted", "high"))
-    )
+    inside = sum(b["low"] <= b["predicted"] <= b["high"] for b in bins if all(finite(b[k]) for k in ("low", "predicted", "high")))
     alt = f"Reliability of {task}: in {inside} of {len(bins)} bins the predicted probability lies inside the observed interval."
     return {"data": data, "layout": layout, "alt": alt}
 
@@ -387,9 +369,7 @@ def costs(ratios: Mapping[str, float]) -> Figure:
     data = []
     for i, ratio in enumerate(ratios.values()):
         colour = "--better" if ratio > 1 else "--worse" if ratio < 1 else "--soft"
-        data.append(
-            {"x": [1, ratio], "y": [i, i], "mode": "lines", "line": {"color": colour, "width": 4}, "hoverinfo": "skip"}
-        )
+        data.append({"x": [1, ratio], "y": [i, i], "mode": "lines", "line": {"color": colour, "width": 4}, "hoverinfo": "skip"})
         data.append(
             {
                 "x": [ratio],

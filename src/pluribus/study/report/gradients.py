@@ -62,17 +62,25 @@ def gradients(summary: Row, pictures: Pictures) -> Html:
         ),
         tag(
             "p",
-            tag("b", "Conflict ratio"), ": the share of task pairs whose gradients point apart. ",
-            tag("b", "Effective tasks"), ": T where the gradients are orthogonal, 1 where they are parallel. ",
-            tag("b", "Pareto gap"), ": the length of the shortest convex combination of the gradients over their root mean "
-            "square; 0 where no step can help every task any more.", class_="soft",
+            tag("b", "Conflict ratio"),
+            ": the share of task pairs whose gradients point apart. ",
+            tag("b", "Effective tasks"),
+            ": T where the gradients are orthogonal, 1 where they are parallel. ",
+            tag("b", "Pareto gap"),
+            ": the length of the shortest convex combination of the gradients over their root mean "
+            "square; 0 where no step can help every task any more.",
+            class_="soft",
         ),
         fold(
             "Pairs of tasks in figures",
             table(f"{label(summary, chosen)}, mean over seeds; the widest {PAIRS} at either end", *_pairs(heard[chosen])),
             _grouping(summary),
-            table("Affinity: how much a step along the row's gradient alone lowers the column's loss, to first order; the "
-                  "largest help is 1", ["task", *map(str, first["tasks"][:MOST])], _affinity(heard[chosen])),
+            table(
+                "Affinity: how much a step along the row's gradient alone lowers the column's loss, to first order; the "
+                "largest help is 1",
+                ["task", *map(str, first["tasks"][:MOST])],
+                _affinity(heard[chosen]),
+            ),
         ),
         balancers(summary),
     )

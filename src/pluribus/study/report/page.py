@@ -46,14 +46,11 @@ def page(summary: Row) -> str:
         f"<style>{_read('style.css')}</style>\n</head>",
     ]
     bar = tag("header", tag("p", tag("b", "Pluribus"), " study ", tag("b", summary["name"])), _toggle())
-    quiet = (
-        "<noscript><p>Without scripts the pictures stay empty; the tables below each of them say the same.</p></noscript>"
-    )
+    quiet = "<noscript><p>Without scripts the pictures stay empty; the tables below each of them say the same.</p></noscript>"
     foot = tag(
         "footer",
         tag(
-            "p",
-            f"Drawn by Pluribus {summary['versions'].get('pluribus', '')} from report.json; nothing is loaded from anywhere.",
+            "p", f"Drawn by Pluribus {summary['versions'].get('pluribus', '')} from report.json; nothing is loaded from anywhere."
         ),
     )
     return "\n".join(

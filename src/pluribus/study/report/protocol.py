@@ -25,9 +25,7 @@ def reading(summary: Row) -> Html:
     }
     terms = [join([tag("dt", badge(word)), tag("dd", meaning)]) for word, meaning in told.items()]
     scopes = [
-        tag(
-            "span", tag("b", "The method"), ": what training again with other seeds, on other data of this kind, would give."
-        ),
+        tag("span", tag("b", "The method"), ": what training again with other seeds, on other data of this kind, would give."),
         tag(
             "span",
             tag("b", "This file only"),
@@ -117,8 +115,7 @@ def choosing(summary: Row) -> Html:
     ]
     words = [[task, badge(word)] for task, word in choice["valid_words"].items()]
     valid = fold(
-        "Words on validation (they chose the recommendation and claim nothing)",
-        table("On validation", ["task", "word"], words),
+        "Words on validation (they chose the recommendation and claim nothing)", table("On validation", ["task", "word"], words)
     )
     return section(
         "choosing",

@@ -14,9 +14,7 @@ def top(summary: Row) -> Html:
     verdict = summary["verdict"]
     if verdict is None:
         cards = [_recommendation(summary), _evidence(summary)]
-        return tag(
-            "section", _sentence(summary["headline"]), tag("div", *cards, class_="cards"), id="verdict", class_="open"
-        )
+        return tag("section", _sentence(summary["headline"]), tag("div", *cards, class_="cards"), id="verdict", class_="open")
     first = verdict["comparisons"][0]
     parts = [
         *_said(first),
@@ -71,9 +69,7 @@ def _recommendation(summary: Row) -> Html:
         tag("p", choice["reason"]),
     ]
     rows = verdict["comparisons"][0]["tasks"] if verdict is not None else []
-    worse, open_ = (
-        [r["task"] for r in rows if r["role"] == "main" and r["word"] == word] for word in ("worse", "undecided")
-    )
+    worse, open_ = ([r["task"] for r in rows if r["role"] == "main" and r["word"] == word] for word in ("worse", "undecided"))
     shared = choice["recommended"] == "one model"
     if shared and worse:
         lines.append(tag("p", f"The test split contradicts it on {names(worse, 4)}.", class_="warn"))
