@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 import torch
@@ -14,27 +15,45 @@ from pluribus.data.prepared import Cells, Prepared
 from pluribus.evaluation import metrics
 from pluribus.evaluation.skill import best_constant, skill
 from pluribus.modeling import MultiTaskModel
+from pluribus.modeling.pieces import bytes_per_row, pieces
 from pluribus.tasks import Task
-
-EVALUATION_ROWS = 8192
 
 
 @torch.no_grad()
-def predict(model: MultiTaskModel, data: Prepared, rows: Mapping[str, Tensor]) -> dict[str, NDArray[np.float64]]:
-    """Predictions of an encoded table: task → rows asked for → [m] or [m, C] float64, in batches, each row encoded once."""
+def predict(
+    model: MultiTaskModel, data: Prepared, rows: Mapping[str, Tensor], *, bytes_each: float | None = None
+) -> dict[str, NDArray[np.float64]]:
+    """Predictions of an encoded table, in pieces of bounded memory, each row encoded once.
+
+    Parameters
+    ----------
+    model:
+        The network; it predicts on its own device.
+    data:
+        The encoded table.
+    rows:
+        Task → the rows asked for (int64 [m]).
+    bytes_each:
+        Bytes of a row's inputs and outputs; None: measured here (see `pluribus.modeling.pieces`).
+
+    Returns
+    -------
+    Task → [m] or [m, C] float64, in the order of its rows.
+    """
     device = next(model.parameters()).device
     union = torch.unique(torch.cat(list(rows.values()))) if rows else torch.zeros(0, dtype=torch.int64)
-    pieces: dict[str, list[Tensor]] = {name: [] for name in rows}
-    for start in range(0, len(union), EVALUATION_ROWS):
-        chunk = union[start : start + EVALUATION_ROWS]
-        batch = data.batch(chunk, ()).to(device)
-        for name, value in model.predict(batch.inputs, dict.fromkeys(rows), batch.context).items():
-            pieces[name].append(value.double().cpu())
-    found = {}
-    for name, wanted in rows.items():
-        whole = torch.cat(pieces[name]) if pieces[name] else torch.zeros(0, dtype=torch.float64)
-        found[name] = whole[torch.searchsorted(union, wanted.contiguous())].numpy()
-    return found
+    parts: dict[str, list[Tensor]] = {name: [] for name in rows}
+
+    def run(piece: slice) -> tuple[Any, dict[str, Tensor]]:
+        batch = data.batch(union[piece], ()).to(device)
+        return batch.inputs, model.predict(batch.inputs, dict.fromkeys(rows), batch.context)
+
+    if not len(union):
+        return {name: np.zeros(0) for name in rows}
+    for piece in pieces(len(union), bytes_per_row(run, len(union)) if bytes_each is None else bytes_each):
+        for name, value in run(piece)[1].items():
+            parts[name].append(value.double().cpu())
+    return {name: torch.cat(parts[name])[torch.searchsorted(union, rows[name].contiguous())].numpy() for name in rows}
 
 
 class Judge:
