@@ -23,7 +23,7 @@ def test_wide_rows_are_predicted_in_pieces(data: Prepared, model: MultiTaskModel
         return batch(self, rows, tasks)
 
     monkeypatch.setattr(Prepared, "batch", counted)
-    cut = predict(model, data, rows, bytes_each=LIMIT / 100)
+    cut = predict(model, data, rows, bytes_each=LIMIT // 100)
     assert sizes == [100, 100, 100, 1]
     for name in rows:
         np.testing.assert_allclose(cut[name], whole[name], rtol=1e-5)
