@@ -20,7 +20,7 @@ import torch
 from torch import Tensor, nn
 
 from pluribus.adapters.attention import OpenAttention, close_attention, open_attention
-from pluribus.adapters.route import _ATTACHED, _BACKWARD, _LOCK, _ROUTE, Route, active
+from pluribus.adapters.route import Route, active, current, register, repeated, unregister
 from pluribus.adapters.sites import Site, linears, transposed
 from pluribus.errors import BadInput, unknown
 from pluribus.files import atomic_folder, read_json, safetensors
@@ -231,8 +231,7 @@ class Adapters(nn.Module):
         self._leave_fast_paths()
         if self.frozen:
             _freeze(self.model, self)
-        with _LOCK:
-            _ATTACHED.add(self)
+        register(self)
         return self
 
     def detach(self) -> None:
@@ -247,8 +246,7 @@ class Adapters(nn.Module):
             setattr(module, name, value)
         self._handles, self._opened, self._plain = [], [], []
         _thaw(self.model, self)
-        with _LOCK:
-            _ATTACHED.discard(self)
+        unregister(self)
 
     def _leave_fast_paths(self) -> None:
         """torch's encoder layers have fused paths, and the encoder one for nested tensors, that skip every hook."""
@@ -420,7 +418,7 @@ class _Counted(_Hook):
     """On the whole model: a route of fewer rows than the batch would, where it divides them, be dealt out in silence."""
 
     def __call__(self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-        route = _ROUTE.get()
+        route = current()
         if route is None or route.rows is None:
             return
         given = [t for t in torch.utils._pytree.tree_leaves((args, kwargs)) if isinstance(t, Tensor) and t.ndim]
@@ -439,7 +437,7 @@ class _Followed(_Hook):
     def __call__(self, module: nn.Module, args: tuple[Any, ...], output: Any) -> None:
         if torch.compiler.is_compiling() or not torch.is_grad_enabled():
             return
-        route = _BACKWARD.get() or _ROUTE.get()
+        route = repeated() or current()
         if route is None:
             return
         route.follow(output)

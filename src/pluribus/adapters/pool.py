@@ -23,7 +23,7 @@ from torch import Tensor
 from pluribus.adapters.adapter import Adapters
 from pluribus.adapters.formats import read_updates, state_from
 from pluribus.adapters.lora import LoRA
-from pluribus.adapters.route import Route, _scoped, active
+from pluribus.adapters.route import Route, active, scoped
 from pluribus.errors import BadInput, unknown
 
 Head = tuple[Tensor, Tensor]
@@ -149,7 +149,7 @@ class Pool:
             for name in made.names:
                 self._pin(name)
                 held.append(name)
-            with _scoped(made):
+            with scoped(made):
                 yield made
         finally:
             with self._lock:

@@ -12,7 +12,7 @@ import contextvars
 import threading
 import weakref
 from collections.abc import Iterator, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -20,12 +20,28 @@ from torch import Tensor
 from pluribus.errors import BadInput, unknown
 from pluribus.linalg.low_rank import Pick
 
-if TYPE_CHECKING:
-    from pluribus.adapters.adapter import Adapters
+
+class Slots(Protocol):
+    """What a route asks of adapters: which slot holds which task."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def slots(self) -> Mapping[str, int]: ...
+
+    @property
+    def version(self) -> int:
+        """Changes whenever a slot holds something else."""
+        ...
+
+    @property
+    def device(self) -> torch.device: ...
+
 
 _ROUTE: contextvars.ContextVar[Route | None] = contextvars.ContextVar("pluribus_route", default=None)
 _BACKWARD: contextvars.ContextVar[Route | None] = contextvars.ContextVar("pluribus_backward_route", default=None)
-_ATTACHED: weakref.WeakSet[Adapters] = weakref.WeakSet()
+_ATTACHED: weakref.WeakSet[Slots] = weakref.WeakSet()
 _LOCK = threading.Lock()
 
 
@@ -75,7 +91,7 @@ class Route:
         """The sum of the auxiliary losses that the forward left, 0.0 where there are none."""
         return sum(self.penalties.values()) if self.penalties else 0.0
 
-    def pick(self, adapters: Adapters, device: torch.device) -> Pick:
+    def pick(self, adapters: Slots, device: torch.device) -> Pick:
         """The slots of `adapters` that the rows use; an unknown task is an error."""
         found = self.picks.get(id(adapters))
         if found is None or found[0] != adapters.version or found[1].ids.device != device:
@@ -112,9 +128,31 @@ def _forget() -> None:
     _BACKWARD.set(None)
 
 
+def register(adapters: Slots) -> None:
+    """Adapters that were attached to a model: every route from now on looks their slots up beforehand."""
+    with _LOCK:
+        _ATTACHED.add(adapters)
+
+
+def unregister(adapters: Slots) -> None:
+    """Adapters that were detached."""
+    with _LOCK:
+        _ATTACHED.discard(adapters)
+
+
+def current() -> Route | None:
+    """The route of the `with` block around, if there is one."""
+    return _ROUTE.get()
+
+
+def repeated() -> Route | None:
+    """The route of the forward that the backward pass is computing again, if it is."""
+    return _BACKWARD.get()
+
+
 def active() -> Route:
     """The route of the forward that is running (or being repeated); having none is an error."""
-    found = _BACKWARD.get() or _ROUTE.get()
+    found = repeated() or current()
     if found is None:
         raise BadInput(
             "no route is set: the adapters do not know the rows' tasks",
@@ -125,7 +163,8 @@ def active() -> Route:
 
 
 @contextlib.contextmanager
-def _scoped(made: Route) -> Iterator[Route]:
+def scoped(made: Route) -> Iterator[Route]:
+    """A route for the forwards inside."""
     made.prepare()
     token = _ROUTE.set(made)
     try:
@@ -136,9 +175,9 @@ def _scoped(made: Route) -> Iterator[Route]:
 
 def route(tasks: str | Sequence[str] | Tensor, names: Sequence[str] | None = None) -> contextlib.AbstractContextManager[Route]:
     """`with route(tasks): model(x)`: the rows' tasks, as a name for all, a name per row, or places in `names`."""
-    return _scoped(Route(tasks, names))
+    return scoped(Route(tasks, names))
 
 
 def fork(tasks: Sequence[str]) -> contextlib.AbstractContextManager[Route]:
     """`with fork(tasks) as streams: model(x)`: every row for all of `tasks`, whose features leave the forking blocks."""
-    return _scoped(Route(None, forks=tasks))
+    return scoped(Route(None, forks=tasks))

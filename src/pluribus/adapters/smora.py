@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pluribus.adapters.adapter import LinearAdapters, key_of
 from pluribus.adapters.lora import LowRank, check_rank
-from pluribus.adapters.route import _BACKWARD, Route
+from pluribus.adapters.route import Route, repeated
 from pluribus.errors import BadInput, unknown
 from pluribus.linalg.low_rank import Pick, mix_outputs
 
@@ -92,7 +92,7 @@ class SMoRA(LinearAdapters):
     def updated(self, path: str, module: nn.Module, x: Tensor, y: Tensor, pick: Pick, route: Route) -> Tensor:
         p = self.site(path)
         g, chosen = self.gate(path, x)
-        if module.training and _BACKWARD.get() is None:
+        if module.training and repeated() is None:
             with torch.no_grad():
                 p.load += torch.bincount(chosen.flatten(), minlength=len(p.load))
         return mix_outputs(x, p.A, p.B, g, y, scale=self.factor)
