@@ -24,7 +24,6 @@ from pluribus.balancing.geometric_loss import GeometricLoss
 from pluribus.balancing.graddrop import GradDrop
 from pluribus.balancing.gradnorm import GradNorm
 from pluribus.balancing.gradvac import GradVac
-from pluribus.balancing.hearing import Step
 from pluribus.balancing.imtl_g import IMTLG
 from pluribus.balancing.imtl_l import IMTLL
 from pluribus.balancing.log_loss import LogLoss
@@ -38,6 +37,7 @@ from pluribus.balancing.random_loss_weighting import RandomLossWeighting
 from pluribus.balancing.rep_mtl import RepMTL
 from pluribus.balancing.sdmgrad import SDMGrad
 from pluribus.balancing.stch import STCH
+from pluribus.balancing.step import Step
 from pluribus.balancing.torchjd import TorchJD
 from pluribus.balancing.uncertainty_weighting import UncertaintyWeighting
 from pluribus.balancing.upgrad import UPGrad

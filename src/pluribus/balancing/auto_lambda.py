@@ -25,9 +25,10 @@ from torch import Tensor
 from pluribus.balancing.balancer import Balancer, check_positive
 from pluribus.balancing.flat_regions import moved
 from pluribus.balancing.graph import gradients, leaves
-from pluribus.balancing.hearing import Step, stack
+from pluribus.balancing.hearing import stack
 from pluribus.balancing.problem import Problem, accumulate
 from pluribus.balancing.state import Scalars
+from pluribus.balancing.step import Step
 from pluribus.errors import BadInput
 
 

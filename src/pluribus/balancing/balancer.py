@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 
 from pluribus.balancing.state import constant
+from pluribus.balancing.step import Step
 from pluribus.errors import BadInput
 
 Preference = Mapping[str, float] | Sequence[float] | None
@@ -42,7 +43,7 @@ class Balancer:
     doors: ClassVar[tuple[str, ...]] = ("combine", "backward")
     batches: ClassVar[int] = 1
     mutable: ClassVar[tuple[str, ...]] = ()  # attributes that `reset` makes and `state_dict` saves
-    last: Any = None  # what the doors heard and decided in their latest call (`hearing.Step`); no part of the state
+    last: Any = None  # what the doors heard and decided in their latest call (a `Step`); no part of the state
 
     def __init__(self) -> None:
         self.reset()
@@ -154,8 +155,6 @@ class Balancer:
 
     def hold(self, state: Mapping[str, Any]) -> None:
         """Take up what `held` gave."""
-        from pluribus.balancing.hearing import Step
-
         self.last = None
         if "held" in state:
             held = dict(state["held"])

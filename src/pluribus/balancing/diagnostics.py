@@ -22,9 +22,10 @@ import torch
 from torch import Tensor
 
 from pluribus.balancing.heads import from_heads, seeds_of
-from pluribus.balancing.hearing import Features, Step, features_of, listen
+from pluribus.balancing.hearing import Features, features_of, listen
 from pluribus.balancing.layers import gram_of
 from pluribus.balancing.processes import Processes
+from pluribus.balancing.step import Step
 from pluribus.errors import BadInput
 from pluribus.linalg.min_norm import min_norm
 

@@ -13,11 +13,12 @@ from pluribus.balancing import grouped
 from pluribus.balancing.balancer import Balancer
 from pluribus.balancing.graph import edge, gradients, leaves, walk
 from pluribus.balancing.heads import through_heads
-from pluribus.balancing.hearing import Heard, OnNonFinite, Step, features_of, listen, stack, weigh
+from pluribus.balancing.hearing import Heard, OnNonFinite, features_of, listen, stack, weigh
 from pluribus.balancing.layers import real
 from pluribus.balancing.problem import accumulate, check_whole, names_of, propagate, scalar_of, shared_leaves
 from pluribus.balancing.processes import Processes
 from pluribus.balancing.scalar import known, widen_rows
+from pluribus.balancing.step import Step
 from pluribus.errors import BadInput
 
 

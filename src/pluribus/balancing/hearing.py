@@ -11,32 +11,11 @@ from torch import Tensor
 
 from pluribus.balancing.balancer import Balancer
 from pluribus.balancing.processes import Processes, union
+from pluribus.balancing.step import Step
 from pluribus.errors import BadInput, NonFinite, unknown
 
 Features = Tensor | Sequence[Tensor]
 OnNonFinite = Literal["raise", "skip", "unchecked"]
-
-
-@dataclass(eq=False)
-class Step:
-    """What one call heard and decided; found in ``balancer.last``.
-
-    tasks: the tasks present (on any rank). losses, weights: [T], detached; weights are None where the balancer gives a
-    direction and no weights, and in a skipped step. gram: [T, T] or None where none was measured.
-    source: where the signal came from ("losses", "features", "last", "full", "grouped", "held" weights, …); why: the reason.
-    skipped: some loss was not finite and the balancer was not called. age: calls since the weights were computed, which is done
-    at every so many calls (`every`).
-    """
-
-    tasks: tuple[str, ...]
-    losses: Tensor
-    weights: Tensor | None = None
-    gram: Tensor | None = None
-    source: str = "losses"
-    why: str = ""
-    skipped: bool = False
-    age: int = 0
-    every: int = 1
 
 
 @dataclass(eq=False)
