@@ -18,6 +18,7 @@ from sklearn.utils import check_random_state
 from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pluribus.boosting import cells as cells_
+from pluribus.boosting import storage
 from pluribus.boosting.cells import Cells
 from pluribus.boosting.columns import Columns, is_frame
 from pluribus.boosting.histogram import Floats, Ints
@@ -274,10 +275,8 @@ class TaskBooster(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no
     # saving -----------------------------------------------------------------------------------------------------------
     def save(self, folder: str | Path) -> None:
         """Write the fitted booster to a folder (JSON and npz; nothing is pickled); `pluribus.boosting.load` reads it."""
-        from pluribus.boosting.storage import save
-
         check_is_fitted(self, "tasks_")
-        save(self, folder)
+        storage.save(self, folder)
 
     def __sklearn_tags__(self) -> Any:
         tags = super().__sklearn_tags__()

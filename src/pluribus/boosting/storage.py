@@ -8,15 +8,16 @@
 from __future__ import annotations
 
 import importlib
+import json
 import zipfile
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from sklearn.base import BaseEstimator
 
 from pluribus.boosting.columns import Columns
-from pluribus.boosting.estimator import TaskBooster
 from pluribus.boosting.objectives import Objective
 from pluribus.boosting.tree import Trees
 from pluribus.errors import BadInput
@@ -73,7 +74,7 @@ class _Writer:
             return {"columns": [self.encode(value.names), self.encode(value.categories)]}
         if isinstance(value, Objective):
             return {"objective": [value.kind, self.encode(value.classes)]}
-        if isinstance(value, TaskBooster):
+        if isinstance(value, BaseEstimator):
             return {"booster": self.estimator(value)}
         if type(value).__module__.split(".")[0] == "lightgbm" and hasattr(value, "model_to_string"):
             name = f"trees_{self.texts}.txt"
@@ -82,7 +83,7 @@ class _Writer:
             return {"lightgbm": name}
         raise BadInput(f"a {type(value).__name__} cannot be saved without pickling", remedy="use plain values for parameters")
 
-    def estimator(self, model: TaskBooster) -> dict[str, Any]:
+    def estimator(self, model: BaseEstimator) -> dict[str, Any]:
         if type(model).__name__ not in CLASSES:
             raise BadInput(f"{type(model).__name__} is not a booster of this package and cannot be saved")
         given = model.get_params(deep=False)
@@ -95,10 +96,8 @@ class _Writer:
         return {"class": type(model).__name__, "parameters": parameters, "state": state}
 
 
-def save(model: TaskBooster, folder: str | Path) -> None:
+def save(model: BaseEstimator, folder: str | Path) -> None:
     """Write a fitted booster; see the module's text for the format."""
-    import json
-
     with atomic_folder(folder) as aside:
         writer = _Writer(aside)
         record = {"schema_version": SCHEMA_VERSION, "kind": "booster", **writer.estimator(model)}
