@@ -107,7 +107,6 @@ def test_balancing_and_merging_stand_alone() -> None:
 CIRCLES = {
     frozenset({"benchmarks.rare_tasks", "benchmarks.sharing_claims"}),
     frozenset(f"pluribus.data.{name}" for name in ("columns", "delayed", "items", "prepared", "splitting", "table")),
-    frozenset({"pluribus.merging.container", "pluribus.merging.served"}),
     frozenset({"pluribus.modeling.candidate", "pluribus.modeling.checkpoint"}),
     frozenset({"pluribus.modeling.heads", "pluribus.modeling.model"}),
     frozenset({"pluribus.study.report", "pluribus.study.study", "pluribus.study.summary"}),

@@ -14,7 +14,9 @@ from torch import Tensor, nn
 from pluribus.errors import BadInput
 from pluribus.files import safetensors
 from pluribus.merging.bundle import bundle
-from pluribus.merging.container import FactorPart, MaskPart, MergeContainer, pack, train_router, unpack
+from pluribus.merging.container import MergeContainer
+from pluribus.merging.parts import FactorPart, MaskPart, pack, unpack
+from pluribus.merging.router import train_router
 
 State = dict[str, Tensor]
 

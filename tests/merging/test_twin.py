@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from pluribus.errors import BadInput
-from pluribus.merging.container import FactorPart, factor_part, factored
+from pluribus.merging.parts import FactorPart, factor_part, factored
 from pluribus.merging.twin import shared_features, twin
 
 State = dict[str, Tensor]

@@ -22,9 +22,10 @@ from torch import Tensor
 from pluribus.errors import BadInput, unknown
 from pluribus.files import atomic_folder, safetensors
 from pluribus.merging.checkpoints import Plan, config
-from pluribus.merging.container import FactorPart, MergeContainer, factored
+from pluribus.merging.container import MergeContainer
 from pluribus.merging.extract_lora import SKIP
 from pluribus.merging.folder import KIND, check_vacant, copy_texts, describe_export, own_names, read_about
+from pluribus.merging.parts import FactorPart, factored
 from pluribus.merging.run import is_static, merge, names_of, prepare
 from pluribus.merging.twin import twin
 

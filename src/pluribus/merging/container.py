@@ -15,12 +15,10 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pluribus.errors import BadInput, unknown
@@ -30,111 +28,13 @@ from pluribus.merging.coefficients import TaskVectors
 from pluribus.merging.consensus import masks as localised
 from pluribus.merging.emr import unified
 from pluribus.merging.folder import copy_texts
+from pluribus.merging.parts import FactorPart, MaskPart, Part, check, factor_part, pack, unpack
+from pluribus.merging.router import Router
 from pluribus.merging.served import Served
 from pluribus.merging.source import Source
 
 SCHEMA = 1
 KIND = "merge-container"
-
-
-def pack(mask: Tensor) -> Tensor:
-    """A boolean tensor as bits, 8 a byte, the first entry in the highest bit; the last byte is padded with zeros."""
-    flat = mask.reshape(-1)
-    flat = F.pad(flat.to(torch.uint8), (0, -len(flat) % 8)).view(-1, 8)
-    return (flat << torch.arange(7, -1, -1, dtype=torch.uint8)).sum(1, dtype=torch.uint8)
-
-
-def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
-    """The inverse of `pack`."""
-    n = torch.Size(shape).numel()
-    each = (bits[:, None] >> torch.arange(7, -1, -1, dtype=torch.uint8)) & 1
-    return each.view(-1)[:n].bool().view(*shape)
-
-
-@dataclass
-class MaskPart:
-    """masks: packed bits by tensor name. scale: s_t."""
-
-    masks: dict[str, Tensor]
-    scale: float = 1.0
-
-
-@dataclass
-class FactorPart:
-    """factors: (U [out, r], V [r, in]) by tensor name, kernels flattened to [out, in·kh·kw]. whole: tensors θ_t as they are."""
-
-    factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
-    whole: dict[str, Tensor] = field(default_factory=dict)
-
-
-Part = MaskPart | FactorPart
-
-
-def factored(delta: Tensor, rank: int | None, energy: float | None = None) -> tuple[Tensor, Tensor]:
-    """The best rank-r (U, V) of a tensor flattened to [out, rest]; `rank`, or the least rank that keeps `energy` of ‖·‖²."""
-    matrix = delta.double().flatten(1)
-    u, s, v = torch.linalg.svd(matrix, full_matrices=False)
-    if energy is not None:
-        kept = s.square().cumsum(0) / s.square().sum().clamp(min=torch.finfo(s.dtype).tiny)
-        r = int((kept < energy).sum()) + 1 if s[0] > 0 else 0
-    else:
-        r = len(s) if rank is None else rank
-    r = min(r, int((s > 0).sum()))
-    root = s[:r].sqrt()
-    # Contiguous, as they come back from a file: the layout decides the order of a product's sums.
-    return (u[:, :r] * root).to(delta.dtype).contiguous(), (root[:, None] * v[:r]).to(delta.dtype).contiguous()
-
-
-class Router(nn.Module):
-    """Which task a row is of, from features of the shared model [B, d]; the network of the Twin-Merging paper."""
-
-    def __init__(self, width: int, tasks: Sequence[str]) -> None:
-        super().__init__()
-        self.width, self.tasks = width, tuple(tasks)
-
-        def layer(inputs: int) -> list[nn.Module]:
-            return [nn.Linear(inputs, 2 * width), nn.BatchNorm1d(2 * width), nn.LeakyReLU(), nn.Dropout(0.5)]
-
-        self.net = nn.Sequential(*layer(width), *layer(2 * width), nn.Linear(2 * width, len(self.tasks)))
-
-    def forward(self, features: Tensor) -> Tensor:
-        """Logits over the tasks, [B, T]."""
-        return self.net(features)  # type: ignore[no-any-return]
-
-
-def train_router(
-    features: Mapping[str, Tensor], *, epochs: int = 50, batch: int = 1024, lr: float = 5e-4, most: int = 5500, seed: int = 0
-) -> Router:
-    """Cross-entropy on the task index; a tenth of the rows is held out and the best epoch by its accuracy is kept.
-
-    features: by task, features of the shared model that will be served, [n, d]; at most `most` rows of each are used.
-    """
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
-        rows = [f[torch.randperm(len(f))[:most]].detach().float() for f in features.values()]
-        x = torch.cat(rows)
-        y = torch.repeat_interleave(torch.arange(len(rows)), torch.tensor([len(r) for r in rows]))
-        order = torch.randperm(len(x))
-        held, used = order[: len(x) // 10], order[len(x) // 10 :]
-        if len(used) < 2:
-            raise BadInput(f"{len(x)} rows are too few to train a router", where="features", remedy="give at least 3")
-        router = Router(x.shape[1], tuple(features))
-        optimiser = torch.optim.Adam(router.parameters(), lr=lr)
-        best, kept = -1.0, router.state_dict()
-        for _ in range(epochs):
-            router.train()
-            for part in torch.split(used[torch.randperm(len(used))], batch):
-                if len(part) > 1:  # a batch norm cannot learn from one row
-                    optimiser.zero_grad()
-                    F.cross_entropy(router(x[part]), y[part]).backward()  # type: ignore[no-untyped-call]
-                    optimiser.step()
-            router.eval()
-            with torch.no_grad():
-                right = float((router(x[held]).argmax(-1) == y[held]).float().mean()) if len(held) else 0.0
-            if right >= best:
-                best, kept = right, {k: v.clone() for k, v in router.state_dict().items()}
-    router.load_state_dict(kept)
-    return router.eval().requires_grad_(False)
 
 
 class MergeContainer:
@@ -164,7 +64,7 @@ class MergeContainer:
             raise BadInput(f"task {task!r} is already in the container", remedy="use another name")
         if not task:
             raise BadInput("a task has an empty name", remedy="name it")
-        _check(task, part, self.shared, self.vector)
+        check(task, part, self.shared, self.vector)
         self.parts[task], self.heads[task] = part, {n: t.detach().contiguous() for n, t in (head or {}).items()}
         return self
 
@@ -349,37 +249,6 @@ class MergeContainer:
         return Served(self, model, features, example)
 
 
-def factor_part(
-    shared: Mapping[str, Tensor], expert: Mapping[str, Tensor], *, rank: int | None = None, energy: float | None = None
-) -> FactorPart:
-    """v_t = C_r(θ_t − θ*): factors for tensors of two or more dimensions, whole tensors where those are not larger."""
-    if rank is not None and rank < 0:
-        raise BadInput(f"rank is {rank}", where="rank", remedy="use 0 or more, or None for all of it")
-    if energy is not None and not 0 < energy <= 1:
-        raise BadInput(f"energy is {energy}", where="energy", remedy="use a fraction above 0, at most 1")
-    part = FactorPart()
-    for name, base in shared.items():
-        if name not in expert:
-            raise BadInput(f"tensor {name!r} is missing in the expert", remedy="give a checkpoint of the same architecture")
-        mine = expert[name].detach()
-        if mine.shape != base.shape or (mine.dtype == base.dtype and torch.equal(mine, base)):
-            continue  # a head, kept as such; or nothing to add
-        small = base.dim() < 2 or not base.is_floating_point()
-        if not small:
-            out, rest = base.shape[0], base.numel() // base.shape[0]
-            full = min(out, rest)
-            small = energy is None and (full if rank is None else min(rank, full)) * (out + rest) >= base.numel()
-        if not small:
-            wide = torch.promote_types(base.dtype, torch.float32)
-            u, v = factored(mine.to(wide) - base.to(wide), rank, energy)
-            if u.shape[1] * (u.shape[0] + v.shape[1]) < base.numel():
-                if u.shape[1]:
-                    part.factors[name] = (u.to(base.dtype), v.to(base.dtype))
-                continue
-        part.whole[name] = mine.to(base.dtype)
-    return part
-
-
 def is_floating(source: Source, name: str) -> bool:
     """Whether a tensor of a source is of a floating dtype."""
     return source.dtype(name).is_floating_point
@@ -412,29 +281,6 @@ def _split(tensors: Mapping[str, Tensor], row: Mapping[str, Any], where: str) ->
     if kind == "factors" and by["u"].keys() == by["v"].keys():
         return FactorPart({n: (u, by["v"][n]) for n, u in by["u"].items()}, by["whole"]), by["head"]
     raise BadInput(f"task {row['name']!r} is of unknown kind {kind!r} or incomplete", where=where)
-
-
-def _check(task: str, part: Part, shared: Mapping[str, Tensor], vector: Mapping[str, Tensor]) -> None:
-    where = f"task {task!r}"
-    names = part.masks if isinstance(part, MaskPart) else {**part.factors, **part.whole}
-    for name in names:
-        if name not in shared:
-            raise BadInput(f"tensor {name!r} is not in the shared weights", where=where, remedy="check the architecture")
-    if isinstance(part, MaskPart):
-        for name, bits in part.masks.items():
-            if name not in vector or vector[name].shape != shared[name].shape:
-                raise BadInput(f"tensor {name!r} has a mask but no vector of its shape", where=where)
-            if bits.dtype != torch.uint8 or bits.shape != ((shared[name].numel() + 7) // 8,):
-                raise BadInput(f"the mask of tensor {name!r} has {bits.numel()} bytes", where=where, remedy="one bit an entry")
-        return
-    for name, (u, v) in part.factors.items():
-        shape = shared[name].shape
-        rest = shape[1:].numel()
-        if u.dim() != 2 or v.dim() != 2 or (u.shape[0], v.shape[1]) != (shape[0], rest) or u.shape[1] != v.shape[0]:
-            raise BadInput(f"factors {tuple(u.shape)}, {tuple(v.shape)} do not fit tensor {name!r} {tuple(shape)}", where=where)
-    for name, value in part.whole.items():
-        if value.shape != shared[name].shape:
-            raise BadInput(f"tensor {name!r} is {tuple(value.shape)}, shared {tuple(shared[name].shape)}", where=where)
 
 
 def _write(tensors: Mapping[str, Tensor], path: Path) -> None:

@@ -17,7 +17,7 @@ import threading
 from collections.abc import Callable, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -25,9 +25,28 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from pluribus.errors import BadInput, unknown
+from pluribus.merging.parts import FactorPart, Part
+from pluribus.merging.router import Router
 
-if TYPE_CHECKING:
-    from pluribus.merging.container import MergeContainer
+
+class Container(Protocol):
+    """What `Served` asks of what it serves; a `MergeContainer` has it."""
+
+    shared: dict[str, Tensor]
+    parts: dict[str, Part]
+    heads: dict[str, dict[str, Tensor]]
+    router: Router | None
+
+    @property
+    def tasks(self) -> tuple[str, ...]: ...
+
+    def state(self, task: str) -> dict[str, Tensor]:
+        """The task's weights by name, head included."""
+        ...
+
+    def mixture(self, weights: Mapping[str, float]) -> dict[str, Tensor]:
+        """The shared weights with a share of what each task adds."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -85,7 +104,7 @@ class Served(nn.Module):
 
     def __init__(
         self,
-        container: MergeContainer,
+        container: Container,
         model: nn.Module,
         features: Callable[[nn.Module, Any], Tensor] | None = None,
         example: Any = None,
@@ -285,8 +304,6 @@ class Served(nn.Module):
 
     def _hook(self) -> bool:
         """Hooks on every module that a task changes; False where one cannot be served batched."""
-        from pluribus.merging.container import FactorPart
-
         container, left = self.container, set()
         if not all(isinstance(p, FactorPart) for p in container.parts.values()):
             return False
@@ -357,7 +374,7 @@ class Served(nn.Module):
 class _Site:
     """What the tasks add at one module: by task, factors of the weight, or its whole change, and the change of the bias."""
 
-    def __init__(self, module: nn.Module, names: dict[str, str], container: MergeContainer, owner: Served) -> None:
+    def __init__(self, module: nn.Module, names: dict[str, str], container: Container, owner: Served) -> None:
         self.module, self.served = module, owner
         self.factors: dict[str, tuple[Tensor, Tensor]] = {}
         self.weight: dict[str, Tensor] = {}

@@ -25,7 +25,8 @@ from torch import Tensor, nn
 
 from pluribus.errors import BadInput
 from pluribus.merging.coefficients import Coefficients, TaskVectors
-from pluribus.merging.container import MergeContainer, train_router
+from pluribus.merging.container import MergeContainer
+from pluribus.merging.router import train_router
 from pluribus.merging.source import open_source
 
 
