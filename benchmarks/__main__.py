@@ -10,7 +10,7 @@ import time
 
 import benchmarks
 
-SHARED = ("__main__", "ratio", "merging_methods")
+SHARED = ("__main__", "merging_methods", "ratio", "tables")
 NAMES = sorted(m.name for m in pkgutil.iter_modules(benchmarks.__path__) if m.name not in SHARED)
 
 

@@ -1,6 +1,6 @@
 """HoME's third claim: rare tasks gain. Measured on so many test rows that the AUC of a rare task is known.
 
-The world is that of `sharing_claims.funnel6`: six binary tasks in two categories, positive rates from 30 % to 0.5 %. Every seed
+The world is that of `tables.funnel6`: six binary tasks in two categories, positive rates from 30 % to 0.5 %. Every seed
 draws 16,000 training rows of its own (and what is drawn at random in a fit), so that the intervals hold for other training rows
 of this world too; all fits are tested on the same 200,000 further rows, some 1,000 of them positive in the rarest task. The
 variance of a difference is that between seeds, and that of the test rows by DeLong, DeLong and Clarke-Pearson (1988): an AUC is
@@ -20,24 +20,26 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from benchmarks import sharing_claims
+from benchmarks.tables import CATEGORIES, RATES, funnel6
 
 ROWS, SECONDS, SEEDS, TEST = 16_000, 60.0, 5, 200_000
-HOME, SINGLE = "home", sharing_claims.REFERENCE
+CELLS = Path(__file__).parents[1] / "build" / "sharing_claims" / "rare_tasks"
+HOME, SINGLE = "home", "single_networks"
+PLAIN_HOME = "home, norm=False"  # what the batch norms do to the rare tasks
 RIVALS = ("mmoe", "cgc", "ple")
-CANDIDATES = (HOME, sharing_claims.PLAIN_HOME, *RIVALS, SINGLE)
-RARE = tuple(sorted(sharing_claims.RATES, key=lambda task: sharing_claims.RATES[task])[:2])
+CANDIDATES = (HOME, PLAIN_HOME, *RIVALS, SINGLE)
+RARE = tuple(sorted(RATES, key=lambda task: RATES[task])[:2])
 Array = NDArray[np.float64]
 
 
 def place(candidate: str, seed: int) -> Path:
     """Where a finished cell is kept: AUC of all tasks here, the rare tasks' scores beside it (.npy)."""
-    return sharing_claims.CELLS / "rare_tasks" / f"{candidate.replace(', ', '-')}-{ROWS}-{seed}-{SECONDS:g}.json"
+    return CELLS / f"{candidate.replace(', ', '-')}-{ROWS}-{seed}-{SECONDS:g}.json"
 
 
 @cache
 def test() -> Any:
-    return sharing_claims.funnel6(ROWS, fresh=TEST)[0]
+    return funnel6(ROWS, fresh=TEST)[0]
 
 
 def cell(candidate: str, seed: int) -> dict[str, Any]:
@@ -55,11 +57,11 @@ def cell(candidate: str, seed: int) -> dict[str, Any]:
         found: dict[str, Any] = json.loads(path.read_text("utf-8"))
         return found
     torch.set_num_threads(1)
-    frame, targets = sharing_claims.funnel6(ROWS, fresh=ROWS, draw=1 + seed)
+    frame, targets = funnel6(ROWS, fresh=ROWS, draw=1 + seed)
     table = Table(frame, targets, split="random")
     data = prepare(table, split(table, 0))
-    settings: dict[str, Any] = {"categories": sharing_claims.CATEGORIES} if candidate.startswith("home") else {}
-    if candidate == sharing_claims.PLAIN_HOME:
+    settings: dict[str, Any] = {"categories": CATEGORIES} if candidate.startswith("home") else {}
+    if candidate == PLAIN_HOME:
         settings["norm"] = False
     start = time.process_time()
     fitted = catalog.get("candidate", candidate.split(",")[0]).resolve()(**settings).fit(data, Budget(SECONDS), seed)
@@ -124,7 +126,7 @@ def section() -> list[str]:
     for c in CANDIDATES:
         saved = [np.load(place(c, s).with_suffix(".npy")).astype(float) for s in seeds]
         parts[c] = np.mean([shares(one[i], y) for one in saved for i, y in enumerate(positive)], 0)
-    names = " and ".join(f"`{task}` ({100 * sharing_claims.RATES[task]:g} % positive)" for task in RARE)
+    names = " and ".join(f"`{task}` ({100 * RATES[task]:g} % positive)" for task in RARE)
     few = " and ".join(f"{np.mean([rows[HOME, s]['positives'][task] for s in seeds]):.0f}" for task in RARE)
     home = {c: gain(HOME, c, rows, parts) for c in CANDIDATES if c != HOME}
     single = {c: gain(c, SINGLE, rows, parts) for c in CANDIDATES if c != SINGLE}
@@ -167,5 +169,5 @@ def shown(gain: Any) -> str:
 
 
 def run(full: bool) -> None:
+    """Measure what is missing; `sharing_claims` writes the page."""
     measure()
-    sharing_claims.page(*sharing_claims.form_of(full), {}, full)

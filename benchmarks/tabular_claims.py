@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.ratio import DATA, RESULTS, machine
-from benchmarks.sharing_claims import adult, census
+from benchmarks.tables import adult, census
 
 CELLS = Path(__file__).parents[1] / "build" / "tabular_claims"
 MULTITAB = {

@@ -202,7 +202,7 @@ def trained(name: str, data: Any, epochs: int) -> tuple[Callable[[], None], int,
 
 
 def candidates(rows: int) -> Ratio:
-    from benchmarks.sharing_claims import adult
+    from benchmarks.tables import adult
     from pluribus.data import Table, prepare, split
 
     frame, targets = adult(rows)

@@ -105,7 +105,6 @@ def test_balancing_and_merging_stand_alone() -> None:
 
 # Circles that are still there. Whoever breaks one takes its line out; nobody adds one.
 CIRCLES = {
-    frozenset({"benchmarks.rare_tasks", "benchmarks.sharing_claims"}),
     frozenset(f"pluribus.data.{name}" for name in ("columns", "delayed", "items", "prepared", "splitting", "table")),
     frozenset({"pluribus.modeling.candidate", "pluribus.modeling.checkpoint"}),
     frozenset({"pluribus.modeling.heads", "pluribus.modeling.model"}),
