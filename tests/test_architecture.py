@@ -176,7 +176,7 @@ def test_no_new_circle_of_imports() -> None:
     assert not new, "\n".join(lines)
 
 
-@pytest.mark.parametrize("group", CIRCLES, ids=lambda group: min(group))
+@pytest.mark.parametrize("group", sorted(CIRCLES, key=min), ids=lambda group: min(group))
 def test_a_listed_circle_is_still_there(group: frozenset[str]) -> None:
     assert group in _circles(), "it is broken: take it out of CIRCLES"
 
@@ -201,9 +201,8 @@ LINES_THAT_ASK: dict[str, int] = {
     "data/leakage.py": 2,
     "data/ragged.py": 5,
     "data/statistics.py": 2,
-    "data/table.py": 10,
+    "data/table.py": 9,
     "data/tags.py": 1,
-    "data/targets.py": 3,
     "evaluation/compare.py": 7,
     "evaluation/delta_m.py": 1,
     "evaluation/skill.py": 2,

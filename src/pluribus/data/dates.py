@@ -4,23 +4,11 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 from pluribus.errors import BadInput
+from pluribus.tasks.columns import is_text
 
 if TYPE_CHECKING:
     import pandas as pd
-
-
-def is_text(series: pd.Series) -> bool:
-    """Whether a column holds strings (categories are none)."""
-    import pandas as pd
-
-    if isinstance(series.dtype, pd.CategoricalDtype):
-        return False
-    if series.dtype == np.dtype(object):
-        return pd.api.types.infer_dtype(series, skipna=True) == "string"
-    return pd.api.types.is_string_dtype(series.dtype)
 
 
 def looks_like_dates(series: pd.Series) -> bool:
@@ -48,3 +36,6 @@ def parse_dates(series: pd.Series, where: str) -> pd.Series:
         what = f"{text.iloc[row]!r} in row {row + 1} is not a date ({int(wrong.sum())} such values)"
         raise BadInput(what, where=where, remedy="write dates as 2013-12-31, or --ignore the column")
     return parsed
+
+
+__all__ = ["is_text", "looks_like_dates", "parse_dates"]

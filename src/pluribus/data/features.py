@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from pluribus.data.dates import is_text, parse_dates
 from pluribus.data.tags import joined
-from pluribus.data.targets import word_of
 from pluribus.errors import BadInput
+from pluribus.tasks.columns import word_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -20,8 +20,8 @@ from pluribus.data.ingest import read_table
 from pluribus.data.prepared import Prepared
 from pluribus.data.ragged import Texts
 from pluribus.data.table import Table
-from pluribus.data.targets import word_of
 from pluribus.errors import BadInput, unknown
+from pluribus.tasks.columns import word_of
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -18,7 +18,7 @@ from pluribus.data.prepared import Prepared
 from pluribus.data.ragged import looks_like_lists
 from pluribus.data.splitting import PARTS, Split
 from pluribus.data.table import LABELLED, NOT_APPLICABLE, Table
-from pluribus.data.targets import word_of
+from pluribus.tasks.columns import word_of
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -109,7 +109,7 @@ def copies(table: Table) -> list[Finding]:
         labelled = table.hole_codes[task.name][rows] == LABELLED
         if labelled.sum() < _LEAST:
             continue
-        if task.record.listed:
+        if task.record.cell == "list":
             continue
         target = sample[task.name][labelled]
         same: dict[str, float] = {}
@@ -151,7 +151,7 @@ def determining(data: Prepared) -> list[Finding]:
     labels = {}
     for task in data.tasks:
         cells = data.labelled(task.name, "train")
-        if len(cells) >= 4 and not task.record.listed:
+        if len(cells) >= 4 and task.record.cell != "list":
             at = np.linspace(0, len(cells) - 1, min(limit, len(cells))).astype(np.int64)
             labels[task.name] = (place[cells.rows[at]], cells.values[at])
     scores: dict[tuple[str, str], float] = {}

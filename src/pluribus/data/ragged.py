@@ -14,12 +14,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, overload
 
 import numpy as np
-import torch
-import torch.nn.functional as F
-from numpy.typing import ArrayLike, NDArray
-from torch import Tensor
+from numpy.typing import NDArray
 
 from pluribus.errors import BadInput
+from pluribus.tasks.forms import Ragged
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -27,93 +25,6 @@ if TYPE_CHECKING:
 IntArray = NDArray[np.int64]
 
 ElementKind = Literal["category", "number"]
-
-
-@dataclass(frozen=True)
-class Ragged:
-    """Rows of different lengths.
-
-    values: [total] int32 (codes) or float32 (numbers), row after row. starts: [n + 1] int64, row i is
-    `values[starts[i]:starts[i + 1]]`; a row may be empty.
-    """
-
-    values: NDArray[np.int32] | NDArray[np.float32]
-    starts: IntArray
-
-    def __post_init__(self) -> None:
-        if self.values.ndim != 1 or self.values.dtype not in (np.int32, np.float32):
-            what = f"values must be one row of int32 or float32, not {self.values.dtype} of shape {list(self.values.shape)}"
-            raise BadInput(what, where="Ragged")
-        starts = self.starts
-        sound = starts.ndim == 1 and starts.dtype == np.int64 and len(starts) >= 1 and starts[0] == 0
-        if not sound or starts[-1] != len(self.values) or (np.diff(starts) < 0).any():
-            raise BadInput("starts must ascend from 0 to the number of values, in int64", where="Ragged")
-
-    @classmethod
-    def of(cls, rows: Iterable[ArrayLike], dtype: Any = np.int32) -> Ragged:
-        """From one array-like a row."""
-        each = [np.asarray(row, dtype).reshape(-1) for row in rows]
-        starts = np.concatenate(([0], np.cumsum([len(row) for row in each]))).astype(np.int64)
-        return cls(np.concatenate([np.empty(0, dtype), *each]), starts)
-
-    def __len__(self) -> int:
-        return len(self.starts) - 1
-
-    @property
-    def lengths(self) -> IntArray:
-        """[n]"""
-        return np.diff(self.starts)
-
-    def row(self, index: int) -> NDArray[Any]:
-        return self.values[self.starts[index] : self.starts[index + 1]]
-
-    def take(self, rows: IntArray) -> Ragged:
-        """These rows, in this order."""
-        return self._pick(self.starts[rows], self.starts[rows + 1])
-
-    def latest(self, limit: int) -> Ragged:
-        """At most the last `limit` elements of each row."""
-        if not len(self.values) or int(self.lengths.max()) <= limit:
-            return self
-        return self._pick(np.maximum(self.starts[:-1], self.starts[1:] - limit), self.starts[1:])
-
-    def followed_by(self, other: Ragged) -> Ragged:
-        """The rows of both, these first."""
-        values: Any = np.concatenate((self.values, other.values))
-        return Ragged(values, np.concatenate((self.starts, self.starts[-1] + other.starts[1:])))
-
-    def _pick(self, first: IntArray, end: IntArray) -> Ragged:
-        lengths = end - first
-        starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
-        return Ragged(self.values[np.arange(starts[-1]) + np.repeat(first - starts[:-1], lengths)], starts)
-
-    def padded(self, rows: Tensor) -> dict[str, Tensor]:
-        """{"values": [B, L], "mask": [B, L] bool, True where there is an element} of these rows (int64 [B]); L is the longest
-        of them, at least 1; 0 fills the rest."""
-        values, starts = self._tensors
-        first = starts[rows]
-        lengths = starts[rows + 1] - first
-        longest = max(1, int(lengths.max()) if len(lengths) else 1)
-        place, few = torch.arange(longest), 2 * longest < len(rows)  # few lengths: a mask each, then copies of them
-        mask = (place < torch.arange(longest + 1)[:, None]).index_select(0, lengths) if few else place < lengths[:, None]
-        values = F.pad(values, (0, max(0, longest - len(values))))
-        last = len(values) - longest
-        # Windows over the values, `longest` wide, overlap in memory: a row is one copy from where it starts, without indices.
-        found = values.as_strided((last + 1, longest), (1, 1)).index_select(0, first.clamp_max(last))
-        late = (first > last).nonzero()[:, 0]  # their windows reach beyond the end
-        if len(late):
-            end = F.pad(values[last:], (0, longest)).as_strided((longest + 1, longest), (1, 1))
-            found[late] = end.index_select(0, first[late] - last)
-        # a NaN beside the row survives a product with 0
-        return {"values": found.masked_fill_(~mask, 0) if found.is_floating_point() else found.mul_(mask), "mask": mask}
-
-    @property
-    def _tensors(self) -> tuple[Tensor, Tensor]:
-        found: tuple[Tensor, Tensor] | None = vars(self).get("_cached")
-        if found is None:
-            found = torch.from_numpy(self.values), torch.from_numpy(self.starts)
-            vars(self)["_cached"] = found  # a view of the arrays, which are not written to
-        return found
 
 
 @dataclass(frozen=True)
@@ -334,3 +245,6 @@ def _dictionary(array: Any) -> tuple[IntArray, list[str]]:
     encoded = array.dictionary_encode()
     codes = np.asarray(encoded.indices.fill_null(-1).to_numpy(zero_copy_only=False), np.int64)
     return codes, [str(word) for word in encoded.dictionary.to_pylist()]
+
+
+__all__ = ["ElementKind", "Lists", "Ragged", "Texts", "looks_like_lists", "read_lists"]

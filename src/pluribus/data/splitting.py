@@ -108,7 +108,7 @@ def check_labels(table: Table, parts: dict[str, IntArray]) -> None:
             if not counts[position]:
                 raise BadInput(f"has no label in {PARTS[position]}", where=where, remedy=remedy)
         train = cells.values[part_of[cells.rows] == 0]
-        train = train[train >= 0] if task.record.listed else train
+        train = train[train >= 0] if task.record.cell == "list" else train
         if task.record.classes and (train == train[0]).all():
             what = f"has one class only in train ({task.classes[int(train[0])]!r} in all {len(train)} labels)"
             raise BadInput(what, where=where, remedy=remedy)
@@ -190,7 +190,7 @@ def _strata(table: Table) -> list[NDArray[np.bool_]]:
         if task.record.classes:
             for index in range(len(task.classes)):
                 has = cells.values == index
-                keys.append(cells.rows[has.any(1) if task.record.listed else has])
+                keys.append(cells.rows[has.any(1) if task.record.cell == "list" else has])
         else:
             keys.append(cells.rows)
     found = []

@@ -29,18 +29,11 @@ from pluribus.data.ingest import read_table
 from pluribus.data.prepared import Cells
 from pluribus.data.ragged import Lists, looks_like_lists, read_lists
 from pluribus.data.tags import check_metrics, find_tags, is_bio, joined, ordered, read_tags, word_counts
-from pluribus.data.targets import (
-    MAX_CLASSES,
-    TABLE_KINDS,
-    encode_target,
-    find_classes,
-    infer_kind,
-    parse_target,
-    task_positions,
-    word_of,
-)
+from pluribus.data.targets import infer_kind, parse_target, task_positions
 from pluribus.errors import BadInput, unknown
-from pluribus.tasks import Task
+from pluribus.tasks import KINDS, Task
+from pluribus.tasks.columns import Column, word_of
+from pluribus.tasks.kinds.labels import MAX_CLASSES
 from pluribus.tasks.task import check_graph
 
 if TYPE_CHECKING:
@@ -195,11 +188,14 @@ class Table:
         for task in self.tasks:
             if task.kind == "next_item":
                 values[task.name] = self._items_of(task)
-            elif task.record.listed:
+            elif task.record.cell == "list":
                 where = self._at(self._target_of(task))
                 values[task.name] = read_tags(self._column_of(task), word_counts(self.words), task.classes, task.size or 0, where)
             else:
-                values[task.name] = encode_target(self._column_of(task), task, self._at(self._target_of(task)))
+                column = Column(self._column_of(task), self._at(self._target_of(task)))
+                read, _ = task.record.read(task, column)
+                assert isinstance(read, np.ndarray)
+                values[task.name] = read
         cells: dict[str, Cells] = {}
         codes: dict[str, NDArray[np.int8]] = {}
         by_name = {task.name: (position, task) for position, task in enumerate(self.tasks)}
@@ -303,7 +299,7 @@ class Table:
             if found[-1][1] not in self.frame.columns and not isinstance(task, Task):
                 stem, _, suffix = task.rpartition(":")  # a name whose kind is misspelt deserves the better hint
                 if stem in self.frame.columns:
-                    raise unknown("kind", suffix, TABLE_KINDS, where=f"target {task!r}")
+                    raise unknown("kind", suffix, KINDS, where=f"target {task!r}")
         if not found:
             raise BadInput("no target is named", where=self.source, remedy="say what to predict: --target NAME")
         if self.task_column is not None and len(found) > 1:
@@ -329,11 +325,8 @@ class Table:
                 raise BadInput(what, where=self._at(column), remedy="give it one role")
             roles.setdefault(column, role)
 
-        for _, column, kind in self._targets:
+        for _, column, _kind in self._targets:
             take("target", column)
-            if kind is not None and kind not in TABLE_KINDS:
-                what = f"kind {kind!r} is not one of a table's"
-                raise BadInput(what, where=f"target {column!r}", remedy=f"use {', '.join(TABLE_KINDS)}")
         take("id", self.id)
         take("weight", self.weight)
         take("group", self.group)
@@ -543,9 +536,9 @@ class Table:
                 self.notes.append(f"{column!r} is {kind}: {why}")
             task = (declared or Task(column, kind)).with_(kind=kind)
             if task.record.classes and not task.classes:
-                task = task.with_(classes=find_classes(series, kind, self._at(column)))
-                if kind == "binary" and declared is None:
-                    self.notes.append(f"{column!r}: {task.classes[1]!r} is the positive class, {task.classes[0]!r} the negative")
+                notes: list[str] = []
+                task = task.record.settle(task, Column(series, self._at(column)), notes)
+                self.notes += notes if declared is None else []
             tasks.append(task)
         if self.task_column is None:
             return tuple(tasks)
@@ -627,7 +620,7 @@ class Table:
             values = self.cells[task.name].values
             if not len(values):
                 raise BadInput("has no label that counts", where=where, remedy="check `after`, not_applicable and delayed")
-            values = values[values >= 0] if task.record.listed else values
+            values = values[values >= 0] if task.record.cell == "list" else values
             if (values == values[0]).all():
                 if task.record.classes:
                     what = f"has one class only ({task.classes[int(values[0])]!r} in all {len(values)} labels)"

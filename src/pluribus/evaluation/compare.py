@@ -313,7 +313,7 @@ def _two(truth: _Table, name: str, notes: list[str]) -> tuple[str, str]:
 def _target(truth: _Table, task: Task) -> Array:
     """Labels as numbers, NaN where there is none."""
     where = f"{truth.name}, column {task.name!r}"
-    if task.record.listed:
+    if task.record.cell == "list":
         cells = truth.frame[task.name]
         return read_tags(cells, tag_counts(cells, where), task.classes, task.size or 0, where)
     if not task.classes:
@@ -369,7 +369,7 @@ def _prediction(file: _Table, task: Task, truth: _Table, rows: Any) -> Array:
             remedy="predict every labelled row",
         )
     where = f"{file.name}, column {task.columns[0]!r}"
-    if task.record.listed:
+    if task.record.cell == "list":
         words = tag_counts(truth.frame[task.name], truth.name)[rows]
         values = read_tags(file.frame[task.name].iloc[at], words, task.classes, task.size or 0, where)
     else:
@@ -382,7 +382,7 @@ def _prediction(file: _Table, task: Task, truth: _Table, rows: Any) -> Array:
             where=where,
             remedy="predict every labelled row",
         )
-    if task.record.listed:
+    if task.record.cell == "list":
         return values
     if task.classes and not (values.min() >= 0 and values.max() <= 1):
         raise BadInput("a probability is not in [0, 1]", where=where, remedy="write probabilities, not scores")

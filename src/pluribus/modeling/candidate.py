@@ -223,7 +223,7 @@ class Fitted(ABC):
         if task.kind == "binary":
             positive = value >= self.thresholds.get(task.name, 0.5)
             return {task.name: np.asarray(task.classes)[positive.astype(int)], task.columns[0]: value}
-        if task.record.listed:  # a list of classes, as long as the row's words
+        if task.record.cell == "list":  # a list of classes, as long as the row's words
             lists = np.empty(len(value), object)
             for place, row in enumerate(value):
                 lists[place] = [task.classes[int(i)] for i in row if i >= 0]
@@ -287,7 +287,7 @@ class Candidate(ABC):
         it does not predict what there is to predict; else None."""
         if any((task.kind == "next_item") != self.ranks for task in data.tasks):
             return "it predicts next items and nothing else" if self.ranks else "it does not rank items"
-        if any(task.record.listed for task in data.tasks) and "text" not in self.reads:
+        if any(task.record.cell == "list" for task in data.tasks) and "text" not in self.reads:
             return "it does not label words"
         kinds = sorted({i.type for i in data.columns.inputs})
         if data.columns.names or len(self.ignored(data)) < len(data.columns.inputs):

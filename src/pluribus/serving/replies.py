@@ -33,7 +33,7 @@ def as_table(slots: Sequence[dict[str, Any]], tasks: Sequence[Task], ids: tuple[
     for task in tasks:
         for name in dict.fromkeys([task.name, *task.columns]):
             kind = pa.string() if task.classes and name == task.name else pa.float64()
-            kind = pa.list_(pa.string()) if task.kind == "next_item" or task.record.listed else kind
+            kind = pa.list_(pa.string()) if task.kind == "next_item" or task.record.cell == "list" else kind
             columns[name] = pa.array([slot.get("values", {}).get(name) for slot in slots], kind)
     errors = [slot.get("error") or "; ".join(f"{t}: {why}" for t, why in slot.get("failed", {}).items()) for slot in slots]
     columns["error"] = pa.array([error or None for error in errors], pa.string())

@@ -57,7 +57,7 @@ def values(tasks: tuple[Task, ...]) -> dict[str, Any]:
         if task.kind == "next_item":
             keys = {"type": "array", "items": {"type": "string"}, "description": "keys of the best items, best first"}
             properties[task.name] = keys
-        elif task.record.listed:
+        elif task.record.cell == "list":
             tags = {"type": "array", "items": {"type": "string", "enum": list(task.classes)}, "description": "one a word"}
             properties[task.name] = tags
         elif task.classes:

@@ -57,7 +57,7 @@ def read_champion(path: str | Path, table: Table, needed: dict[str, NDArray[np.i
             lacking = next(column for column in task.columns if column not in there)
             raise BadInput(f"lacks the column {lacking!r}", where=str(path), remedy="give a probability for every class")
         known = np.flatnonzero(~np.isnan(found))
-        if task.record.listed:
+        if task.record.cell == "list":
             values[task.name] = _tags(frame[task.name], found, table, task, needed[task.name], path)
             continue
         block = np.full((table.n_rows, len(there)), np.nan)

@@ -6,11 +6,15 @@ where the catalogue is smaller); prediction files hold their keys. Outputs are s
 
 from __future__ import annotations
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pluribus.tasks.columns import Column, word_of
+from pluribus.tasks.forms import Values
 from pluribus.tasks.kinds import Kind, register
+from pluribus.tasks.kinds.record import Declared, Empty, Schema
 
 RANKED = 50
 
@@ -33,7 +37,7 @@ def _descending(scores: Tensor) -> Tensor:
     return torch.argsort(scores, dim=1, descending=True, stable=True)
 
 
-def _loss(outputs: Tensor, values: Tensor) -> Tensor:
+def _loss(outputs: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
     return F.cross_entropy(outputs, values.long(), reduction="none")
 
 
@@ -42,4 +46,37 @@ def _start(values: Tensor, size: int) -> Tensor:
     return (counts / counts.sum()).log().float()
 
 
-NEXT_ITEM = register(Kind("next_item", lambda size: size, _loss, ranked, _start, ("recall@20", "recall@10", "mrr")))
+class NextItem(Kind):
+    """A key of an item table in TASK; predictions are lists of keys, best first."""
+
+    phrase = "is an item"
+
+    def read(self, task: Declared, column: Column) -> tuple[Values, Empty]:
+        """Rows of the item table [n]; empty where the cell is, or where the table lacks the item."""
+        import pandas as pd
+
+        assert column.keys is not None
+        codes, distinct = pd.factorize(column.series)
+        rows = np.array([*(column.keys.get(word_of(value), np.nan) for value in distinct), np.nan], np.float64)
+        values = rows[codes]  # an empty cell's code is −1: the last place
+        return values, np.isnan(values)
+
+    def schema(self, task: Declared) -> dict[str, Schema]:
+        """A list of keys."""
+        return {task.name: {"type": "array", "items": {"type": "string"}, "description": "keys of the best items, best first"}}
+
+
+NEXT_ITEM = register(
+    NextItem(
+        "next_item",
+        lambda size: size,
+        _loss,
+        ranked,
+        _start,
+        ("recall@20", "recall@10", "mrr"),
+        quantity=False,
+        head="catalogue",
+        beside="items",
+        form="ranked",
+    )
+)

@@ -20,16 +20,35 @@ class Task:
 
     Parameters
     ----------
-    name: the column's name in tables and prediction files.
-    kind: "binary", "multiclass", "regression", "count", "ordinal", or a kind that a domain registered.
-    classes: the labels, in the order of their indices (binary: negative, positive; ordinal: from low to high).
-    metrics: names (or `Metric`s), the main one first; default: the kind's.
-    weight: relative importance in the sum of losses, > 0.
-    role: "main" tasks are judged, "auxiliary" ones only help.
-    absent: what an empty cell means: "missing", "not_applicable" or "delayed".
-    after: names of parent tasks; where a parent is 0 this task is not applicable.
-    tolerance: relative loss against the specialist that still counts as "as good"; default 2 % of its skill.
-    size: output places per row for dense kinds (maps, sequences); None for one value a row.
+    name : str
+        The column's name in tables and prediction files.
+    kind : str
+        "binary", "multiclass", "regression", "count", "ordinal", "quantile", "multilabel", or a kind that a domain registered.
+    classes : tuple of str
+        The labels, in the order of their indices (binary: negative, positive; ordinal: from low to high).
+    metrics : tuple of Metric or str
+        The main one first; default: the kind's.
+    weight : float
+        Relative importance in the sum of losses, > 0.
+    role : {"main", "auxiliary"}
+        "main" tasks are judged, "auxiliary" ones only help.
+    absent : {"missing", "not_applicable", "delayed"}
+        What an empty cell means.
+    after : tuple of str
+        Names of parent tasks; where a parent is 0 this task is not applicable.
+    tolerance : float or None
+        Relative loss against the specialist that still counts as "as good"; default 2 % of its skill.
+    size : int or None
+        Output places per row of lists and maps; None for one value a row.
+    inputs : tuple of str or None
+        The input columns that the task reads; None: all of them. A request for some tasks needs the columns of these only.
+    levels : tuple of float
+        Levels of a quantile task, ascending, each between 0 and 1; default: the kind's.
+
+    Raises
+    ------
+    BadInput
+        A field that no task can have; the task is named.
     """
 
     name: str
@@ -42,6 +61,8 @@ class Task:
     after: tuple[str, ...] = ()
     tolerance: float | None = None
     size: int | None = None
+    inputs: tuple[str, ...] | None = None
+    levels: tuple[float, ...] = ()
 
     def __post_init__(self) -> None:
         where = f"task {self.name!r}"
@@ -58,8 +79,12 @@ class Task:
         object.__setattr__(self, "after", (self.after,) if isinstance(self.after, str) else tuple(self.after))
         if len(set(self.classes)) != len(self.classes):
             raise BadInput("names a class twice", where=where, remedy="make the classes distinct")
-        if self.kind == "binary" and self.classes and len(self.classes) != 2:
-            raise BadInput(f"a binary task has 2 classes, not {len(self.classes)}", where=where)
+        if self.inputs is not None:
+            if isinstance(self.inputs, str) or not self.inputs:
+                raise BadInput("inputs must name at least one column, in a list", where=where, remedy="leave it out for all")
+            object.__setattr__(self, "inputs", tuple(dict.fromkeys(self.inputs)))
+        object.__setattr__(self, "levels", tuple(float(level) for level in self.levels))
+        record.check(self)
         if not self.weight > 0:
             raise BadInput(f"weight must be positive, not {self.weight}", where=where)
         if self.role not in ("main", "auxiliary"):
@@ -71,8 +96,8 @@ class Task:
 
     @property
     def record(self) -> kinds.Kind:
-        """The kind's record."""
-        return kinds.kind(self.kind)
+        """The kind's record, as it is for this task."""
+        return kinds.kind(self.kind).of(self)
 
     @property
     def main_metric(self) -> Metric:
@@ -81,24 +106,24 @@ class Task:
     @property
     def width(self) -> int:
         """Outputs per cell of this task's head."""
-        return self.record.width(len(self.classes))
+        return self.record.outputs(self)
 
     @property
     def columns(self) -> tuple[str, ...]:
-        """The columns of prediction files that hold what is judged: value (a list of tags too), P(positive), or P(class) for
-        every class."""
-        if self.kind == "binary":
-            return (f"{self.name}__p",)
-        if self.classes and not self.record.listed:
-            return tuple(f"{self.name}__p_{c}" for c in self.classes)
-        return (self.name,)
+        """The columns of prediction files that hold what is judged."""
+        return self.record.columns(self)
 
     def with_(self, **changes: Any) -> Task:
         """A copy with some fields changed."""
         return replace(self, **changes)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values; `Task.from_dict` undoes it."""
+        """Plain JSON values; `Task.from_dict` undoes it. What came later than the first version is there only where it is set."""
+        later: dict[str, Any] = {}
+        if self.inputs is not None:
+            later["inputs"] = list(self.inputs)
+        if self.levels:
+            later["levels"] = list(self.levels)
         return {
             "name": self.name,
             "kind": self.kind,
@@ -110,6 +135,7 @@ class Task:
             "after": list(self.after),
             "tolerance": self.tolerance,
             "size": self.size,
+            **later,
         }
 
     @classmethod

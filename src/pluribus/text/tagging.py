@@ -58,7 +58,19 @@ def _start(values: Tensor, size: int) -> Tensor:
 
 
 TAGGING = register(
-    Kind("tagging", lambda size: size, _loss, _link, _start, ("token_accuracy", "span_f1"), classes=True, listed=True)
+    Kind(
+        "tagging",
+        lambda size: size,
+        _loss,
+        _link,
+        _start,
+        ("token_accuracy", "span_f1"),
+        classes=True,
+        quantity=False,
+        cell="list",
+        beside="text",
+        form="list",
+    )
 )
 
 

@@ -1,0 +1,255 @@
+"""What a kind of task is: one record that says everything about its cells.
+
+A domain registers its own with `register` and lists it in the catalog (family "kind"). Nobody else knows what a cell of a kind
+looks like: tables, files, heads, metrics, reports and servers ask the record.
+
+A `Kind` as it stands is one of numbers: a value a row in the column TASK. Other kinds subclass it and write the methods about
+columns anew; a test holds all of them to the same rules.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from pluribus.catalog.records import Records
+from pluribus.errors import BadInput
+from pluribus.tasks.columns import Column, numbers_of
+from pluribus.tasks.forms import Form, Maps, Ragged, Values
+
+if TYPE_CHECKING:
+    from typing import Self
+
+Likelihood: TypeAlias = Literal["bernoulli", "categorical", "normal", "poisson"]
+Predictions: TypeAlias = NDArray[np.float64] | Ragged | Maps
+"""What files and metrics see of a task, in its own units: [m], [m, C], lists or maps."""
+Empty: TypeAlias = NDArray[np.bool_]
+Schema: TypeAlias = dict[str, Any]
+
+
+class Declared(Protocol):
+    """What a kind reads of a task (`pluribus.tasks.Task` is one)."""
+
+    @property
+    def name(self) -> str: ...
+    @property
+    def classes(self) -> tuple[str, ...]: ...
+    @property
+    def metrics(self) -> tuple[Any, ...]: ...
+    @property
+    def size(self) -> int | None: ...
+    def with_(self, **changes: Any) -> Self: ...
+
+
+@dataclass(frozen=True)
+class Kind:
+    """One kind of task.
+
+    Parameters
+    ----------
+    name : str
+        As in `Task(kind=…)` and on the command line.
+    width : callable
+        Number of classes (0 for numbers) → outputs per cell, or per place of a list or a map.
+    loss : callable
+        (outputs, values, mask) → loss per cell [m]. Outputs are [m, width]; [m, L, width] of lists; [m, width, H, W] of maps.
+        Values are [m]; [m, L] or [m, L, w]; [m, H, W] or [m, H, W, c]. The mask names the places that count ([m, L],
+        [m, H, W]; None: all). A loss of two arguments is handed no mask.
+    link : callable
+        Outputs → predictions, as metrics and files see them; of lists and maps in the padded form.
+    start : callable
+        (values, number of classes) → outputs [width] of the best constant predictor; heads begin there.
+    metrics : tuple of str
+        Judged by default, the main one first.
+    classes : bool
+        Whether values are class indices that stand for labels.
+    standardise : bool
+        Whether the target is centred and scaled for training (the head undoes it).
+    cell : {"value", "list", "map"}
+        The form of a cell (`pluribus.tasks.forms`).
+    positive : bool
+        Whether values are 0 and 1, and a prediction is P(1). Such a task has a positive class, a threshold and a calibration,
+        and says by 0 that another task does not apply (`Task.after`).
+    quantity : bool
+        Whether values are numbers with distances between them.
+    likelihood : {"bernoulli", "categorical", "normal", "poisson"} or None
+        The distribution whose −log density the loss is, up to constants; boosters choose their objective by it. None: another
+        loss.
+    head : str or None
+        None: a linear map of the features answers. Else what does, by a word that candidates made for it repeat in
+        `Candidate.heads`; the others leave such tasks out.
+    beside : {"text", "items"} or None
+        What must stand beside the column: one text whose words it labels, or an item table whose keys it holds.
+    watch : str or None
+        A cheap metric that stops training, where the main one is dear to compute. None: the main one.
+    form : str
+        The form of its columns in prediction files: "p" (TASK__p), "classes" (TASK__p_CLASS), "value" (TASK), "list" (TASK), or
+        the kind's own word. Of two kinds of one form, the one that the catalog lists first is taken where nothing is said.
+    """
+
+    name: str
+    width: Callable[[int], int]
+    loss: Callable[..., Tensor]
+    link: Callable[[Tensor], Tensor]
+    start: Callable[[Tensor, int], Tensor]
+    metrics: tuple[str, ...]
+    classes: bool = False
+    standardise: bool = False
+    cell: Form = "value"
+    positive: bool = False
+    quantity: bool = True
+    likelihood: Likelihood | None = None
+    head: str | None = None
+    beside: Literal["text", "items"] | None = None
+    watch: str | None = None
+    form: str = "value"
+
+    phrase: ClassVar[str] = "is a number"
+    """What a cell is, for messages: "a task whose cell …"."""
+
+    def __post_init__(self) -> None:
+        if _takes(self.loss) == 2:
+            plain = self.loss
+
+            @functools.wraps(plain)
+            def loss(outputs: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+                return plain(outputs, values)
+
+            object.__setattr__(self, "loss", loss)
+
+    # A task of this kind
+
+    def of(self, task: Declared) -> Kind:
+        """The record for one task: itself, or one whose loss knows what else the task declares (levels of quantiles)."""
+        return self
+
+    def check(self, task: Declared) -> None:
+        """Raise `BadInput` where the task's own fields do not fit the kind."""
+
+    def outputs(self, task: Declared) -> int:
+        """How many outputs a cell (or a place of it) has."""
+        return self.width(len(task.classes))
+
+    def shape(self, task: Declared) -> tuple[int, ...]:
+        """The shape of one row's prediction: () for one value, (C,) for one a class; () for lists and maps."""
+        return ()
+
+    # A column of labels
+
+    def infer(self, column: Column) -> str | None:
+        """Why a column for which no kind is given is of this one; None where it is not."""
+        return None
+
+    def settle(self, task: Any, column: Column, notes: list[str]) -> Any:
+        """The task with what its column says of it (classes, size, metrics). Lines for people are appended to `notes`."""
+        return task
+
+    def read(self, task: Declared, column: Column) -> tuple[Values, Empty]:
+        """The labels of a column: values [n] in the kind's form, and which rows have none [n]."""
+        values = numbers_of(column, self.name)
+        return values, np.isnan(values)
+
+    def varied(self, task: Declared, values: Values) -> str | None:
+        """Why some labels teach nothing, as all of them say the same; None where they differ."""
+        assert isinstance(values, np.ndarray)
+        if not (values == values[0]).all():
+            return None
+        if self.classes:
+            return f"has one class only ({task.classes[int(values[0])]!r} in all {len(values)} labels)"
+        return f"is constant ({values[0]:g} in all {len(values)} labels)"
+
+    # A prediction file
+
+    def columns(self, task: Declared) -> tuple[str, ...]:
+        """The columns of a prediction file that hold what is judged."""
+        return (task.name,)
+
+    def write(self, task: Declared, predictions: Any, threshold: float = 0.5) -> dict[str, Sequence[Any]]:
+        """Column → cells [m] of a prediction file, from predictions as `link` gives them."""
+        return {task.name: predictions}
+
+    def parse(self, task: Declared, columns: Mapping[str, Column]) -> tuple[Any, Empty]:
+        """Undo `write` for what is judged: predictions [n], and which rows are missing or incomplete [n].
+
+        Raises
+        ------
+        BadInput
+            A cell cannot be a prediction of this kind.
+        """
+        (name,) = self.columns(task)
+        values = numbers_of(columns[name], self.name)
+        return values, ~np.isfinite(values)
+
+    def schema(self, task: Declared) -> dict[str, Schema]:
+        """Column → JSON schema of the cells that `write` gives."""
+        return {name: {"type": "number"} for name in self.columns(task)}
+
+
+def _takes(function: Callable[..., Any]) -> int:
+    """How many arguments a function takes by position."""
+    kinds = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+    try:
+        found = inspect.signature(function).parameters.values()
+    except (TypeError, ValueError):
+        return 3
+    return 3 if any(p.kind is inspect.Parameter.VAR_POSITIONAL for p in found) else sum(p.kind in kinds for p in found)
+
+
+KINDS: Records[Kind] = Records("kind")
+"""All kinds by name: those registered, and those that the catalog lists for a domain that is not imported yet."""
+
+
+def register(kind: Kind) -> Kind:
+    """Add a kind; a name can be registered once.
+
+    Raises
+    ------
+    BadInput
+        Another kind has the name.
+    """
+    return KINDS.register(kind)
+
+
+def names() -> tuple[str, ...]:
+    """The names of all kinds."""
+    return tuple(KINDS)
+
+
+def kind(name: str, *, where: str | None = None) -> Kind:
+    """The kind called `name`, a domain's from its own package.
+
+    Raises
+    ------
+    BadInput
+        There is none of that name; the nearest one is suggested.
+    """
+    return KINDS.named(name, where=where)
+
+
+def by_inference() -> tuple[Kind, ...]:
+    """The kinds in the order in which a column is asked whether it is of one: those of lists and maps first."""
+    return tuple(sorted(KINDS.values(), key=lambda kind: kind.cell == "value"))
+
+
+__all__ = [
+    "KINDS",
+    "BadInput",
+    "Column",
+    "Declared",
+    "Empty",
+    "Kind",
+    "Likelihood",
+    "Predictions",
+    "Schema",
+    "by_inference",
+    "kind",
+    "names",
+    "register",
+]
