@@ -338,6 +338,44 @@ def test_a_package_may_ask_for_the_names_of_its_own_kinds() -> None:
     assert _lines_that_ask("text/network.py", asked)
 
 
+# -- nobody asks which balancer it has -----------------------------------------------------------------------------------------
+
+DEFAULT_BALANCER = "EqualWeighting"  # the plain sum, which a candidate without a choice of balancer names
+
+
+def _balancers_named(tree: ast.Module) -> set[str]:
+    """The balancers' classes that a file names, the default aside."""
+    classes = {e.target.split(":")[1] for family in ("balancer", "balancer_wrapper") for e in catalog.entries(family=family)}
+    named = {alias.name for node in ast.walk(tree) if isinstance(node, ast.ImportFrom) for alias in node.names}
+    named |= {node.attr for node in ast.walk(tree) if isinstance(node, ast.Attribute)}
+    return named & (classes - {DEFAULT_BALANCER} | {"TorchJD"})
+
+
+def test_nobody_names_a_balancer_outside_balancing() -> None:
+    """What a balancer needs of a training is asked of it; who asks for its class must be changed for every new one."""
+    files = {path.relative_to(SRC).as_posix(): _tree(path) for path in sorted(SRC.rglob("*.py"))}
+    wrong = [
+        f"{file} names {', '.join(sorted(named))}"
+        for file, tree in files.items()
+        if not file.startswith("balancing/") and (named := _balancers_named(tree))
+    ]
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize(
+    ("code", "named"),
+    [
+        ("from pluribus.balancing import AutoLambda, Balancer", {"AutoLambda"}),
+        ("from pluribus.balancing.famo import FAMO as method", {"FAMO"}),
+        ("isinstance(balancer, balancing.FlatRegions)", {"FlatRegions"}),
+        ("from pluribus.balancing import EqualWeighting, Processes, combine", set()),
+        ('catalog.get("balancer", "auto_lambda").resolve()', set()),
+    ],
+)
+def test_what_counts_as_naming_a_balancer(code: str, named: set[str]) -> None:
+    assert _balancers_named(ast.parse(code)) == named
+
+
 # -- what an import costs ------------------------------------------------------------------------------------------------------
 
 

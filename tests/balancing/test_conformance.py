@@ -296,3 +296,52 @@ def hyper_parameters():
 def test_bad_settings_say_what_is_wrong(call, message):
     with pytest.raises(BadInput, match=message):
         call()
+
+
+# -- what a training loop asks ------------------------------------------------------------------------------------------------
+
+ALL = entries(family="balancer")
+every = pytest.mark.parametrize("entry", ALL, ids=lambda e: e.name)
+
+
+@every
+def test_a_training_makes_it_by_its_defaults(entry):
+    """If this fails, a study cannot make the balancer without knowing which one it is."""
+    balancer = entry.resolve().for_training(lr=0.01, classification=["ant"])
+    assert type(balancer) is entry.resolve()
+    assert set(entry.signal) == set(balancer.needs)
+    assert balancer.door() in balancer.doors
+    assert balancer.door(processes=2) in balancer.doors
+    assert balancer.draws == balancer.batches + ("validation" in balancer.needs)
+    assert balancer.needs >= {"closure"} or "validation" not in balancer.needs
+
+
+def test_what_a_training_alone_knows_reaches_the_method():
+    found = {e.name: e.resolve().for_training(lr=0.03, classification=["ant"]) for e in ALL}
+    assert found["auto_lambda"].lr == 0.03
+    assert set(found["uncertainty"].classification) == {"ant"}
+    assert {name for name, each in found.items() if not each.distributed} == {"auto_lambda"}
+    assert {name for name, each in found.items() if each.draws > 1} == {"auto_lambda", "modo", "sdmgrad"}
+
+
+def test_the_losses_after_a_step_are_evaluated_only_for_those_who_take_them():
+    """If this fails, a step pays for a forward pass that nobody reads, or FAMO never learns."""
+    assert {e.name for e in ALL if e.resolve().for_training(lr=0.1).wants_after_step} == {"famo", "fuller"}
+
+    class Own(Balancer):
+        def after_step(self, losses):
+            self.told = losses
+
+    assert Own().wants_after_step  # a method of the user's own need not say so twice
+
+
+def test_a_jacobian_of_several_processes_goes_through_backward():
+    class Whole(Balancer):
+        needs = frozenset({"jacobian"})
+
+    class Rowwise(Whole):
+        def on_features(self, *given, **more):
+            raise NotImplementedError
+
+    assert [Whole().door(size) for size in (1, 2)] == ["combine", "backward"]
+    assert [Rowwise().door(size) for size in (1, 2)] == ["combine", "combine"]

@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -49,9 +49,14 @@ class AutoLambda(Balancer):
     optimizer: Any = None
     start: float = 0.1
     rate: float = 1e-4
-    needs: ClassVar[frozenset[str]] = frozenset({"losses", "closure"})
+    needs: ClassVar[frozenset[str]] = frozenset({"losses", "closure", "validation"})
     doors: ClassVar[tuple[str, ...]] = ("backward",)
+    distributed: ClassVar[bool] = False  # the virtual step moves every head, and a process that lacks a task lacks its head
     mutable: ClassVar[tuple[str, ...]] = ("scalars",)
+
+    @classmethod
+    def for_training(cls, *, lr: float, classification: Sequence[str] = ()) -> Self:
+        return cls(lr=lr)
 
     def validate(self) -> None:
         if (self.lr is None) == (self.optimizer is None):

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -27,21 +27,33 @@ SIGNALS = ("losses", "norms", "gram", "cross_gram", "jacobian")
 class Balancer:
     """Base of all balancers.
 
-    needs: subset of {"losses", "norms", "gram", "cross_gram", "jacobian", "features", "closure"}. The last of
-        ``SIGNALS`` among them is what `weights` takes as `signal` (`self.signal`): losses [T]; squared gradient norms [T];
-        Gram [T, T]; cross-Gram J₁J₂ᵀ [T, T] of two independent batches; "jacobian" asks for `direction` instead.
-        "losses" beside another signal means that the argument ``losses`` must be given too. "features" says that
-        gradients are meant with respect to the shared features; "closure" that losses must be evaluated elsewhere.
-    doors: which of ("combine", "backward") can serve it.
-    batches: how many independent batches a step takes (3 for MoDo and SDMGrad).
+    A training loop asks the attributes below what a balancer needs of it, and never which method it is.
 
     A task that is absent from a call is not named in ``tasks``; its state does not move. ``tasks=None`` names the
     tasks "0", "1", …
+
+    Attributes
+    ----------
+    needs : frozenset of str
+        Subset of {"losses", "norms", "gram", "cross_gram", "jacobian", "features", "closure", "validation"}. The last of
+        ``SIGNALS`` among them is what `weights` takes as `signal` (`self.signal`): losses [T]; squared gradient norms [T];
+        Gram [T, T]; cross-Gram J₁J₂ᵀ [T, T] of two independent batches; "jacobian" asks for `direction` instead.
+        "losses" beside another signal means that the argument ``losses`` must be given too. "features" says that
+        gradients are meant with respect to the shared features; "closure" that losses must be evaluated again, at other
+        parameters; "validation" that one of these closures evaluates a batch that the step does not train on:
+        ``closure={"train": …, "validation": …}``.
+    doors : tuple of str
+        Which of ("combine", "backward") can serve it.
+    batches : int
+        How many independent batches a step trains on (3 for MoDo and SDMGrad).
+    distributed : bool
+        Whether several processes can share a step.
     """
 
     needs: ClassVar[frozenset[str]] = frozenset({"losses"})
     doors: ClassVar[tuple[str, ...]] = ("combine", "backward")
     batches: ClassVar[int] = 1
+    distributed: ClassVar[bool] = True
     mutable: ClassVar[tuple[str, ...]] = ()  # attributes that `reset` makes and `state_dict` saves
     last: Any = None  # what the doors heard and decided in their latest call (a `Step`); no part of the state
 
@@ -51,6 +63,19 @@ class Balancer:
     def __post_init__(self) -> None:  # methods are dataclasses of their hyper-parameters
         self.validate()
         self.reset()
+
+    @classmethod
+    def for_training(cls, *, lr: float, classification: Sequence[str] = ()) -> Self:
+        """The method with its defaults, and with those settings that a training alone knows.
+
+        Parameters
+        ----------
+        lr : float
+            The learning rate of the model.
+        classification : sequence of str
+            Names of the tasks whose values are classes.
+        """
+        return cls()
 
     # -- what a method writes -------------------------------------------------------------------------------------
 
@@ -67,10 +92,30 @@ class Balancer:
         """Forget everything learnt; hyper-parameters stay."""
 
     def after_step(self, losses: Mapping[str, Tensor]) -> None:
-        """Hear the losses of the same batch after the optimiser's step (FAMO); does nothing elsewhere."""
+        """Hear the losses of the same batch after the optimiser's step (FAMO); does nothing elsewhere. See `wants_after_step`."""
 
     def epoch_end(self) -> None:
         """Hear that an epoch has ended (DWA, STCH); does nothing elsewhere."""
+
+    # -- what a training loop asks ---------------------------------------------------------------------------------
+
+    @property
+    def draws(self) -> int:
+        """How many batches one step draws: those it trains on, and one to validate on where the method needs that."""
+        return self.batches + ("validation" in self.needs)
+
+    @property
+    def wants_after_step(self) -> bool:
+        """Whether `after_step` is to be called with the losses of the same batch, which costs one more forward pass."""
+        return type(self).after_step is not Balancer.after_step
+
+    def door(self, processes: int = 1) -> str:
+        """The cheapest of `doors` that serves a step shared by so many processes.
+
+        A Jacobian of several processes is put together by "backward" alone, unless the method works on each row of the features.
+        """
+        whole = self.signal == "jacobian" and not hasattr(self, "on_features")
+        return "combine" if "combine" in self.doors and not (whole and processes > 1) else "backward"
 
     # -- what a caller calls --------------------------------------------------------------------------------------
 

@@ -24,7 +24,7 @@ class EMA(Balancer):
         if inner.signal == "jacobian":
             raise BadInput(f"{type(inner).__name__} has no weights to average", where="EMA", remedy="wrap a method with weights")
         self.inner, self.beta = inner, beta
-        for name in ("needs", "doors", "batches"):  # the wrapped method's own
+        for name in ("needs", "doors", "batches", "distributed"):  # the wrapped method's own
             vars(self)[name] = getattr(inner, name)
         vars(self)["mutable"] = ("inner", "mean", "seen")
         self.reset()

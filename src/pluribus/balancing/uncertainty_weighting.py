@@ -10,9 +10,9 @@ weights of the step are given, as a joint step would. Start: 0 (TorchJD); LibMTL
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Self
 
 import torch
 from torch import Tensor
@@ -34,6 +34,10 @@ class UncertaintyWeighting(Balancer):
     classification: Collection[str] = ()
     needs: ClassVar[frozenset[str]] = frozenset({"losses"})
     mutable: ClassVar[tuple[str, ...]] = ("s",)
+
+    @classmethod
+    def for_training(cls, *, lr: float, classification: Sequence[str] = ()) -> Self:
+        return cls(classification=tuple(classification))
 
     def validate(self) -> None:
         check_positive(self, lr=self.lr)

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 
 from pluribus import catalog
-from pluribus.balancing import AutoLambda, Balancer, EqualWeighting, UncertaintyWeighting
+from pluribus.balancing import Balancer, EqualWeighting
 from pluribus.data.prepared import Prepared
 from pluribus.modeling import Budget, Candidate, Choice, MultiTaskModel, Objective, SearchSpace, Supervised
 from pluribus.tabular.cost import SPEED, training_seconds
@@ -27,11 +27,8 @@ from pluribus.training.fitting import plain_curves, reproducible
 
 def balancer_of(settings: Mapping[str, Any], data: Prepared) -> Balancer:
     """A fresh balancer by its catalog name, the setting "balancer"."""
-    made: Any = catalog.get("balancer", settings["balancer"]).resolve()
-    if made is UncertaintyWeighting:
-        return UncertaintyWeighting(classification=[task.name for task in data.tasks if task.record.classes])
-    balancer: Balancer = made(lr=settings["lr"]) if made is AutoLambda else made()
-    return balancer
+    method: type[Balancer] = catalog.get("balancer", settings["balancer"]).resolve()
+    return method.for_training(lr=settings["lr"], classification=[task.name for task in data.tasks if task.record.classes])
 
 
 def tower_of(sharing: str, units: int) -> dict[str, int]:
@@ -148,7 +145,7 @@ class SharedBottomUncertainty(_SharedBottom):
     label = "Shared bottom, uncertainty weighting"
 
     def balancer(self, data: Prepared) -> Balancer:
-        return UncertaintyWeighting(classification=[task.name for task in data.tasks if task.record.classes])
+        return balancer_of({**self.settings, "balancer": "uncertainty"}, data)
 
 
 class SharedBottomBalanced(_SharedBottom):
@@ -162,8 +159,9 @@ class SharedBottomBalanced(_SharedBottom):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
         self.entry = catalog.get("balancer", self.settings["balancer"])
-        vars(self)["label"] = f"Shared bottom, {self.entry.resolve().__name__}"
-        vars(self)["processes"] = self.entry.name != "auto_lambda"  # see there
+        method: type[Balancer] = self.entry.resolve()
+        vars(self)["label"] = f"Shared bottom, {method.__name__}"
+        vars(self)["processes"] = method.distributed
 
     def balancer(self, data: Prepared) -> Balancer:
         return balancer_of(self.settings, data)

@@ -1,4 +1,8 @@
-"""Where a training step meets a balancer: through the one-scalar door where it serves, else through the other."""
+"""Where a training step meets a balancer: through the one-scalar door where it serves, else through the other.
+
+What a step owes a balancer is asked of the balancer: how many batches it draws, which door serves it, whether its closures
+need a batch to validate on, whether it wants the losses after the step.
+"""
 
 from __future__ import annotations
 
@@ -8,36 +12,56 @@ from typing import Any
 from torch import Tensor
 
 from pluribus import balancing
-from pluribus.balancing.balancer import Balancer
-from pluribus.balancing.processes import Processes
+from pluribus.balancing import Balancer, Processes
 from pluribus.modeling import Losses, MultiTaskModel
 
 Means = Mapping[str, Tensor]
 
 
-def batches_of(balancer: Any) -> int:
-    """How many independent batches one step takes: what the balancer says, and one more to validate on for AutoLambda."""
-    independent: int = getattr(balancer, "batches", 1)
-    return independent + isinstance(balancer, balancing.AutoLambda)
+def batches_of(balancer: Balancer | None) -> int:
+    """How many batches one step draws."""
+    return 1 if balancer is None else balancer.draws
+
+
+def hears_the_step(balancer: Balancer | None) -> bool:
+    """Whether the balancer wants the losses of the same batch after the optimiser's step."""
+    return balancer is not None and balancer.wants_after_step
 
 
 def balanced_backward(
     model: MultiTaskModel,
-    balancer: Any,
+    balancer: Balancer,
     means: Sequence[Means],
     passes: Sequence[Losses],
     extras: Sequence[Tensor | None],
     again: Sequence[Callable[[], Means]],
 ) -> dict[str, Tensor]:
-    """Leave balanced gradients in the model and return the weights by task (empty where the balancer gives none).
+    """Leave balanced gradients in the model. Micro-batches are balanced one by one, independent batches together.
 
-    means, passes, extras: one per forward pass: losses divided by the union's counts, where they came from, and what is added
-        unbalanced. Micro-batches are balanced one by one; independent batches (`batches` > 1) together.
-    again: for every batch of the step, a function that evaluates its losses at the parameters as they then are.
+    Parameters
+    ----------
+    model : MultiTaskModel
+        Its `shared_parameters` are balanced.
+    balancer : Balancer
+        Who weighs the tasks.
+    means : sequence of {task: scalar}
+        For each forward pass the losses, divided by the union's counts.
+    passes : sequence of Losses
+        Where these came from.
+    extras : sequence of scalar or None
+        What is added to each pass unbalanced.
+    again : sequence of callable
+        For every batch that the step drew, a function that evaluates its losses at the parameters as they then are. A batch to
+        validate on is the last.
+
+    Returns
+    -------
+    dict of str to Tensor
+        The weights by task; empty where the balancer gives none.
     """
     team = Processes.running(reduction="sum")
     shared = model.shared_parameters()
-    if getattr(balancer, "batches", 1) > 1:
+    if balancer.batches > 1:
         balancing.backward(
             means,
             balancer,
@@ -48,16 +72,14 @@ def balanced_backward(
             on_nonfinite="unchecked",
         )
         return _weights(balancer)
-    for i, (losses, forward, extra) in enumerate(zip(means, passes, extras)):
-        if "combine" in getattr(balancer, "doors", ("combine",)) and not _reduces(balancer, team):
+    for losses, forward, extra, repeat in zip(means, passes, extras, again):
+        if balancer.door(team.size) == "combine":
             scalar = balancing.combine(
                 losses, balancer, features=forward.shared, extra=extra, processes=team, on_nonfinite="unchecked"
             )
             scalar.backward()  # type: ignore[no-untyped-call]
             continue
-        closure: Any = again[i]
-        if isinstance(balancer, balancing.AutoLambda):
-            closure = {"train": again[i], "validation": again[-1]}
+        closure: Any = {"train": repeat, "validation": again[-1]} if "validation" in balancer.needs else repeat
         balancing.backward(
             losses,
             balancer,
@@ -71,16 +93,6 @@ def balanced_backward(
     return _weights(balancer)
 
 
-def _reduces(balancer: Any, team: Processes) -> bool:
-    """Whether the balancer needs a Jacobian that only the other door puts together over the processes."""
-    return team.size > 1 and getattr(balancer, "signal", "") == "jacobian" and not hasattr(balancer, "on_features")
-
-
-def hears_the_step(balancer: Any) -> bool:
-    """Whether the balancer wants the losses after the optimiser's step (FAMO)."""
-    return isinstance(balancer, Balancer) and type(balancer).after_step is not Balancer.after_step
-
-
 def _sum(extras: Sequence[Tensor | None]) -> Tensor | None:
     total: Tensor | None = None
     for extra in extras:
@@ -89,8 +101,8 @@ def _sum(extras: Sequence[Tensor | None]) -> Tensor | None:
     return total
 
 
-def _weights(balancer: Any) -> dict[str, Tensor]:
-    step = getattr(balancer, "last", None)
+def _weights(balancer: Balancer) -> dict[str, Tensor]:
+    step = balancer.last
     if step is None or step.weights is None:
         return {}
     return dict(zip(step.tasks, step.weights.detach().unbind()))
