@@ -9,7 +9,7 @@ import io
 import pytest
 import torch
 
-from pluribus.balancing import Balancer
+from pluribus.balancing import EMA, FAMO, Balancer, EqualWeighting, FlatRegions
 from pluribus.catalog import entries
 from pluribus.errors import BadInput
 
@@ -326,7 +326,10 @@ def test_what_a_training_alone_knows_reaches_the_method():
 
 def test_the_losses_after_a_step_are_evaluated_only_for_those_who_take_them():
     """If this fails, a step pays for a forward pass that nobody reads, or FAMO never learns."""
-    assert {e.name for e in ALL if e.resolve().for_training(lr=0.1).wants_after_step} == {"famo", "fuller"}
+    assert {e.name for e in ALL if e.resolve().for_training(lr=0.1).wants_after_step} == {"famo"}
+
+    for wrap in (EMA, FlatRegions):
+        assert [wrap(inner).wants_after_step for inner in (FAMO(), EqualWeighting())] == [True, False]
 
     class Own(Balancer):
         def after_step(self, losses):

@@ -41,6 +41,10 @@ class EMA(Balancer):
         self.seen.put(tasks, torch.ones_like(seen))
         return mean
 
+    @property
+    def wants_after_step(self) -> bool:
+        return self.inner.wants_after_step
+
     def after_step(self, losses: Mapping[str, Tensor]) -> None:
         self.inner.after_step(losses)
 

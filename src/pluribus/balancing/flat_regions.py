@@ -91,6 +91,10 @@ class FlatRegions(Balancer):
         self.flat.reset()
         self.generator = generator(self.seed)
 
+    @property
+    def wants_after_step(self) -> bool:
+        return self.inner.wants_after_step
+
     def after_step(self, losses: Mapping[str, Tensor]) -> None:
         self.inner.after_step(losses)
         self.flat.after_step(losses)

@@ -52,6 +52,10 @@ class Fuller(Balancer):
     def compute(self, signal: Tensor, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
         return self.inner.compute(signal, tasks, losses)
 
+    @property
+    def wants_after_step(self) -> bool:
+        return self.inner.wants_after_step
+
     def after_step(self, losses: Mapping[str, Tensor]) -> None:
         self.inner.after_step(losses)
 

@@ -116,8 +116,12 @@ class Scalarisation(TorchJD):
                 p.grad = g if p.grad is None else p.grad + g
         return torch.zeros_like(signal) if w is None else w
 
+    @property
+    def wants_after_step(self) -> bool:
+        return hasattr(self.peer, "update")
+
     def after_step(self, losses: Mapping[str, Tensor]) -> None:
-        if hasattr(self.peer, "update"):
+        if self.wants_after_step:
             tasks = self.seen or tuple(losses)
             self.peer.update(torch.stack([losses[task].detach().reshape(()) for task in tasks]))
 
