@@ -8,12 +8,13 @@ import io
 
 import pytest
 import torch
+from tests.conformance.entries import entries_for
 
 from pluribus.balancing import EMA, FAMO, Balancer, EqualWeighting, FlatRegions
 from pluribus.catalog import entries
 from pluribus.errors import BadInput
 
-METHODS = [e for e in entries(family="balancer") if "closure" not in e.signal]
+METHODS = entries_for(__name__, "balancer", "jacobians")
 TASKS = ("ant", "bee", "cat", "dog")
 
 

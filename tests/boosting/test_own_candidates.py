@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from tests.conformance import test_candidates as protocol
+from tests.conformance.entries import entries_for
 from tests.conformance.test_candidates import (  # noqa: F401  each is collected here and run with the cases below
     long_table,
     test_a_subset_of_tasks_and_rows,
@@ -20,7 +21,6 @@ from tests.conformance.test_candidates import (  # noqa: F401  each is collected
     test_save_and_load,
 )
 
-from pluribus import catalog
 from pluribus.boosting.candidates import RMTGBCandidate, VectorLeafCandidate
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
@@ -30,11 +30,12 @@ BUDGET = Budget(120.0)
 _made: dict[str, Any] = {}
 
 
-@pytest.fixture(params=["vector_leaf", "rmtgb"])
+@pytest.fixture(params=entries_for(__name__, "candidate", "table", "long", extras=("boost",)), ids=lambda entry: entry.name)
 def case(request: pytest.FixtureRequest, mixed: Prepared, long_table: Prepared) -> Any:  # noqa: F811
-    if request.param not in _made:
-        _made[request.param] = protocol._Case(catalog.get("candidate", request.param), [mixed, long_table])
-    return _made[request.param]
+    entry = request.param
+    if entry.name not in _made:
+        _made[entry.name] = protocol._Case(entry, {"table": mixed, "long": long_table}[str(entry.fixture)])
+    return _made[entry.name]
 
 
 def test_masked_labels_are_not_zeros(mixed: Prepared) -> None:

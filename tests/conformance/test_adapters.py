@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 from tests.adapters.conftest import Encoder, shake
+from tests.conformance.entries import entries_for
 from torch import Tensor, nn
 
 from pluribus import catalog
@@ -52,7 +53,7 @@ MADE: dict[str, Callable[[nn.Module], dict[str, Any]]] = {
     **{name: lambda model: {"sources": sources(model)} for name in ("scalearn_uniform", "scalearn_pp", "scalearn_uniform_pp")},
     "lorahub": lambda model: {"modules": modules(model)},
 }
-NAMES = [entry.name for entry in catalog.entries(family="adapter")]
+NAMES = [entry.name for entry in entries_for(__name__, "adapter", "backbone")]
 SILENT = {name for name in NAMES if not name.startswith("scalearn")} - {"prefix", "prompt", "lorahub", "adapterfusion"}
 """Methods that start as the model was; the others say in their docstrings how they start."""
 OWN = set(NAMES) - {"smora", "mixlora"}

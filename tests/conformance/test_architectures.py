@@ -6,14 +6,14 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conformance.entries import entries_for
 from torch import nn
 
-from pluribus import catalog
 from pluribus.data.prepared import Prepared
 from pluribus.modeling import MultiTaskModel, Supervised
 from pluribus.training import SliceAdamW
 
-TABULAR = [entry for entry in catalog.entries(family="architecture") if entry.target.startswith("pluribus.tabular")]
+TABULAR = entries_for(__name__, "architecture", "table")
 
 
 @pytest.fixture(params=TABULAR, ids=lambda entry: entry.name)

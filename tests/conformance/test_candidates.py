@@ -10,6 +10,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from tests.conformance.entries import entries_for
 
 from pluribus import catalog
 from pluribus.data.prepared import Cells, Prepared
@@ -17,7 +18,8 @@ from pluribus.data.ragged import Ragged
 from pluribus.errors import BadInput
 from pluribus.modeling import Budget, Candidate, Fitted, load
 
-ENTRIES = [entry for entry in catalog.entries(family="candidate") if entry.extra in (None, "text")]
+TABLES = ("table", "long", "funnel", "text", "sessions", "shop")
+ENTRIES = entries_for(__name__, "candidate", *TABLES, extras=(None, "text"))
 SHORT = {"epochs": 2, "rounds": 15, "patience": 2, "width": 16, "backbone": "small", "vocabulary": 300, "max_length": 24}
 BUDGET = Budget(60.0)
 
@@ -121,10 +123,11 @@ def shop() -> Prepared:
 class _Case:
     """One candidate with short settings, the data that it can learn from, and its fit with seed 0."""
 
-    def __init__(self, entry: catalog.Entry, tables: list[Prepared]) -> None:
+    def __init__(self, entry: catalog.Entry, table: Prepared) -> None:
         self.kind: type[Candidate] = entry.resolve()
         self.settings = {key: value for key, value in SHORT.items() if key in self.kind.defaults}
-        self.whole = next(data for data in tables if self.kind().unfit(data) is None)
+        self.whole = table
+        assert self.kind().unfit(table) is None
         self.data = _shown(self.whole)
         self.names = [task.name for task in self.data.tasks]
         self.fitted = self.fit(self.data, 0)
@@ -153,7 +156,8 @@ def case(
 ) -> _Case:
     entry = request.param
     if entry.name not in _made:
-        _made[entry.name] = _Case(entry, [mixed, long_table, funnel, texts, sessions, shop])
+        tables = {"table": mixed, "long": long_table, "funnel": funnel, "text": texts, "sessions": sessions, "shop": shop}
+        _made[entry.name] = _Case(entry, tables[str(entry.fixture)])
     return _made[entry.name]
 
 

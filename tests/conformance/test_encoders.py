@@ -6,12 +6,12 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conformance.entries import entries_for
 
-from pluribus import catalog
 from pluribus.data.prepared import Prepared
 from pluribus.modeling import Encoder
 
-TABULAR = [entry for entry in catalog.entries(family="encoder") if entry.target.startswith("pluribus.tabular")]
+TABULAR = entries_for(__name__, "encoder", "table")
 
 
 @pytest.fixture(params=TABULAR, ids=lambda entry: entry.name)

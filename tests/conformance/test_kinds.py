@@ -6,13 +6,14 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conformance.entries import entries_for
 from torch import Tensor
 
 from pluribus import catalog
 from pluribus.tasks import KINDS, Kind, Task
 
 CLASSES = ("low", "mid", "high", "top")
-TABULAR = [entry for entry in catalog.entries(family="kind") if entry.target.startswith("pluribus.tasks")]
+TABULAR = entries_for(__name__, "kind", "table")
 each_kind = pytest.mark.parametrize("kind", [entry.resolve() for entry in TABULAR], ids=lambda kind: kind.name)
 
 

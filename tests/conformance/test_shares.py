@@ -7,14 +7,16 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conformance.entries import entries_for
 
 from pluribus import catalog
 from pluribus.data.prepared import Prepared
 from pluribus.modeling import MultiTaskModel
 
-CASES: list[tuple[str, str, dict[str, Any]]] = [("sharing", entry.name, {}) for entry in catalog.entries(family="sharing")]
+SHARING = entries_for(__name__, "sharing", "table")
+CASES: list[tuple[str, str, dict[str, Any]]] = [("sharing", entry.name, {}) for entry in SHARING]
 CASES.append(("sharing", "shared_bottom", {"tower": 8}))
-TABULAR = [entry for entry in catalog.entries(family="architecture") if entry.target.startswith("pluribus.tabular")]
+TABULAR = entries_for(__name__, "architecture", "table")
 CASES += [("architecture", entry.name, {}) for entry in TABULAR]
 
 

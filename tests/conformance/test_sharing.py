@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from tests.conformance.entries import entries_for
 from torch import nn
 
 from pluribus import catalog
@@ -14,7 +15,7 @@ from pluribus.data.prepared import Prepared
 from pluribus.modeling import MultiTaskModel, Supervised
 from pluribus.training import SliceAdamW
 
-CASES: list[tuple[str, dict[str, Any]]] = [(entry.name, {}) for entry in catalog.entries(family="sharing")]
+CASES: list[tuple[str, dict[str, Any]]] = [(entry.name, {}) for entry in entries_for(__name__, "sharing", "table")]
 CASES.append(("shared_bottom", {"tower": 8}))
 
 

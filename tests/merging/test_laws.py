@@ -11,15 +11,15 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from tests.conformance.entries import entries_for
 from torch import Tensor
 
 from pluribus import catalog
 from pluribus.files import safetensors
 from pluribus.merging import merge, select
-from pluribus.merging.run import is_static
 
 NEED_DATA = {"fisher", "regmean"}
-STATIC = [e.name for e in catalog.entries(family="merger") if is_static(e.name)]
+STATIC = [e.name for e in entries_for(__name__, "merger", "checkpoints")]
 TWO = {"slerp", "nuslerp", "arcee_fusion"}
 ONE = {"nearswap"}
 VARIANTS: list[tuple[str, dict[str, Any]]] = [

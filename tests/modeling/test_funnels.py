@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from tests.conformance.entries import entries_for
 from torch import Tensor
 
 from pluribus.data import Batch, Labels
@@ -143,10 +144,10 @@ def test_propensities_take_no_gradient() -> None:
     assert gradient[1].abs().sum() > 0
 
 
-@pytest.mark.parametrize("objective", [ESMM, ESCM2, Calibrated])
-def test_micro_batches_add_up(objective: Any) -> None:
+@pytest.mark.parametrize("entry", entries_for(__name__, "objective", "funnel"), ids=lambda entry: entry.name)
+def test_micro_batches_add_up(entry: Any) -> None:
     """Sums and counts of two halves are the whole's: accumulation and processes stay exact (penalties are means apart)."""
-    made, data = model(), batch()
+    made, data, objective = model(), batch(), entry.resolve()
     halves = []
     for lo, hi in ((0, 20), (20, 40)):
         labels = {}

@@ -63,6 +63,8 @@ class Entry:
     extra: the optional dependency group it needs.
     default: for candidates, whether a study runs it unless told otherwise. default_for: a type of input ("text") whose presence
         makes it a default.
+    fixture: what its family's conformance suite runs it on ("table", "text", "jacobians", "checkpoints", …); an entry that no suite
+        runs fails the suite.
     status: "verified" only with oracle, property and claim.
     """
 
@@ -77,6 +79,7 @@ class Entry:
     extra: str | None = None
     default: bool = False
     default_for: str | None = None
+    fixture: str | None = None
     status: Literal["verified", "experimental"] = "experimental"
     verified_by: Verification = field(default_factory=Verification)
 
@@ -112,6 +115,7 @@ class Entry:
             "summary": self.summary,
             "paper": vars(self.paper) if self.paper else None,
             "extra": self.extra,
+            "fixture": self.fixture,
             "status": self.status,
             "verified_by": {
                 "oracle": list(self.verified_by.oracle),
