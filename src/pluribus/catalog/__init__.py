@@ -63,8 +63,8 @@ class Entry:
     extra: the optional dependency group it needs.
     default: for candidates, whether a study runs it unless told otherwise. default_for: a type of input ("text") whose presence
         makes it a default.
-    fixture: what its family's conformance suite runs it on ("table", "text", "jacobians", "checkpoints", …); an entry that no suite
-        runs fails the suite.
+    fixture: what its family's conformance suite runs it on ("table", "text", "jacobians", "checkpoints", …); an entry that no
+        suite runs fails the suite.
     status: "verified" only with oracle, property and claim.
     """
 
