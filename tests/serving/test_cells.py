@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from pluribus.modeling.pieces import pieces
 from pluribus.serving.bodies import Limits, Reader
-from pluribus.serving.cells import Answerer, scores
+from pluribus.serving.cells import Answerer
 
 
 @settings(max_examples=25)
@@ -24,15 +26,15 @@ def test_mixed_tasks_equal_per_task_ones(asked: list[set[str]], mixed: Any, netw
     wanted = {name: rows for name, rows in wanted.items() if len(rows)}
     forwards: list[int] = []
     network.model.register_forward_hook(lambda *_: forwards.append(1))
-    together = scores(network, mixed, wanted)
+    together = network.answer(mixed, wanted)
     assert len(forwards) == 1
     for name, rows in wanted.items():
         alone = network.scores(mixed, rows, [name])[name]
         np.testing.assert_allclose(together[name], alone, rtol=0, atol=1e-6 * max(1, np.abs(alone).max()))
 
 
-def test_trees_answer_mixed_tasks(mixed: Any) -> None:
-    """Artefacts that are no network take the same way: each task gets its own rows."""
+def test_scores_alone_answer_mixed_tasks(mixed: Any) -> None:
+    """An artefact written for the first edition, which knows `scores` alone: each task gets its own rows."""
     from pluribus.modeling import Costs, Fitted
 
     class Sums(Fitted):
@@ -55,7 +57,7 @@ def test_trees_answer_mixed_tasks(mixed: Any) -> None:
 
     fitted = Sums(mixed.tasks, mixed.columns)
     rows = {"loss": np.array([0, 2]), "calls": np.array([0, 2]), "default": np.array([1])}
-    found = scores(fitted, mixed, rows)
+    found = fitted.answer(mixed, rows)
     assert Sums.calls == 2  # loss and calls ask for the same rows
     np.testing.assert_array_equal(found["loss"], mixed.numeric[[0, 2]].astype(float).sum(1))
     np.testing.assert_array_equal(found["default"], mixed.numeric[[1]].astype(float).sum(1))
@@ -63,14 +65,27 @@ def test_trees_answer_mixed_tasks(mixed: Any) -> None:
 
 def test_long_batches_are_cut(mixed: Any, network_of: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """More rows than a forward takes: cut into several, nothing lost or out of order, also where a task is in some cuts only."""
-    from pluribus.serving import cells
-
     network = network_of(mixed)
-    monkeypatch.setattr(cells, "STEP", 7)
+    monkeypatch.setattr("pluribus.tabular.network.pieces", partial(pieces, most=7))
     rows = {"loss": np.arange(0, 40, 3), "grade": np.arange(25, 60)}
-    found = scores(network, mixed, rows)
+    found = network.answer(mixed, rows)
     for name, own in rows.items():
         np.testing.assert_allclose(found[name], network.scores(mixed, own, [name])[name], rtol=1e-5)
+
+
+@settings(max_examples=15)
+@given(data=st.data())
+def test_any_order_of_rows_is_kept(data: st.DataObject, mixed: Any, network_of: Any) -> None:
+    """Rows in any order, twice or not at all, each task its own: if this fails, an answer stands beside another row's inputs."""
+    network, size = network_of(mixed), mixed.n_rows
+    whole = network.scores(mixed, np.arange(size), ["default", "grade", "loss"])
+    rows = st.lists(st.integers(0, size - 1), max_size=9).map(lambda drawn: np.array(drawn, np.int64))
+    wanted = {name: data.draw(rows) for name in whole}
+    found = network.answer(mixed, wanted)
+    assert list(found) == list(wanted)
+    for name, own in wanted.items():
+        assert found[name].shape == (len(own), *whole[name].shape[1:])
+        np.testing.assert_allclose(found[name], whole[name][own], rtol=0, atol=1e-6 * np.abs(whole[name]).max())
 
 
 @settings(max_examples=15)

@@ -125,7 +125,7 @@ def test_mixed_tasks_equal_per_task_ones(method: str, checkpoints: Any, tmp_path
     model = load(tmp_path / "c")
     data = model.columns.prepare(pd.DataFrame({"text": TEXTS * 3}), model.tasks)
     wanted = {"cars": np.array([0, 3, 7]), "birds": np.array([1, 2, 3]), "price": np.array([0, 14])}
-    together = model.mixed(data, wanted)
+    together = model.answer(data, wanted)
     for task, rows in wanted.items():
         np.testing.assert_allclose(together[task], model.scores(data, rows, [task])[task], atol=1e-6)
 
@@ -148,7 +148,7 @@ def test_adding_a_task_changes_no_bit_of_the_others(method: str, checkpoints: An
     model = load(tmp_path / "large")
     data = model.columns.prepare(frame, model.tasks)
     rows = np.arange(len(frame))
-    mixed = model.mixed(data, {"cars": rows, "birds": rows[:2], "price": rows})
+    mixed = model.answer(data, {"cars": rows, "birds": rows[:2], "price": rows})
     np.testing.assert_array_equal(mixed["cars"], answers[0]["cars__p"])
 
 
@@ -296,13 +296,13 @@ def test_a_row_asked_for_several_tasks_runs_as_rarely_as_it_can(
     layer = next(m for n, m in model.served.model.named_modules() if n.endswith("encoder.layer.0"))
     handle = layer.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
     every = np.arange(len(TEXTS) * 2)
-    model.mixed(data, dict.fromkeys(LABELS, every))
+    model.answer(data, dict.fromkeys(LABELS, every))
     assert sum(seen) == times * len(every)
     handle.remove()
     wanted = {"price": np.array([3, 0, 0]), "cars": np.array([0, 7]), "birds": np.array([7, 3, 1])}
-    together = model.mixed(data, wanted)
+    together = model.answer(data, wanted)
     for task, rows in wanted.items():
-        alone = np.stack([model.mixed(data, {task: rows[i : i + 1]})[task][0] for i in range(len(rows))])
+        alone = np.stack([model.answer(data, {task: rows[i : i + 1]})[task][0] for i in range(len(rows))])
         np.testing.assert_allclose(together[task], alone, atol=1e-6)
 
 
@@ -346,7 +346,7 @@ def test_heads_of_two_maps_and_decoders_share_the_trunk(family: str, tmp_path: P
     seen: list[int] = []
     layer = next(m for n, m in model.served.model.named_modules() if n.endswith(first))
     layer.register_forward_hook(lambda module, args, out: seen.append(len(args[0])))
-    found = model.mixed(data, {"price": np.arange(4), "cars": np.array([0, 3, 3]), "birds": np.array([2, 1, 0])})
+    found = model.answer(data, {"price": np.arange(4), "cars": np.array([0, 3, 3]), "birds": np.array([2, 1, 0])})
     assert sum(seen) == 4
     for task, rows in (("price", [0, 1, 2, 3]), ("cars", [0, 3, 3]), ("birds", [2, 1, 0])):
         export_task(tmp_path / "merged", task, tmp_path / f"hf-{task}")

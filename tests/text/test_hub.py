@@ -63,7 +63,7 @@ def test_answers_as_the_model_it_comes_from(fitted: TextNetwork, data: Prepared,
         for name in NAMES:
             np.testing.assert_allclose(found[name], expected[name], rtol=1e-4, atol=1e-5)
         wanted = {"kind": np.array([3, 9]), "good": np.array([4, 9, 30]), "size": np.empty(0, np.int64)}
-        mixed = one.mixed(data, wanted)
+        mixed = one.answer(data, wanted)
         for name, where in wanted.items():
             np.testing.assert_allclose(mixed[name], expected[name][where], rtol=1e-4, atol=1e-5)
     table = pd.DataFrame({"body": ["a good cat", None]})
@@ -90,7 +90,7 @@ def test_tasks_come_and_go(fitted: TextNetwork, data: Prepared, tmp_path: Path) 
     for i in range(40):
         hub.add(Task(f"copy{i}", "binary", classes=("no", "yes")), state, head)
     rows = np.arange(20)
-    found = hub.mixed(data, {"copy7": rows, "good": rows, "size": rows})
+    found = hub.answer(data, {"copy7": rows, "good": rows, "size": rows})
     np.testing.assert_allclose(found["copy7"], found["good"], rtol=1e-5, atol=1e-6)
     hub.remove("good")
     assert "good" not in [task.name for task in hub.tasks]

@@ -28,7 +28,7 @@ from pluribus.data.prepared import Cells, Prepared
 from pluribus.errors import BadInput, unknown
 from pluribus.evaluation import metrics
 from pluribus.modeling import Budget, Candidate, Costs, Fitted, IntRange, LogUniform, SearchSpace, Uniform
-from pluribus.modeling.candidate import Array, in_turn
+from pluribus.modeling.candidate import Array, Wanted, alike, in_turn
 from pluribus.tasks import Task
 
 if TYPE_CHECKING:
@@ -292,18 +292,19 @@ class Trees(Fitted):
         super().__init__(tasks, columns)
         self.boosters = dict(boosters)
 
-    def scores(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str]) -> dict[str, Array]:
-        matrix = features(data, rows)
+    def answer(self, data: Prepared, wanted: Wanted) -> dict[str, Array]:
         outputs = {task.name: _outputs(task) for task in self.tasks}
         found = {}
-        for name in tasks:
-            booster = self.boosters.get(name)
-            if booster is None:
-                booster = self.boosters[""]
-                matrix[:, -1] = self._code(name)
-            value = np.asarray(booster.predict(matrix, num_threads=torch.get_num_threads()), dtype=np.float64)
-            found[name] = value.reshape(len(rows), outputs[name]) if outputs[name] > 1 else value
-        return found
+        for rows, names in alike(wanted):
+            matrix = features(data, rows)
+            for name in names:
+                booster = self.boosters.get(name)
+                if booster is None:
+                    booster = self.boosters[""]
+                    matrix[:, -1] = self._code(name)
+                value = np.asarray(booster.predict(matrix, num_threads=torch.get_num_threads()), dtype=np.float64)
+                found[name] = value.reshape(len(rows), outputs[name]) if outputs[name] > 1 else value
+        return {name: found[name] for name in wanted}
 
     def _code(self, task: str) -> int:
         """The code of a task in the long layout's task column, which is the last feature."""

@@ -24,7 +24,7 @@ from pluribus.data.columns import FittedColumns
 from pluribus.data.prepared import Cells, Prepared
 from pluribus.errors import BadInput
 from pluribus.modeling import Budget, Candidate, Choice, Costs, Fitted, IntRange, LogUniform, SearchSpace, Uniform
-from pluribus.modeling.candidate import Array
+from pluribus.modeling.candidate import Array, Wanted, alike
 from pluribus.tasks import Task
 
 KINDS = {"binary": "binary", "multiclass": "multiclass", "ordinal": "multiclass", "regression": "regression", "count": "count"}
@@ -42,19 +42,20 @@ class Boosted(Fitted):
         super().__init__(tasks, columns)
         self.model, self.centre, self.scale = model, centre, scale
 
-    def scores(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str]) -> dict[str, Array]:
-        kinds = {task.name: task for task in self.tasks}
-        table = features(data, rows).astype(np.float64)
+    def answer(self, data: Prepared, wanted: Wanted) -> dict[str, Array]:
+        by_name = {task.name: task for task in self.tasks}
         found: dict[str, Array] = {}
-        for name in tasks:
-            if len(rows) == 0:
-                width = len(kinds[name].classes)
-                found[name] = np.empty((0, width) if width > 2 or (width and kinds[name].kind != "binary") else 0)
-            elif kinds[name].classes:
-                found[name] = self._probabilities(table, kinds[name])
-            else:
-                found[name] = self.centre + self.scale * np.asarray(self.model.predict(table, task=[name] * len(table)))
-        return found
+        for rows, names in alike(wanted):
+            table = features(data, rows).astype(np.float64)
+            for name in names:
+                task = by_name[name]
+                if len(rows) == 0:
+                    found[name] = np.empty((0, *task.record.shape(task)))
+                elif task.classes:
+                    found[name] = self._probabilities(table, task)
+                else:
+                    found[name] = self.centre + self.scale * np.asarray(self.model.predict(table, task=[name] * len(table)))
+        return {name: found[name] for name in wanted}
 
     def _probabilities(self, table: Array, task: Task) -> Array:
         """P(positive) [n] of a binary task, else P(class) [n, C]: classes that training lacks have probability 0."""
@@ -65,7 +66,7 @@ class Boosted(Fitted):
         else:
             seen = self.model.classes_
         spread[:, np.asarray(seen).astype(np.int64)] = p[:, : len(seen)]
-        return spread[:, 1] if task.kind == "binary" else spread
+        return spread[:, 1] if task.record.positive else spread
 
     def _forests(self) -> list[Trees]:
         trees = self.model.trees_

@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 import time
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -18,7 +18,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluribus.data.prepared import Prepared
-from pluribus.errors import unknown
+from pluribus.errors import BadInput, unknown
 from pluribus.tasks import Task
 
 if TYPE_CHECKING:
@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from pluribus.data.columns import FittedColumns
 
 Array = NDArray[np.float64]
+Wanted = Mapping[str, NDArray[np.int64]]
+"""The cells asked for: task → rows of a data set [m], in any order."""
 
 
 @dataclass(frozen=True)
@@ -166,9 +168,70 @@ class Fitted(ABC):
         self.calibration: dict[str, dict[str, Any]] = {}
         self.record: dict[str, Any] = {}
 
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "scores" in vars(cls) and "answer" not in vars(cls):  # written for the first edition, whose primitive was `scores`
+            setattr(cls, "answer", _answer_by_scores)  # noqa: B010
+
     @abstractmethod
-    def scores(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str]) -> dict[str, Array]:
-        """Uncalibrated predictions of an encoded table at `rows`: task → [m] or [m, C], what the kind's link yields."""
+    def answer(self, data: Prepared, wanted: Wanted) -> dict[str, Any]:
+        """Predict the cells asked for. Everything else that an artefact answers rests on this.
+
+        Parameters
+        ----------
+        data : Prepared
+            A table encoded by `columns`.
+        wanted : mapping
+            Task → rows of `data` (int64 [m]), in any order; a task may ask for other rows than the next one.
+
+        Returns
+        -------
+        dict
+            Task → predictions in the order of its rows, uncalibrated, as the kind's link gives them: [m], [m, C], lists or
+            maps. A row that cannot be answered has NaN (`unanswered` says why).
+        """
+
+    def scores(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str]) -> dict[str, Any]:
+        """Predict the same rows for some tasks (see `answer`).
+
+        Parameters
+        ----------
+        data : Prepared
+            A table encoded by `columns`.
+        rows : ndarray of int64
+            [m], in any order.
+        tasks : sequence of str
+            Their names.
+
+        Returns
+        -------
+        dict
+            Task → predictions [m, …].
+        """
+        return self.answer(data, dict.fromkeys(tasks, np.asarray(rows, np.int64)))
+
+    def features(self, data: Prepared, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """What the artefact computes of rows on its way to their predictions: name → [m, …]; nothing unless it says so."""
+        return {}
+
+    @property
+    def dials(self) -> Mapping[str, Any]:
+        """What a request may turn: name → what it takes, for people. None unless the artefact says so."""
+        return {}
+
+    def at(self, **dials: Any) -> Fitted:
+        """The artefact with some dials turned; it shares the weights.
+
+        Raises
+        ------
+        BadInput
+            The artefact has no dial of that name.
+        """
+        for name in dials:
+            if name not in self.dials:
+                known = f"its dials are {', '.join(self.dials)}" if self.dials else "it has none"
+                raise BadInput(f"has no dial {name!r}", where=f"model of type {self.artefact!r}", remedy=known)
+        return self
 
     @abstractmethod
     def costs(self) -> Costs: ...
@@ -243,6 +306,21 @@ class Fitted(ABC):
         from pluribus.modeling.checkpoint import save
 
         save(self, folder)
+
+
+def alike(wanted: Wanted) -> Iterator[tuple[NDArray[np.int64], list[str]]]:
+    """The rows asked for, each with the tasks that ask for just these: what depends on rows alone is computed once for all."""
+    groups: dict[bytes, tuple[NDArray[np.int64], list[str]]] = {}
+    for task, rows in wanted.items():
+        groups.setdefault(rows.tobytes(), (rows, []))[1].append(task)
+    yield from groups.values()
+
+
+def _answer_by_scores(fitted: Fitted, data: Prepared, wanted: Wanted) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for rows, names in alike(wanted):
+        found |= fitted.scores(data, rows, names)
+    return {name: found[name] for name in wanted}
 
 
 class Candidate(ABC):

@@ -1,8 +1,7 @@
 """Rows of several requests, each for its own tasks, in one forward; and what their cells answer.
 
-A network runs once on all rows: a task's sharing and head see the rows that asked for it. Each member of a committee runs
-once on what it answers for. Other artefacts run once for each set of rows. Where a forward fails, each task is tried alone, so
-that one broken head costs the others nothing but time.
+The artefact answers all of them at once (`Fitted.answer`). Where that fails, each task is tried alone, so that one broken head
+costs the others nothing but time.
 """
 
 from __future__ import annotations
@@ -12,89 +11,29 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
-import torch
-from numpy.typing import NDArray
 
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
 from pluribus.evaluation import calibration
-from pluribus.modeling import Fitted, MultiTaskModel
-from pluribus.modeling.candidate import Array
+from pluribus.modeling import Fitted
+from pluribus.modeling.candidate import Array, Wanted
 from pluribus.serving.encoding import RowEncoder
 from pluribus.tasks import Task
 
-STEP = 4096  # rows of a forward
 PROBES = 64  # encodings spent on finding the rows that cannot be encoded
 _log = logging.getLogger("pluribus.serving")
 
-Wanted = Mapping[str, NDArray[np.int64]]
-
-
-def scores(fitted: Fitted, data: Prepared, wanted: Wanted) -> dict[str, Array]:
-    """Uncalibrated predictions of the wanted cells: task → [m] or [m, C], in the order of its rows (ascending)."""
-    if not wanted:
-        return {}
-    members = getattr(fitted, "members", None)
-    if isinstance(members, Mapping):
-        answers: Mapping[str, str] = fitted.answers  # type: ignore[attr-defined]
-        found: dict[str, Array] = {}
-        for name, member in members.items():
-            found |= scores(member, data, {task: rows for task, rows in wanted.items() if answers[task] == name})
-        return found
-    mixed = getattr(fitted, "mixed", None)  # an artefact that takes rows of different tasks at once
-    if mixed is not None:
-        answered: dict[str, Array] = mixed(data, wanted)
-        return answered
-    model = getattr(fitted, "model", None)
-    if isinstance(model, MultiTaskModel):
-        return _forward(model, data, wanted)
-    found = {}
-    groups: dict[bytes, list[str]] = {}
-    for task, rows in wanted.items():
-        groups.setdefault(rows.tobytes(), []).append(task)
-    for tasks in groups.values():
-        found |= fitted.scores(data, wanted[tasks[0]], tasks)
-    return found
-
-
-def _forward(model: MultiTaskModel, data: Prepared, wanted: Wanted) -> dict[str, Array]:
-    if model.training:
-        model.eval()
-    first, *others = wanted.values()
-    whole = all(len(first) == len(rows) == data.n_rows for rows in others)
-    used = first if whole else np.unique(np.concatenate([first, *others]))
-    found: dict[str, list[torch.Tensor]] = {task: [] for task in wanted}
-    for start in range(0, len(used), STEP):
-        rows = used[start : start + STEP]
-        cells: dict[str, torch.Tensor | None] = dict.fromkeys(wanted) if whole else _cells(rows, wanted)
-        batch = data.whole() if len(rows) == data.n_rows else data.batch(torch.from_numpy(rows), tasks=())
-        with torch.inference_mode():
-            for task, value in model.heads.link(model(batch.inputs, cells, batch.context)).items():
-                found[task].append(value)
-    joined = {task: torch.cat(values) if len(values) > 1 else values[0] for task, values in found.items() if values}
-    return {task: value.double().numpy() for task, value in joined.items()}
-
-
-def _cells(rows: NDArray[np.int64], wanted: Wanted) -> dict[str, torch.Tensor | None]:
-    """Task → the places among `rows` that it wants, None for all of them; tasks that want none are left out."""
-    cells: dict[str, torch.Tensor | None] = {}
-    for task, mine in wanted.items():
-        here = mine[(mine >= rows[0]) & (mine <= rows[-1])]
-        if len(here):
-            cells[task] = None if len(here) == len(rows) else torch.from_numpy(np.searchsorted(rows, here))
-    return cells
-
 
 def shielded(fitted: Fitted, data: Prepared, wanted: Wanted) -> tuple[dict[str, Array], dict[str, str]]:
-    """`scores`, calibrated, and the tasks that failed with the reason; one failing task does not stop the others."""
+    """Predictions, calibrated, and the tasks that failed with the reason; one failing task does not stop the others."""
     found: dict[str, Array] = {}
     failed: dict[str, str] = {}
     try:
-        found = scores(fitted, data, wanted)
+        found = fitted.answer(data, wanted)
     except Exception:
         for task, rows in wanted.items():
             try:
-                found |= scores(fitted, data, {task: rows})
+                found |= fitted.answer(data, {task: rows})
             except Exception as error:
                 _log.exception("task %r failed on %d rows", task, len(rows))
                 failed[task] = f"the model failed on this task ({type(error).__name__}); its log has the details"

@@ -23,7 +23,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
 
 from pluribus.data.columns import FittedColumns, Input
@@ -34,7 +33,7 @@ from pluribus.merging.bundle import open_bundle
 from pluribus.merging.container import MergeContainer
 from pluribus.merging.modules import example, image_shape, names_in, skeleton
 from pluribus.modeling import Costs, Fitted
-from pluribus.modeling.candidate import Array
+from pluribus.modeling.candidate import Array, Wanted
 from pluribus.tasks import Task
 
 STEP = 64  # rows of a forward
@@ -80,11 +79,8 @@ class Merged(Fitted):
 
     # Prediction
 
-    def scores(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str]) -> dict[str, Array]:
-        return self.mixed(data, dict.fromkeys(tasks, rows))
-
-    def mixed(self, data: Prepared, wanted: Mapping[str, NDArray[np.int64]]) -> dict[str, Array]:
-        """Rows of different tasks in common forwards: task → predictions in the order of its rows."""
+    def answer(self, data: Prepared, wanted: Wanted) -> dict[str, Array]:
+        """Rows of different tasks in common forward passes."""
         found: dict[str, Array] = {}
         widths = {task.name: len(task.classes) for task in self.tasks}
         for task, mine in wanted.items():

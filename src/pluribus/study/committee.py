@@ -10,14 +10,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-from numpy.typing import NDArray
-
 from pluribus.data.columns import FittedColumns
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
 from pluribus.modeling import Costs, Fitted, load
-from pluribus.modeling.candidate import Array
+from pluribus.modeling.candidate import Wanted
 from pluribus.tasks import Task
 
 
@@ -38,13 +35,14 @@ class Committee(Fitted):
             if name in source.calibration:
                 self.calibration[name] = source.calibration[name]
 
-    def scores(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str]) -> dict[str, Array]:
-        found: dict[str, Array] = {}
+    def answer(self, data: Prepared, wanted: Wanted) -> dict[str, Any]:
+        """Each member is asked once, for the cells that are its own."""
+        found: dict[str, Any] = {}
         for member, fitted in self.members.items():
-            mine = [name for name in tasks if self.answers[name] == member]
+            mine = {name: rows for name, rows in wanted.items() if self.answers[name] == member}
             if mine:
-                found |= fitted.scores(data, rows, mine)
-        return {name: found[name] for name in tasks}
+                found |= fitted.answer(data, mine)
+        return {name: found[name] for name in wanted}
 
     def costs(self) -> Costs:
         each = [fitted.costs() for fitted in self.members.values()]

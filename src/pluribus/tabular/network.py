@@ -26,15 +26,17 @@ from pluribus import catalog
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
 from pluribus.modeling import Costs, Fitted, MultiTaskModel
-from pluribus.modeling.candidate import Array
+from pluribus.modeling.candidate import Array, Wanted
 from pluribus.modeling.experts import pack
+from pluribus.modeling.pieces import bytes_per_row, pieces
 from pluribus.tasks import Task
 
 if TYPE_CHECKING:
     from pluribus.data.columns import FittedColumns
 
+IntArray = NDArray[np.int64]
 WEIGHTS = "network.safetensors"
-ROWS = 8192  # rows predicted at a time, divided by the number of networks side by side
+UNMEASURED = 64  # rows that go through the network together, whatever they hold
 
 
 def build(tasks: Sequence[Task], columns: FittedColumns, config: Mapping[str, Any]) -> MultiTaskModel:
@@ -84,18 +86,48 @@ class Network(Fitted):
         super().__init__(tasks, columns)
         self.config, self.model = dict(config), model.eval()
         pack(self.model)
+        self._outputs: float | None = None  # bytes of what a row becomes
 
-    def scores(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str]) -> dict[str, Array]:
-        wanted = dict.fromkeys(tasks)
-        side_by_side = len(wanted) if getattr(self.model.encoder, "copies", 1) > 1 else 1
-        step = max(64, ROWS // max(1, side_by_side))
-        found: dict[str, list[Tensor]] = {name: [] for name in tasks}
-        places = torch.from_numpy(np.asarray(rows, dtype=np.int64))
-        for start in range(0, max(1, len(places)), step):  # no rows: one empty batch, for the shapes
-            batch = data.batch(places[start : start + step], tasks=())
-            for name, value in self.model.predict(batch.inputs, wanted, batch.context).items():
-                found[name].append(value)
-        return {name: torch.cat(values).double().numpy() for name, values in found.items()}
+    def answer(self, data: Prepared, wanted: Wanted) -> dict[str, Array]:
+        """All rows in common forward passes: each row is encoded once, and a task's part of the network sees the rows that ask
+        for it."""
+        if not wanted:
+            return {}
+        if self.model.training:
+            self.model.eval()
+        used, places, order = _union(wanted)
+        found: dict[str, list[Tensor]] = {name: [] for name in wanted}
+        for piece in pieces(len(used), self._bytes(data, used)):
+            everything = piece.stop - piece.start == data.n_rows and bool((used[1:] > used[:-1]).all())
+            batch = data.whole() if everything else data.batch(torch.from_numpy(used[piece]), tasks=())
+            cells = dict.fromkeys(wanted) if places is None else _cells(places, piece)
+            with torch.inference_mode():
+                for name, value in self.model.heads.link(self.model(batch.inputs, cells, batch.context)).items():
+                    found[name].append(value)
+        answers: dict[str, Array] = {}
+        for name, values in found.items():
+            answers[name] = (values[0] if len(values) == 1 else torch.cat(values)).double().numpy()
+            if name in order:
+                answers[name] = answers[name][order[name]]
+        return answers
+
+    def _bytes(self, data: Prepared, rows: IntArray) -> float:
+        """Bytes of a row's inputs, of its features and of its predictions for all tasks; 0 where there are few rows."""
+        if len(rows) <= UNMEASURED:
+            return 0.0
+
+        def inputs(some: slice) -> Any:
+            return data.batch(torch.from_numpy(rows[some]), tasks=()).inputs
+
+        def outputs(some: slice) -> Any:
+            batch = data.batch(torch.from_numpy(rows[some]), tasks=())
+            with torch.inference_mode():
+                found = self.model(batch.inputs, None, batch.context)
+                return dict(found), found.shared, self.model.heads.link(found)
+
+        if self._outputs is None:
+            self._outputs = bytes_per_row(outputs, len(rows))
+        return self._outputs + bytes_per_row(inputs, len(rows))
 
     def costs(self) -> Costs:
         """FLOPs are counted on one forward pass for all tasks; rows per second are timed here, on one thread."""
@@ -127,6 +159,31 @@ class Network(Fitted):
         check_weights(state, model.state_dict())
         model.load_state_dict(state)
         return cls(tasks, columns, manifest["config"], model)
+
+
+def _union(wanted: Wanted) -> tuple[IntArray, dict[str, IntArray] | None, dict[str, IntArray]]:
+    """The rows that any task asks for; task → its places among them, ascending (None: each asks for all, in this order); and the
+    order of its answers, for tasks that ask for rows in another order or more than once."""
+    first, *others = wanted.values()
+    if all(rows is first or np.array_equal(rows, first) for rows in others):
+        return first, None, {}
+    used = np.unique(np.concatenate([first, *others]))
+    places, order = {}, {}
+    for name, rows in wanted.items():
+        places[name] = np.searchsorted(used, rows)
+        if not (places[name][1:] > places[name][:-1]).all():
+            places[name], order[name] = np.unique(places[name], return_inverse=True)
+    return used, places, order
+
+
+def _cells(places: Mapping[str, IntArray], piece: slice) -> dict[str, Tensor | None]:
+    """Task → its places within a piece of the rows, None for all of them. Tasks that ask for none there are left out."""
+    cells: dict[str, Tensor | None] = {}
+    for name, mine in places.items():
+        here = mine[(mine >= piece.start) & (mine < piece.stop)]
+        if len(here) or (not len(mine) and piece.start == 0):  # a task that asks for no row has an empty answer
+            cells[name] = None if len(here) == piece.stop - piece.start else torch.from_numpy(here - piece.start)
+    return cells
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

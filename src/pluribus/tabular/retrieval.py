@@ -27,7 +27,7 @@ from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput, NonFinite, unknown
 from pluribus.evaluation import metrics
 from pluribus.modeling import Budget, Candidate, Costs, Fitted
-from pluribus.modeling.candidate import Array
+from pluribus.modeling.candidate import Array, Wanted
 from pluribus.tabular.fields import Catalogue
 from pluribus.tabular.network import WEIGHTS, _one_thread, check_weights, read_weights
 from pluribus.tabular.next_item import RANKED, ranked
@@ -109,11 +109,11 @@ class Retrieval(Fitted):
             self._ready = self.columns, catalogue, vectors_of(self.model, catalogue)
         return self._ready[1], self._ready[2]
 
-    def scores(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str]) -> dict[str, Array]:
+    def answer(self, data: Prepared, wanted: Wanted) -> dict[str, Array]:
         """Task → [m, RANKED] rows of the catalogue, best first (−1 behind the last); NaN for a row that cannot be ranked because
         its session is empty."""
         catalogue, vectors = self.ready()
-        return {name: rank_rows(self.model, data, rows, catalogue, vectors) for name in tasks}
+        return {name: rank_rows(self.model, data, rows, catalogue, vectors) for name, rows in wanted.items()}
 
     def item_scores(self, data: Prepared, rows: NDArray[np.int64]) -> Tensor:
         """The score of every item [m, I], in the catalogue's order."""
@@ -208,7 +208,7 @@ def vectors_of(model: Ranking, catalogue: Catalogue) -> Tensor:
 
 @torch.no_grad()
 def rank_rows(model: Ranking, data: Prepared, rows: NDArray[np.int64], catalogue: Catalogue, vectors: Tensor) -> Array:
-    """[m, RANKED] (see `Retrieval.scores`)."""
+    """[m, RANKED] (see `Retrieval.answer`)."""
     places = torch.from_numpy(np.asarray(rows, np.int64))
     found = []
     for start in range(0, max(1, len(places)), STEP):

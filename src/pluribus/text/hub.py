@@ -31,7 +31,7 @@ from pluribus.data.prepared import Prepared
 from pluribus.data.ragged import Ragged
 from pluribus.errors import BadInput, unknown
 from pluribus.modeling import Costs, Fitted
-from pluribus.modeling.candidate import Array
+from pluribus.modeling.candidate import Array, Wanted
 from pluribus.tasks import Task
 from pluribus.text import backbones
 from pluribus.text.adapted import AdaptedText
@@ -169,11 +169,8 @@ class TextHub(Fitted):
 
     # Prediction
 
-    def scores(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str]) -> dict[str, Array]:
-        return self.mixed(data, dict.fromkeys(tasks, np.asarray(rows, dtype=np.int64)))
-
-    def mixed(self, data: Prepared, wanted: Mapping[str, NDArray[np.int64]]) -> dict[str, Array]:
-        """Rows of different tasks at once: as few forward passes as lengths and the budget allow. task → rows → predictions."""
+    def answer(self, data: Prepared, wanted: Wanted) -> dict[str, Array]:
+        """Rows of different tasks at once: as few forward passes as lengths and the budget allow."""
         by_name = {task.name: task for task in self.tasks}
         words = any(by_name[name].kind == "tagging" for name in wanted)
         distinct = np.unique(np.concatenate([np.empty(0, np.int64), *wanted.values()]))

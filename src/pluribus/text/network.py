@@ -27,7 +27,7 @@ from pluribus.data.prepared import Prepared
 from pluribus.data.ragged import Ragged
 from pluribus.errors import BadInput
 from pluribus.modeling import Costs, Fitted
-from pluribus.modeling.candidate import Array
+from pluribus.modeling.candidate import Array, Wanted
 from pluribus.tasks import Task
 from pluribus.text.encoder import SEGMENTS, TOKENS, WORDS
 from pluribus.text.model import TextModel
@@ -106,22 +106,27 @@ class TextNetwork(Fitted):
         self.models = [model.eval() for model in models]
         self.words = any(task.kind == "tagging" for task in tasks)
 
-    def scores(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str]) -> dict[str, Array]:
-        rows = np.asarray(rows, dtype=np.int64)
-        if not len(rows):
-            return {task.name: sized(task, torch.empty(0), rows) for task in self.tasks if task.name in tasks}
-        distinct, back = np.unique(rows, return_inverse=True)
+    def answer(self, data: Prepared, wanted: Wanted) -> dict[str, Array]:
+        """Texts that several tasks ask for are tokenised once, and each member runs once, on the rows of its own tasks."""
+        by_name = {task.name: task for task in self.tasks}
+        distinct = np.unique(np.concatenate([np.empty(0, np.int64), *wanted.values()]))
+        found = {name: sized(by_name[name], torch.empty(0), distinct[:0]) for name in wanted}
+        if not len(distinct):
+            return found
         ready = tokenised(taken(data, distinct), self.tokenizer, self.config["text"], words=self.words)
         batch = ready.batch(torch.arange(len(distinct)), tasks=())
         counts = word_counts(ready, self.config["text"][0]) if self.words else distinct
-        by_name = {task.name: task for task in self.tasks}
-        found: dict[str, Array] = {}
+        each = {n: np.unique(np.searchsorted(distinct, rows), return_inverse=True) for n, rows in wanted.items() if len(rows)}
         for member, model in zip(self.config["members"], self.models):
-            wanted = dict.fromkeys(name for name in member["tasks"] if name in tasks)
-            if wanted:
-                for name, value in model.predict(batch.inputs, wanted, batch.context).items():
-                    found[name] = sized(by_name[name], value, counts)[back]
-        return {name: found[name] for name in tasks}
+            cells = {
+                name: None if len(each[name][0]) == len(distinct) else torch.from_numpy(each[name][0])
+                for name in member["tasks"]
+                if name in each
+            }
+            for name, value in model.predict(batch.inputs, cells, batch.context).items() if cells else ():
+                rows, order = each[name]
+                found[name] = sized(by_name[name], value, counts[rows])[order]
+        return found
 
     def costs(self) -> Costs:
         """FLOPs and speed of a batch whose rows all have the mean length of the training texts; one thread."""
