@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import copy
+import importlib
+import pickle
+import pkgutil
 from collections.abc import Callable
 from typing import Any
 
@@ -12,14 +16,17 @@ from hypothesis import strategies as st
 from scipy import stats
 from sklearn import metrics as sk
 
+from pluribus import catalog
 from pluribus.errors import BadInput
 from pluribus.evaluation import metrics
 from pluribus.evaluation.metrics import Weightings, compute, constant, judged, of_constant, resampled
-from pluribus.tasks.metrics import METRICS
+from pluribus.tasks import weightings
+from pluribus.tasks.metrics import METRICS, Metric
 
-BINARY = ("auc", "gini", "ks", "pr_auc", "logloss", "brier", "ne", "ece", "pcoc", "accuracy", "balanced_accuracy", "f1")
-CLASSES = ("logloss", "brier", "accuracy", "balanced_accuracy", "f1", "macro_auc", "qwk")
-NUMBERS = ("rmse", "mae", "mape", "r2", "explained_variance", "spearman")
+BOTH = ("logloss", "brier", "accuracy", "balanced_accuracy", "f1", "f1_micro", "f1_macro", "mcc")
+BINARY = ("auc", "gini", "ks", "pr_auc", "ne", "ece", "pcoc", *BOTH)
+CLASSES = (*BOTH, "macro_auc", "qwk")
+NUMBERS = ("rmse", "mae", "mape", "r2", "explained_variance", "pearson", "spearman")
 GROUPED = ("gauc", "uauc")
 
 
@@ -44,14 +51,33 @@ def _data(form: str, n: int = 300, seed: int = 0) -> tuple[Any, Any, Any]:
 
 def test_names_and_kinds_are_those_that_tasks_declare() -> None:
     """A metric that can be declared but not computed would fail only at the end of a study."""
-    assert set(METRICS) == {*metrics.COMPUTED, *metrics.GROUPED}
+    assert {entry.name for entry in catalog.entries(family="metric")} <= set(METRICS)
     for name, metric in METRICS.items():
+        assert metric.best is None or metric.direction == "max"
         for kind in metric.kinds:
             forms = {"multiclass": "classes", "ordinal": "classes", "tagging": "tags", "next_item": "ranks", "binary": "binary"}
             form = forms.get(kind, "numbers")
             p, y, w = _data(form)
             assert np.isfinite(compute(name, p, y, w, groups=np.arange(len(y)) % 7))
-    assert all(METRICS[name].direction == "max" for name in metrics.BEST)
+
+
+def test_no_record_is_forgotten() -> None:
+    """Broken: a metric stands in the source and nobody finds it by name."""
+    listed = {id(METRICS[name]) for name in METRICS}
+    for module in pkgutil.iter_modules(metrics.__path__, "pluribus.evaluation.metrics."):
+        held = vars(importlib.import_module(module.name)).values()
+        assert all(id(value) in listed for value in held if isinstance(value, Metric)), module.name
+
+
+def test_a_record_is_copied_and_sent_by_its_name() -> None:
+    """Broken: a task that goes to a worker process drags functions along, or comes back as another metric."""
+    assert copy.deepcopy(METRICS["auc"]) is METRICS["auc"]
+    assert pickle.loads(pickle.dumps(METRICS["rmse"])) is METRICS["rmse"]
+    own = Metric("mine", "max")
+    assert copy.deepcopy(own) == own
+    assert own != Metric("mine", "min")
+    with pytest.raises(BadInput, match="'mine' is a name alone"):
+        compute(own, [1.0], [1.0])
 
 
 ORACLES: dict[str, tuple[str, Callable[[Any, Any, Any], float]]] = {
@@ -63,6 +89,9 @@ ORACLES: dict[str, tuple[str, Callable[[Any, Any, Any], float]]] = {
     "accuracy": ("binary", lambda p, y, w: sk.accuracy_score(y, p >= 0.5, sample_weight=w)),
     "balanced_accuracy": ("binary", lambda p, y, w: sk.balanced_accuracy_score(y, p >= 0.5, sample_weight=w)),
     "f1": ("binary", lambda p, y, w: sk.f1_score(y, p >= 0.5, sample_weight=w)),
+    "f1_micro": ("binary", lambda p, y, w: sk.f1_score(y, p >= 0.5, average="micro", sample_weight=w)),
+    "f1_macro": ("binary", lambda p, y, w: sk.f1_score(y, p >= 0.5, average="macro", sample_weight=w)),
+    "mcc": ("binary", lambda p, y, w: sk.matthews_corrcoef(y, p >= 0.5, sample_weight=w)),
     "pcoc": ("binary", lambda p, y, w: (w * p).sum() / (w * y).sum()),
     "ne": (
         "binary",
@@ -76,6 +105,7 @@ ORACLES: dict[str, tuple[str, Callable[[Any, Any, Any], float]]] = {
     "r2": ("numbers", lambda p, y, w: sk.r2_score(y, p, sample_weight=w)),
     "explained_variance": ("numbers", lambda p, y, w: sk.explained_variance_score(y, p, sample_weight=w)),
     "poisson_deviance": ("numbers", lambda p, y, w: sk.mean_poisson_deviance(y, p, sample_weight=w)),
+    "pearson": ("numbers", lambda p, y, w: stats.pearsonr(np.repeat(p, w.astype(int)), np.repeat(y, w.astype(int))).statistic),
     "spearman": ("numbers", lambda p, y, w: stats.spearmanr(np.repeat(p, w.astype(int)), np.repeat(y, w.astype(int))).statistic),
     "ks": (
         "binary",
@@ -101,7 +131,7 @@ def test_equals_scikit_learn_with_weights_and_ties(name: str, seed: int) -> None
     assert compute(name, p, y, w) == pytest.approx(oracle(p, y, w), abs=1e-10)
 
 
-@pytest.mark.parametrize("name", ["logloss", "accuracy", "balanced_accuracy", "f1", "brier"])
+@pytest.mark.parametrize("name", BOTH)
 def test_equals_scikit_learn_on_several_classes(name: str) -> None:
     p, y, w = _data("classes")
     said = p.argmax(1)
@@ -110,6 +140,9 @@ def test_equals_scikit_learn_on_several_classes(name: str) -> None:
         "accuracy": lambda: sk.accuracy_score(y, said, sample_weight=w),
         "balanced_accuracy": lambda: sk.balanced_accuracy_score(y, said, sample_weight=w),
         "f1": lambda: sk.f1_score(y, said, average="macro", sample_weight=w),
+        "f1_macro": lambda: sk.f1_score(y, said, average="macro", sample_weight=w),
+        "f1_micro": lambda: sk.f1_score(y, said, average="micro", sample_weight=w),
+        "mcc": lambda: sk.matthews_corrcoef(y, said, sample_weight=w),
         "brier": lambda: np.average(((p - np.eye(4)[y.astype(int)]) ** 2).sum(1), weights=w),
     }[name]()
     assert compute(name, p, y, w) == pytest.approx(oracle, abs=1e-12)
@@ -168,7 +201,7 @@ def test_many_weightings_equal_one_at_a_time(name: str, form: str, monkeypatch: 
     weights = counts[:, unit] * w
     one_by_one = [compute(name, p, y, row, groups=group) for row in weights]
     for chunk in (1, 1 << 20):
-        monkeypatch.setattr(metrics, "_CHUNK", chunk)
+        monkeypatch.setattr(weightings, "_CHUNK", chunk)
         np.testing.assert_allclose(compute(name, p, y, weights, groups=group), one_by_one, atol=1e-10)
         np.testing.assert_allclose(resampled(name, p, y, Weightings(w, unit, counts), group), one_by_one, atol=1e-10)
 
@@ -213,7 +246,7 @@ def test_no_rows_is_nan(name: str, form: str) -> None:
     assert np.isnan(compute(name, p, y, np.zeros(10), groups=np.arange(10)))
 
 
-@pytest.mark.parametrize("name", ["r2", "explained_variance", "spearman"])
+@pytest.mark.parametrize("name", ["r2", "explained_variance", "pearson", "spearman"])
 def test_constant_target_is_nan(name: str) -> None:
     assert np.isnan(compute(name, [1.0, 2.0, 4.0], [0.1, 0.1, 0.1]))
 
@@ -221,7 +254,8 @@ def test_constant_target_is_nan(name: str) -> None:
 def test_r2_is_accurate_far_from_zero() -> None:
     """Sums of squares of large numbers cancel; centring first keeps the digits."""
     p, y, w = _data("numbers")
-    assert compute("r2", p + 1e7, y + 1e7, w) == pytest.approx(compute("r2", p, y, w), abs=1e-6)
+    for name in ("r2", "pearson"):
+        assert compute(name, p + 1e7, y + 1e7, w) == pytest.approx(compute(name, p, y, w), abs=1e-6)
 
 
 def test_perfect_and_constant_predictions() -> None:

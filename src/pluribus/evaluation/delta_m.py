@@ -23,7 +23,8 @@ import numpy as np
 import numpy.typing as npt
 
 from pluribus.errors import BadInput, unknown
-from pluribus.evaluation.metrics import BEST, Array
+from pluribus.tasks.metrics import METRICS
+from pluribus.tasks.weightings import Array
 
 Scores = Mapping[str, Mapping[str, float]]  # task -> metric -> value; the task's main metric comes first
 
@@ -127,9 +128,9 @@ def delta(name: str, scores: Scores, reference: Scores, directions: Mapping[str,
     gains = []
     for task, row in scores.items():
         metric, value = next(iter(row.items()))
-        base = reference[task][metric]
+        base, record = reference[task][metric], METRICS.get(metric)
         if chosen.name == "relaimpr":
-            if metric not in ("auc", "gauc", "uauc", "macro_auc"):
+            if record is None or not record.area:
                 raise BadInput(
                     f"relaimpr compares AUCs, and the main metric is {metric!r}",
                     where=f"task {task!r}",
@@ -137,11 +138,12 @@ def delta(name: str, scores: Scores, reference: Scores, directions: Mapping[str,
                 )
             gains.append((value - 0.5) / (base - 0.5) - 1 if base > 0.5 else np.nan)
         else:
-            if directions[metric] == "max" and metric not in BEST:
+            best = 0.0 if directions[metric] == "min" else None if record is None else record.best
+            if best is None:
                 raise BadInput(
                     f"the perfect value of {metric!r} is not known", where=f"task {task!r}", remedy="use mean-relative"
                 )
-            left = abs((BEST[metric] if directions[metric] == "max" else 0.0) - base)
+            left = abs(best - base)
             gains.append(signs[metric] * (value - base) / left if left > 0 else np.nan)
     return 100 * float(np.mean(gains))
 

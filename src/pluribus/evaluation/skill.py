@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from pluribus.evaluation import metrics
@@ -13,8 +14,8 @@ from pluribus.tasks import Metric, Task
 
 def best_constant(task: Task, target: NDArray[Any], weight: NDArray[Any] | None = None) -> metrics.Array | float:
     """The constant prediction that is best for the task's main metric on these labels: a number, or P(class) [C]."""
-    classes = len(task.classes) if task.kind != "binary" else 0
-    return metrics.constant(task.main_metric.name, target, classes=classes, weight=weight)
+    classes = 0 if task.record.positive else len(task.classes)
+    return metrics.constant(task.main_metric, target, classes=classes, weight=weight)
 
 
 def skill(metric: Metric, score: float, constant: float) -> float:
@@ -24,8 +25,7 @@ def skill(metric: Metric, score: float, constant: float) -> float:
     predictor that earns no number counts as 0. NaN scores stay NaN.
     """
     constant = 0.0 if math.isnan(constant) else constant
-    if metric.name == "pcoc":  # judged by its distance from 1
-        score, constant = abs(score - 1), abs(constant - 1)
+    score, constant = (float(metric.judged(np.asarray(value))) for value in (score, constant))
     if metric.direction == "min":
         return 1 - score / constant if constant > 0 else -score
     return (score - constant) / (1 - constant) if constant < 1 else score

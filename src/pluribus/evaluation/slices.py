@@ -65,7 +65,7 @@ def by_slice(
         if reference is not None:
             other = [np.asarray(p)[here] for p in reference]
             gain = gain_of(task, part, units, mine, other, level=level, repeats=repeats, seed=seed)
-        bins = tuple(reliability(mine[0], part.target, part.weight, bins=5)) if task.kind == "binary" else ()
+        bins = tuple(reliability(mine[0], part.target, part.weight, bins=5)) if task.record.positive else ()
         found.append(Slice(str(name), rows, count, value, gain, bins))
     sign = 1 if task.main_metric.direction == "max" else -1
     return sorted(found, key=lambda s: (np.isnan(s.value.file.value), sign * s.value.file.value))

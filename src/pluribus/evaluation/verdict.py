@@ -333,19 +333,19 @@ def _measure(
     if len(rows) != len(target) or (len(rows) and not (rows.min() >= 0 and rows.max() < len(drawn.code))):
         raise BadInput("labelled rows do not fit the test split", where=f"task {task.name!r}")
     weight = np.ones(len(rows)) if cells.weight is None else np.asarray(cells.weight, float)
-    name = task.main_metric.name
+    metric = task.main_metric
     weightings = Weightings(weight, drawn.code[rows], drawn.counts)
     values, replicates = [], []
     for prediction in predictions[task.name]:
         try:
-            value = metrics.compute(name, prediction, target, weight, cells.groups)
-            sample = metrics.resampled(name, prediction, target, weightings, cells.groups)
+            value = metrics.compute(metric, prediction, target, weight, cells.groups)
+            sample = metrics.resampled(metric, prediction, target, weightings, cells.groups)
         except BadInput as error:
             raise BadInput(error.what, where=f"{where}, {error.where}", remedy=error.remedy) from error
-        values.append(metrics.judged(name, np.asarray(value)))
-        replicates.append(metrics.judged(name, sample))
+        values.append(metric.judged(np.asarray(value)))
+        replicates.append(metric.judged(sample))
     there, positives = weight > 0, None
-    if task.kind == "binary":
+    if task.record.positive:
         few = 2 * np.count_nonzero(there & (target > 0)) <= np.count_nonzero(there)
         there &= target > 0 if few else target <= 0
         positives = int(there.sum())
@@ -396,7 +396,7 @@ def _value(one: _Measured, level: float) -> Scoped:
 
 
 def _gain(task: Task, one: _Measured, other: _Measured, level: float) -> Scoped:
-    sign = _sign(task)
+    sign = task.main_metric.sign
     value = sign * float(one.values.mean() - other.values.mean())
     replicates = sign * (one.replicates.mean(0) - other.replicates.mean(0))
     return _scoped(value, replicates, one.units, (seeds_component(one.values), seeds_component(other.values)), level)
@@ -431,9 +431,9 @@ def _compare(
         metric, cells, gain = task.main_metric, truth[task.name], gains[task.name]
         if task.name not in constants:
             raise BadInput("has no constant prediction", where=f"task {task.name!r}", remedy="pass constants=")
-        floor = metrics.of_constant(metric.name, constants[task.name], cells.target, cells.weight, cells.groups)
-        constant = float(metrics.judged(metric.name, np.asarray(floor)))
-        skill = _sign(task) * (float(other.values.mean()) - constant)
+        floor = metrics.of_constant(metric, constants[task.name], cells.target, cells.weight, cells.groups)
+        constant = float(metric.judged(np.asarray(floor)))
+        skill = metric.sign * (float(other.values.mean()) - constant)
         if not skill > 0:
             tolerance = 0.0
         elif task.tolerance is None:
@@ -468,10 +468,6 @@ def _compare(
     overall = _overall(tasks, pairs, found, level, doubts)
     scope = _scope([pairs[task.name] for task in tasks])
     return Comparison(reference, scope, tuple(found), overall, headline(found, overall, scope, challenger_name, reference, level))
-
-
-def _sign(task: Task) -> float:
-    return 1.0 if task.main_metric.direction == "max" else -1.0
 
 
 def _blocked(one: _Measured, other: _Measured, skill: float, constant: float, metric: str) -> str:
@@ -525,7 +521,7 @@ def _overall(
     if not main:
         none = Interval(math.nan, math.nan, math.nan, math.nan, math.nan)
         return Overall(name, Scoped(none, None), 0.0, math.nan, "undecided", "there is no main task")
-    sign = np.array([_sign(task) for task in main])
+    sign = np.array([task.main_metric.sign for task in main])
     one, other = ([pairs[task.name][side] for task in main] for side in (0, 1))
     m, b = (np.array([x.values.mean() for x in side]) for side in (one, other))
     value = 100 * float(np.mean(relative(m, b, sign)))

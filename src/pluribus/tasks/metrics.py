@@ -1,69 +1,189 @@
-"""The names of the metrics, which direction is better, and which kinds of task they judge.
+"""What a metric is: one record that says everything about it.
 
-Only names live here, so that a `Task` can be declared and checked without loading any computation; the computations are in
-`pluribus.evaluation.metrics`, and a test holds the two together.
+Two families compute:
+
+- an `Additive` metric is a function of sums over rows. Its *terms* [n, k] are all that has to be kept of a model's answers;
+  1,000 resamples of them are one matrix product;
+- a `Ranked` metric needs all rows at once, because it sorts them or takes their mean.
+
+A bare `Metric` has a name and a direction: it can be written down and compared, and is computed elsewhere.
+
+The records themselves stand in `pluribus.evaluation.metrics` and in the packages of domains; the catalog (family "metric")
+lists them, and a record is imported when it is asked for.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from typing import Literal
+from collections.abc import Callable
+from dataclasses import KW_ONLY, dataclass, field
+from typing import Any, Literal, TypeAlias
 
-from pluribus.errors import unknown
+import numpy as np
 
-Direction = Literal["max", "min"]
+from pluribus.catalog.records import Records
+from pluribus.errors import BadInput
+from pluribus.tasks.forms import Maps
+from pluribus.tasks.weightings import Array, Ints, Weightings
+
+Direction: TypeAlias = Literal["max", "min"]
+
+_BYTES = 1 << 26  # of predicted and true maps that terms are computed from at a time
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class Metric:
-    """A metric by name. `direction` says what is better; `kinds` which kinds of task it judges (empty: any)."""
+    """A metric. Two are equal if name, direction and kinds are.
+
+    Parameters
+    ----------
+    name : str
+        As in `Task(metrics=…)` and on the command line.
+    direction : {"max", "min"}
+        Which values are better.
+    kinds : tuple of str
+        Names of the kinds of task that it judges; empty: any.
+    best : float or None
+        The value of a perfect prediction where more is better; None: not known.
+    chance : float or None
+        What a constant prediction earns by chance where it earns no number; None: nothing.
+    ideal : float or None
+        The ideal value where the distance from it is what is judged; None: the value itself is judged.
+    area : bool
+        Whether it is an area under the ROC curve, of which chance earns ½ (RelaImpr).
+    grouped : bool
+        Whether it needs the group of every row.
+    check : callable or None
+        (name, predictions, labels) → both in the form that the computation takes, or `BadInput` where they do not fit. None:
+        they are taken as they are.
+    constant : callable or None
+        (labels, weights [n]) → the constant prediction that this metric likes best, where it is not the kind's own.
+    """
 
     name: str
     direction: Direction
     kinds: tuple[str, ...] = ()
+    _: KW_ONLY
+    best: float | None = None
+    chance: float | None = None
+    ideal: float | None = None
+    area: bool = False
+    grouped: bool = False
+    check: Callable[[str, Any, Any], tuple[Any, Any]] | None = field(default=None, repr=False)
+    constant: Callable[[Any, Array], Any] | None = field(default=None, repr=False)
+
+    @property
+    def _key(self) -> tuple[str, str, tuple[str, ...]]:
+        return self.name, self.direction, self.kinds
+
+    def __eq__(self, other: object) -> bool:
+        return self._key == other._key if isinstance(other, Metric) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self._key)
+
+    def __reduce_ex__(self, protocol: Any) -> Any:
+        # A record is found by its name where it is copied or sent to another process: its functions are not.
+        return (metric, (self.name,)) if METRICS.get(self.name) is self else super().__reduce_ex__(protocol)
+
+    @property
+    def sign(self) -> float:
+        """+1 where more is better, else −1."""
+        return 1.0 if self.direction == "max" else -1.0
+
+    def checked(self, prediction: Any, target: Any) -> tuple[Any, Any]:
+        """Predictions and labels in the form that the computation takes.
+
+        Raises
+        ------
+        BadInput
+            They do not fit this metric.
+        """
+        return (prediction, target) if self.check is None else self.check(self.name, prediction, target)
+
+    def of(self, prediction: Any, target: Any, weightings: Weightings, groups: Ints | None = None) -> Array:
+        """The metric under each weighting [R], of what `checked` gave; NaN where it is not defined."""
+        raise BadInput(f"metric {self.name!r} is a name alone: nothing computes it", remedy="register how it is computed")
+
+    def judged(self, value: Array) -> Array:
+        """What is compared: the value, or its distance from the ideal one."""
+        return value if self.ideal is None else np.abs(value - self.ideal)
 
 
-_CLASSES = ("binary", "multiclass", "ordinal")
-_NUMBERS = ("regression", "count")
+@dataclass(frozen=True, eq=False)
+class Ranked(Metric):
+    """A metric that needs all rows at once.
 
-METRICS: dict[str, Metric] = {
-    m.name: m
-    for m in (
-        Metric("auc", "max", ("binary",)),
-        Metric("gini", "max", ("binary",)),
-        Metric("ks", "max", ("binary",)),
-        Metric("pr_auc", "max", ("binary",)),
-        Metric("gauc", "max", ("binary",)),
-        Metric("uauc", "max", ("binary",)),
-        Metric("macro_auc", "max", ("multiclass", "ordinal")),
-        Metric("logloss", "min", _CLASSES),
-        Metric("brier", "min", _CLASSES),
-        Metric("ne", "min", ("binary",)),
-        Metric("ece", "min", ("binary",)),
-        Metric("pcoc", "min", ("binary",)),  # judged by its distance from 1
-        Metric("accuracy", "max", _CLASSES),
-        Metric("balanced_accuracy", "max", _CLASSES),
-        Metric("f1", "max", _CLASSES),
-        Metric("qwk", "max", ("ordinal",)),
-        Metric("rmse", "min", _NUMBERS),
-        Metric("mae", "min", _NUMBERS),
-        Metric("mape", "min", _NUMBERS),
-        Metric("r2", "max", _NUMBERS),
-        Metric("explained_variance", "max", _NUMBERS),
-        Metric("spearman", "max", _NUMBERS),
-        Metric("poisson_deviance", "min", ("count",)),
-        Metric("recall@10", "max", ("next_item",)),
-        Metric("recall@20", "max", ("next_item",)),
-        Metric("recall@50", "max", ("next_item",)),
-        Metric("mrr", "max", ("next_item",)),
-        Metric("token_accuracy", "max", ("tagging",)),
-        Metric("span_f1", "max", ("tagging",)),
-    )
-}
+    Parameters
+    ----------
+    value : callable
+        (predictions, labels, weightings) → [R], NaN where it is not defined; of a grouped metric (predictions, labels,
+        weightings, group codes [n]).
+    """
+
+    _: KW_ONLY
+    value: Callable[..., Array] = field(repr=False)
+
+    def of(self, prediction: Any, target: Any, weightings: Weightings, groups: Ints | None = None) -> Array:
+        """The metric under each weighting [R], of what `checked` gave; NaN where it is not defined."""
+        more = (groups,) if self.grouped else ()
+        with np.errstate(all="ignore"):
+            return self.value(prediction, target, weightings, *more)
+
+
+@dataclass(frozen=True, eq=False)
+class Additive(Metric):
+    """A metric that is a function of sums over rows.
+
+    Parameters
+    ----------
+    terms : callable
+        (predictions, labels, mask) → [n, k], each row's from that row alone. The mask says which places of maps have a label
+        ([n, H, W]; maps come as arrays); None for values and lists.
+    finish : callable
+        Weighted sums of the terms [R, k] → [R], NaN where the metric is not defined.
+    """
+
+    _: KW_ONLY
+    terms: Callable[[Any, Any, Any], Array] = field(repr=False)
+    finish: Callable[[Array], Array] = field(repr=False)
+
+    def each(self, prediction: Any, target: Any) -> Array:
+        """The terms [n, k] of what `checked` gave; of maps a few rows at a time."""
+        with np.errstate(all="ignore"):
+            if not isinstance(target, Maps):
+                return np.asarray(self.terms(prediction, target, None), np.float64)
+            said = prediction.values if isinstance(prediction, Maps) else np.asarray(prediction)
+            step = max(1, int(_BYTES * max(1, len(target)) / max(1, target.nbytes + said.nbytes)))
+            pieces = [slice(start, start + step) for start in range(0, max(1, len(target)), step)]
+            found = [self.terms(said[piece], target.values[piece], target[piece].there()) for piece in pieces]
+            return np.concatenate(found).astype(np.float64, copy=False)
+
+    def finished(self, sums: Array) -> Array:
+        """The metric [R] from weighted sums of terms [R, k]."""
+        with np.errstate(all="ignore"):
+            return self.finish(sums)
+
+    def of(self, prediction: Any, target: Any, weightings: Weightings, groups: Ints | None = None) -> Array:
+        """The metric under each weighting [R], of what `checked` gave; NaN where it is not defined."""
+        return self.finished(weightings.sums(self.each(prediction, target)))
+
+
+METRICS: Records[Metric] = Records("metric")
+"""All metrics by name: those registered, and those that the catalog lists."""
 
 
 def metric(name: str, *, where: str | None = None) -> Metric:
-    """The metric called `name`; an unknown name is an error that suggests the nearest."""
-    if name not in METRICS:
-        raise unknown("metric", name, METRICS, where=where)
-    return METRICS[name]
+    """The metric called `name`.
+
+    Raises
+    ------
+    BadInput
+        There is none of that name; the nearest one is suggested.
+    """
+    return METRICS.named(name, where=where)
+
+
+def known(given: Metric) -> Metric:
+    """The record of a bare metric, if there is one of its name and direction; any other metric as it is."""
+    found = METRICS.get(given.name) if type(given) is Metric else None
+    return found if found is not None and found.direction == given.direction else given

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 import pluribus.tasks.kinds as kinds
 from pluribus.errors import BadInput, unknown
-from pluribus.tasks.metrics import Metric, metric
+from pluribus.tasks.metrics import Metric, known, metric
 
 Absent = Literal["missing", "not_applicable", "delayed"]
 ABSENT: tuple[Absent, ...] = ("missing", "not_applicable", "delayed")
@@ -69,7 +69,8 @@ class Task:
         if not self.name:
             raise BadInput("a task needs a name")
         record = kinds.kind(self.kind, where=where)
-        named = [metric(m, where=where) if isinstance(m, str) else m for m in (self.metrics or record.metrics)]
+        given = self.metrics or record.metrics
+        named = [metric(m, where=where) if isinstance(m, str) else known(m) for m in given]
         for m in named:
             if m.kinds and self.kind not in m.kinds:
                 remedy = f"{m.name} judges {' or '.join(m.kinds)} tasks"
