@@ -191,11 +191,6 @@ SAID_OF_A_METRIC = frozenset({"metric", "metrics", "measure", "measures", "name"
 LINES_THAT_ASK: dict[str, int] = {
     "boosting/baselines.py": 3,
     "boosting/candidates.py": 3,
-    "boosting/choice.py": 2,
-    "boosting/objectives.py": 18,
-    "boosting/rmb_cle.py": 1,
-    "boosting/vector_leaf.py": 3,
-    "boosting/wrappers.py": 3,
     "data/columns.py": 12,
     "data/features.py": 4,
     "data/leakage.py": 2,

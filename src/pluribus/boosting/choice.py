@@ -18,6 +18,7 @@ from pluribus.boosting.cells import Cells
 from pluribus.boosting.estimator import Valid, hold_out
 from pluribus.boosting.histogram import Floats, Ints
 from pluribus.boosting.kind_booster import KindBooster, KindClassifier, KindRegressor
+from pluribus.boosting.objectives import Classes
 from pluribus.boosting.rmtgb import RMTGBClassifier, RMTGBRegressor
 from pluribus.boosting.settings import Common
 from pluribus.boosting.treeshap import shap_values
@@ -69,12 +70,10 @@ class _PerTaskChoice(ChoiceSettings, KindBooster):
     def _scores(self, model: Any, table: Floats, task: Ints) -> Floats:
         """Raw scores [n, K] on this booster's scale: values, log-odds, or log-probabilities."""
         o = self.objectives_[0]
-        if o.classes is None:
+        if not isinstance(o, Classes):
             values: Floats = np.asarray(model.predict(table, task=task), dtype=np.float64)[:, None]
             return values
-        p = np.log(np.clip(model.predict_proba(table, task=task), 1e-15, 1.0))
-        scores: Floats = p[:, 1:] - p[:, :1] if o.kind == "binary" and len(o.classes) == 2 else p
-        return scores
+        return o.scores(np.log(np.clip(model.predict_proba(table, task=task), 1e-15, 1.0)))
 
     def _boost(self, table: Floats, cells: Cells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
         kept, held = hold_out(cells, self.validation_fraction, rng)
@@ -115,7 +114,7 @@ class _PerTaskChoice(ChoiceSettings, KindBooster):
         """SHAP values of the task's chosen booster; of two scores their difference, the log-odds. More classes keep the
         booster's own scores, whose softmax are the probabilities."""
         phi, base = shap_values(self.fitted_[self.choice_[t]], table, t)
-        if phi.shape[2] == 2 and self.objectives_[0].kind == "binary":
+        if phi.shape[2] == 2 and self.objectives_[0].outputs == 1:
             return phi[:, :, 1:] - phi[:, :, :1], base[1:] - base[:1]
         return phi, base
 

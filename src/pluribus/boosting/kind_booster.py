@@ -10,7 +10,7 @@ import numpy as np
 from pluribus.boosting.cells import WIDE, Cells, task_index
 from pluribus.boosting.estimator import TaskBooster, TaskClassifier, TaskRegressor
 from pluribus.boosting.histogram import Floats, Ints
-from pluribus.boosting.objectives import Objective, classes_of, objective
+from pluribus.boosting.objectives import Objective, Softmax, Squared
 from pluribus.errors import BadInput
 
 
@@ -84,14 +84,14 @@ class KindRegressor(KindBooster, TaskRegressor):
     """All tasks are regressions."""
 
     def _objective(self, task: Any, y: Any) -> Objective:
-        return objective("regression", y, f"task {task!r}")
+        return Squared.of(y, f"task {task!r}")
 
 
 class KindClassifier(KindBooster, TaskClassifier):
     """All tasks are classifications."""
 
     def _objective(self, task: Any, y: Any) -> Objective:
-        return classes_of(y, None, f"task {task!r}")
+        return Softmax.of(y, f"task {task!r}")
 
     @property
     def classes_(self) -> Any:

@@ -28,6 +28,7 @@ from pluribus.boosting.columns import signs
 from pluribus.boosting.estimator import Range, Valid, hold_out
 from pluribus.boosting.histogram import Floats, Ints
 from pluribus.boosting.kind_booster import KindClassifier, KindRegressor
+from pluribus.boosting.objectives import Classes
 from pluribus.boosting.wrappers import (
     LightGBMSettings,
     PerTaskClassifier,
@@ -135,13 +136,12 @@ class _RMBCLE(RMBCLESettings, _LightGBM):
         """Raw scores of task t on this booster's columns (a cluster may lack classes)."""
         member, o = self.fitted_[self.cluster_[t]], self.objectives_[0]
         place = np.full(len(table), t)
-        if o.classes is None or np.array_equal(member.objectives_[0].classes, o.classes):
+        if not isinstance(o, Classes) or np.array_equal(member.objectives_[0].classes, o.classes):
             raw: Floats = member._raw(table, _within(member, place))
             return raw
         p = np.full((len(table), len(o.classes)), 1e-9)
         p[:, np.searchsorted(o.classes, member.classes_)] = member.predict_proba(table, task=place)
-        found: Floats = np.log(p)
-        return found[:, 1:] - found[:, :1] if o.kind == "binary" else found
+        return o.scores(np.log(p))
 
     def _raw(self, table: Floats, task: Ints | None) -> Any:
         T = len(self.tasks_)

@@ -18,7 +18,7 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from pluribus.boosting.columns import Columns
-from pluribus.boosting.objectives import Objective
+from pluribus.boosting.objectives import OBJECTIVES, Objective
 from pluribus.boosting.tree import Trees
 from pluribus.errors import BadInput
 from pluribus.files import atomic_folder, read_json
@@ -156,7 +156,7 @@ class _Reader:
         if mark == "columns":
             return Columns(*(self.decode(v) for v in content))
         if mark == "objective":
-            return Objective(content[0], self.decode(content[1]))
+            return OBJECTIVES[content[0]](self.decode(content[1]))
         if mark == "booster":
             return self.estimator(content)
         if mark == "lightgbm":

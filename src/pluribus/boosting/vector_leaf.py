@@ -35,7 +35,7 @@ from pluribus.boosting.columns import signs
 from pluribus.boosting.estimator import POSITIVE_COUNT, RANGES, Range, Valid, threads
 from pluribus.boosting.histogram import Binner, Floats, Ints
 from pluribus.boosting.kind_booster import KindBooster, KindClassifier, KindRegressor
-from pluribus.boosting.objectives import Objective, gradients, objective
+from pluribus.boosting.objectives import OBJECTIVES, Objective, gradients, objective
 from pluribus.boosting.settings import EarlyStopping, TreeSettings
 from pluribus.boosting.tree import Grower, Trees
 from pluribus.errors import BadInput, unknown
@@ -110,7 +110,7 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
             y_t, w_t = Y[known, t], np.ones(len(known)) if W is None else W[known, t]
             start[first[t] : first[t + 1]] = o.start(y_t, w_t)
             scores = np.broadcast_to(start[first[t] : first[t + 1]], (len(known), o.outputs))
-            constant_loss[t] = np.average(_above_saturated(o, y_t, scores), weights=w_t)
+            constant_loss[t] = np.average(o.excess(y_t, scores), weights=w_t)
         self.start_ = start
         weight = self._weights(constant_loss)
         F = np.tile(start, (N, 1))
@@ -187,7 +187,7 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
 
     def _narrow(self, h: Floats, W: Floats | None) -> Floats:
         """The Hessian in its narrowest form: none at all where it is 1 for every row and output."""
-        if W is None and all(o.kind == "regression" for o in self.objectives_) and h.min(initial=1.0) == 1.0:
+        if W is None and all(o.flat for o in self.objectives_) and h.min(initial=1.0) == 1.0:
             return np.empty((len(h), 0))
         return h
 
@@ -254,7 +254,7 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
         else:
             per_task = [signs(given, self.columns_)] * len(self.tasks_)
         for name, o, sign in zip(self.tasks_, self.objectives_, per_task):
-            if sign.any() and o.kind == "multiclass":
+            if sign.any() and o.outputs > 1:
                 raise BadInput(
                     f"{len(o.classes)} classes have no order",
                     where=f"monotone_constraints, task {name!r}",
@@ -328,14 +328,6 @@ def sum_columns(a: Floats, scale: Floats) -> Floats:
     return total[:, None]
 
 
-def _above_saturated(o: Objective, y: Floats, F: Floats) -> Floats:
-    """The loss above that of a perfect prediction (for counts y - y log y, else 0), so that it is a positive scale."""
-    loss = o.loss(y, F)
-    if o.kind == "count":
-        loss = loss - (y - y * np.log(np.maximum(y, 1e-300)))
-    return loss
-
-
 class VectorLeafBoostingRegressor(_VectorLeaf, KindRegressor):
     """Vector-leaf boosting of several regression targets with missing labels.
 
@@ -404,7 +396,8 @@ class MultiTaskBoosting(MultiTaskSettings, _VectorLeaf):
 
     def _has_classes(self) -> bool:
         kinds = self._kinds()
-        return bool(({kinds} if isinstance(kinds, str) else set(kinds.values())) & {"binary", "multiclass"})
+        named = {kinds} if isinstance(kinds, str) else set(kinds.values())
+        return any(each.labelled for kind, each in OBJECTIVES.items() if kind in named)
 
     def _predict_proba(self, X: Any, task: Any = None) -> Any:
         """Class probabilities of the binary and multiclass tasks: a dict over them (wide labels), or [n, classes]."""

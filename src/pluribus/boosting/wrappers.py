@@ -26,8 +26,6 @@ from pluribus.boosting.objectives import Objective
 from pluribus.boosting.settings import EarlyStopping, TreeSettings
 from pluribus.errors import BadInput
 
-LIGHTGBM = {"regression": "regression", "binary": "binary", "multiclass": "multiclass", "count": "poisson"}
-
 
 @dataclass(eq=False, repr=False)
 class LightGBMSettings(TreeSettings):
@@ -69,7 +67,7 @@ class _LightGBM(LightGBMSettings, KindBooster):
 
     def _settings(self, o: Objective, seed: int, constraints: Any) -> dict[str, Any]:
         return {
-            "objective": LIGHTGBM[o.kind],
+            "objective": o.lightgbm,
             "learning_rate": self.learning_rate,
             "max_depth": self.max_depth or -1,
             "num_leaves": self.max_leaf_nodes or min(2 ** (self.max_depth or 17), 131072),
@@ -88,7 +86,7 @@ class _LightGBM(LightGBMSettings, KindBooster):
             "deterministic": True,
             "force_row_wise": True,
             "min_data_in_bin": 1,
-            **({"num_class": o.outputs} if o.kind == "multiclass" else {}),
+            **({"num_class": o.outputs} if o.outputs > 1 else {}),
             **({"monotone_constraints": constraints.tolist()} if constraints.any() else {}),
             **(self.params or {}),
         }
@@ -113,7 +111,7 @@ class _LightGBM(LightGBMSettings, KindBooster):
         if rounds == 0 or len(np.unique(y)) < (1 if len(np.unique(start)) > 1 else 2):
             return None
         sign = signs(self.monotone_constraints, self.columns_)
-        if sign.any() and o.kind == "multiclass":
+        if sign.any() and o.outputs > 1:
             raise BadInput(f"{len(o.classes)} classes have no order", where="monotone_constraints", remedy="drop them")
         categorical = np.append(self.columns_.categorical, True) if extra_category else self.columns_.categorical
         sign = np.append(sign, 0) if extra_category else sign
