@@ -253,7 +253,7 @@ class _Judge:
         self.cells = cells
         self.groups = units[cells.rows]
         self.parts = {name: part for name, part in parts.items() if part[1].stop > part[1].start}
-        self.metric = {name: self._metric(task, cells.values[place]) for name, (task, place) in self.parts.items()}
+        self.metric = {name: self._metric(task, cells.numbers[place]) for name, (task, place) in self.parts.items()}
         self.judges = bool(self.parts)
         self.curves: dict[str, list[float]] = {name: [] for name in parts}
 
@@ -376,7 +376,7 @@ def _dataset(
 
     return lightgbm.Dataset(
         matrix[cells.rows],
-        cells.values,
+        cells.numbers,
         weight=cells.weight,
         reference=reference,
         free_raw_data=True,

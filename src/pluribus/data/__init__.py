@@ -5,9 +5,11 @@ make a study lie, `sampling` mixes tasks of unequal size.
 """
 
 from pluribus.data.batch import Batch, Labels, Rows
+from pluribus.data.cells import Cells
 from pluribus.data.columns import FittedColumns
+from pluribus.data.dataset import Dataset
 from pluribus.data.items import ItemTable
-from pluribus.data.prepared import Cells, Prepared, prepare
+from pluribus.data.prepared import Prepared, prepare
 from pluribus.data.ragged import Ragged
 from pluribus.data.splitting import Split, split
 from pluribus.data.table import Table
@@ -15,6 +17,7 @@ from pluribus.data.table import Table
 __all__ = [
     "Batch",
     "Cells",
+    "Dataset",
     "FittedColumns",
     "ItemTable",
     "Labels",

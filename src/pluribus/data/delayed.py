@@ -19,7 +19,7 @@ from __future__ import annotations
 import numpy as np
 from numpy.typing import NDArray
 
-from pluribus.data.prepared import Cells
+from pluribus.data.cells import Cells
 from pluribus.errors import BadInput
 
 FloatArray = NDArray[np.float64]

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pluribus.data.cells import feed
 from pluribus.data.prepared import Prepared
 from pluribus.data.ragged import looks_like_lists
 from pluribus.data.splitting import PARTS, Split
@@ -109,7 +110,7 @@ def copies(table: Table) -> list[Finding]:
         labelled = table.hole_codes[task.name][rows] == LABELLED
         if labelled.sum() < _LEAST:
             continue
-        if task.record.cell == "list":
+        if task.record.cell != "value":
             continue
         target = sample[task.name][labelled]
         same: dict[str, float] = {}
@@ -151,7 +152,7 @@ def determining(data: Prepared) -> list[Finding]:
     labels = {}
     for task in data.tasks:
         cells = data.labelled(task.name, "train")
-        if len(cells) >= 4 and task.record.cell != "list":
+        if len(cells) >= 4 and isinstance(cells.values, np.ndarray):
             at = np.linspace(0, len(cells) - 1, min(limit, len(cells))).astype(np.int64)
             labels[task.name] = (place[cells.rows[at]], cells.values[at])
     scores: dict[tuple[str, str], float] = {}
@@ -165,8 +166,8 @@ def determining(data: Prepared) -> list[Finding]:
             if task.name not in labels:
                 continue
             rows, values = labels[task.name]
-            classes = task.record.classes or task.kind == "next_item"  # an item's place in its table is no quantity
-            score = skill(codes[rows], values, classes=classes, binary=task.kind == "binary")
+            classes = task.record.classes or not task.record.quantity  # an item's place in its table is no quantity
+            score = skill(codes[rows], values, classes=classes, binary=task.record.positive)
             if number is not None and not classes and 0.8 < score < DETERMINES:
                 score = max(score, _monotone(number[rows], values))
             scores[name, task.name] = score
@@ -365,7 +366,8 @@ def lineage(table: Table) -> dict[str, str]:
         digest = hashlib.sha256(repr((task.name, task.kind, task.classes, sorted(set(columns)))).encode())
         for each in items:
             digest.update(each.tobytes())
-        for array in (cells.rows, cells.values, hashes[cells.rows]):
-            digest.update(np.ascontiguousarray(array).tobytes())
+        feed(digest, cells.rows.astype(np.int64))
+        feed(digest, cells.values, task.size or 0)
+        digest.update(hashes[cells.rows].tobytes())
         found[task.name] = digest.hexdigest()
     return found

@@ -18,44 +18,18 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pluribus.data.batch import Batch, Labels
-from pluribus.data.ragged import Ragged, Texts
+from pluribus.data.batch import Batch
+from pluribus.data.cells import Cells, CellsByRow, IntArray
+from pluribus.data.ragged import Texts
 from pluribus.errors import BadInput
 from pluribus.files import atomic_folder, read_json
 from pluribus.tasks import Task
+from pluribus.tasks.forms import Maps, Ragged, Values, form_of
 
 if TYPE_CHECKING:
     from pluribus.data.columns import FittedColumns
     from pluribus.data.splitting import Split
     from pluribus.data.table import Table
-
-IntArray = NDArray[np.int64]
-FloatArray = NDArray[np.float64]
-
-
-@dataclass(frozen=True)
-class Cells:
-    """A task's labelled cells of the whole table: ascending rows [m], values [m] (class indices for classes; of kinds whose cells
-    are lists [m, W], −1 behind the last), weight [m]."""
-
-    rows: IntArray
-    values: FloatArray
-    weight: FloatArray | None = None
-
-    def within(self, rows: IntArray) -> Cells:
-        """The cells whose row is among `rows` (ascending)."""
-        kept = np.isin(self.rows, rows, assume_unique=True)
-        return Cells(self.rows[kept], self.values[kept], None if self.weight is None else self.weight[kept])
-
-    def counted(self) -> Cells:
-        """The cells whose weight is not 0: the others teach nothing, and a mean over them alone would be 0/0."""
-        if self.weight is None or self.weight.all():
-            return self
-        kept = self.weight > 0
-        return Cells(self.rows[kept], self.values[kept], self.weight[kept])
-
-    def __len__(self) -> int:
-        return len(self.rows)
 
 
 @dataclass(frozen=True)
@@ -137,7 +111,7 @@ class Prepared:
         return {name: torch.from_numpy(value) for name, value in self.context.items()}
 
     @cached_property
-    def _by_row(self) -> dict[tuple[str, ...], _CellsByRow]:
+    def _by_row(self) -> dict[tuple[str, ...], CellsByRow]:
         return {}
 
     def batch(self, rows: Tensor, tasks: Sequence[str] | None = None) -> Batch:
@@ -148,7 +122,7 @@ class Prepared:
         """
         names = tuple(task.name for task in self.tasks) if tasks is None else tuple(tasks)
         if names and names not in self._by_row:
-            self._by_row[names] = _CellsByRow.of({name: self.cells[name].counted() for name in names}, self.n_rows)
+            self._by_row[names] = CellsByRow.of({name: self.cells[name].counted() for name in names}, self.n_rows)
         numeric, categorical = self._inputs
         return Batch(
             inputs={
@@ -184,14 +158,18 @@ class Prepared:
         """Write the arrays as `.npy` files and the rest as `prepared.json`; the folder appears only once it is whole."""
         arrays: dict[str, NDArray[Any]] = {"numeric": self.numeric, "categorical": self.categorical, "units": self.units}
         found = [self.cells[task.name] for task in self.tasks]  # one file for all tasks: there may be hundreds
+        plain = [cells.values for cells in found if isinstance(cells.values, np.ndarray)]
         weights = [cells.weight for cells in found if cells.weight is not None]
         arrays["rows"] = np.concatenate([np.empty(0, np.int64), *(cells.rows for cells in found)])
-        arrays["values"] = np.concatenate([np.empty(0), *(cells.values.reshape(-1) for cells in found)])
+        arrays["values"] = np.concatenate([np.empty(0), *plain])
         arrays["weight"] = np.concatenate([np.empty(0), *weights])
         cells = [
-            {"task": task.to_dict(), "size": len(own), "weight": own.weight is not None, "shape": list(own.values.shape[1:])}
+            {"task": task.to_dict(), "size": len(own), "weight": own.weight is not None, "form": form_of(own.values)}
             for task, own in zip(self.tasks, found)
         ]
+        for i, own in enumerate(found):
+            if isinstance(own.values, Ragged):
+                arrays |= {f"list_{i}_values": own.values.values, f"list_{i}_starts": own.values.starts}
         arrays |= {f"part_{name}": rows for name, rows in self.parts.items()}
         arrays |= {f"context_{name}": value for name, value in self.context.items()}
         for i, ragged in enumerate(self.ragged.values()):
@@ -201,6 +179,9 @@ class Prepared:
         with atomic_folder(folder) as aside:
             for name, array in arrays.items():
                 np.save(aside / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
+            for i, own in enumerate(found):
+                if isinstance(own.values, Maps):
+                    _write(aside / f"map_{i}.npy", own.values)
             manifest: dict[str, Any] = {
                 "cells": cells,
                 "parts": list(self.parts),
@@ -229,13 +210,21 @@ class Prepared:
         tasks = tuple(Task.from_dict(entry["task"]) for entry in manifest["cells"])
         rows, values, weight = array("rows"), array("values"), array("weight")
         cells, at, taken, weighed = {}, 0, 0, 0
-        for task, entry in zip(tasks, manifest["cells"]):
-            size = entry["size"]
+        for i, (task, entry) in enumerate(zip(tasks, manifest["cells"])):
+            size, form, shape = entry["size"], entry.get("form", "value"), entry.get("shape", ())
             own = weight[weighed : weighed + size] if entry["weight"] else None
-            shape = (size, *entry.get("shape", ()))
-            count = math.prod(shape)
-            cells[task.name] = Cells(rows[at : at + size], values[taken : taken + count].reshape(shape), own)
-            at, taken, weighed = at + size, taken + count, weighed + size * entry["weight"]
+            held: Values
+            if form == "list":
+                held = Ragged(array(f"list_{i}_values"), array(f"list_{i}_starts"))
+            elif form == "map":
+                held = Maps(array(f"map_{i}"))
+            else:
+                count = math.prod((size, *shape))
+                held, taken = values[taken : taken + count], taken + count
+                if shape:  # the first edition held lists padded with -1
+                    held = Ragged.of_padded(held.reshape(size, *shape))
+            cells[task.name] = Cells(rows[at : at + size], held, own)
+            at, weighed = at + size, weighed + size * entry["weight"]
         if at != len(rows) or taken != len(values) or weighed != len(weight):
             raise BadInput("holds another number of cells than its manifest", where=str(folder), remedy="prepare it again")
         return cls(
@@ -258,71 +247,22 @@ class Prepared:
         )
 
 
-@dataclass(frozen=True)
-class _CellsByRow:
-    """The labelled cells of some tasks in the order of their rows (compressed sparse rows), so that the labels of a batch are a
-    few gathers, whether five tasks are full or six hundred are nearly empty.
-
-    names: the tasks. start: [n + 1] first cell of each row. task: [m] index among `names`. values, weight: [m] float32.
-    lists: of tasks whose cells are lists, these [m_t, W]; `values` then holds the place of each.
-    """
-
-    names: tuple[str, ...]
-    start: IntArray
-    task: NDArray[np.int16]
-    values: NDArray[np.float32]
-    weight: NDArray[np.float32] | None
-    lists: Mapping[str, NDArray[np.float32]]
-
-    @classmethod
-    def of(cls, cells: Mapping[str, Cells], n_rows: int) -> _CellsByRow:
-        lists = {name: c.values.astype(np.float32) for name, c in cells.items() if c.values.ndim > 1}
-        each = [replace(c, values=np.arange(len(c), dtype=np.float64)) if name in lists else c for name, c in cells.items()]
-        rows = np.concatenate([np.empty(0, np.int64), *(c.rows for c in each)])
-        order = np.argsort(rows, kind="stable")
-        task = np.repeat(np.arange(len(each), dtype=np.int16), [len(c) for c in each])
-        values = np.concatenate([np.empty(0, np.float32), *(c.values.astype(np.float32) for c in each)])
-        weight = None
-        if any(c.weight is not None for c in each):
-            ones = (np.ones(len(c), np.float32) if c.weight is None else c.weight.astype(np.float32) for c in each)
-            weight = np.concatenate([np.empty(0, np.float32), *ones])[order]
-        start = np.concatenate(([0], np.cumsum(np.bincount(rows, minlength=n_rows))))
-        return cls(tuple(cells), start, task[order], values[order], weight, lists)
-
-    def labels(self, rows: IntArray) -> dict[str, Labels]:
-        """The labels of these rows by task, their `rows` counted within the batch."""
-        first, counts = self.start[rows], self.start[rows + 1] - self.start[rows]
-        ends = np.cumsum(counts)
-        total = int(ends[-1]) if len(ends) else 0
-        if not total:
-            return {}
-        at = np.arange(total) + np.repeat(first - ends + counts, counts)
-        task = self.task[at]
-        order = np.argsort(task, kind="stable")  # of small whole numbers: counted, not compared
-        at = at[order]
-        values = torch.from_numpy(self.values[at])
-        places = torch.from_numpy(np.repeat(np.arange(len(rows)), counts)[order])
-        weight = None if self.weight is None else torch.from_numpy(self.weight[at])
-        sizes = np.bincount(task, minlength=len(self.names)).tolist()
-        weights = [None] * len(sizes) if weight is None else torch.split(weight, sizes)
-        each = zip(torch.split(values, sizes), torch.split(places, sizes), weights)
-        return {
-            name: Labels(self._listed(name, value), place, None, own)
-            for name, size, (value, place, own) in zip(self.names, sizes, each)
-            if size
-        }
-
-    def _listed(self, name: str, values: Tensor) -> Tensor:
-        """The lists [b, W] of these cells, cut to the longest of them; other tasks' values as they are."""
-        if name not in self.lists:
-            return values
-        found = torch.from_numpy(self.lists[name])[values.long()]
-        return found[:, : max(1, int((found >= 0).sum(1).max()))]
-
-
 RESERVED = ("numeric", "categorical")
 _MANIFEST = "prepared.json"
 _NPY_HEADER = 128
+
+
+def _write(path: Path, maps: Maps) -> None:
+    """Maps as an `.npy` file, some at a time."""
+    shape = (len(maps), *maps.store.shape[1:])
+    if not len(maps):
+        np.save(path, np.empty(shape, maps.store.dtype), allow_pickle=False)
+        return
+    whole, at = np.lib.format.open_memmap(path, "w+", maps.store.dtype, shape), 0
+    for piece in maps.pieces():
+        whole[at : at + len(piece)] = piece.values
+        at += len(piece)
+    whole.flush()
 
 
 def prepare(table: Table, split: Split, columns: FittedColumns | None = None) -> Prepared:
@@ -347,3 +287,6 @@ def prepare(table: Table, split: Split, columns: FittedColumns | None = None) ->
         ragged=ragged,
         texts=texts,
     )
+
+
+__all__ = ["RESERVED", "Cells", "Prepared", "prepare"]

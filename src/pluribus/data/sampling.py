@@ -22,8 +22,9 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from pluribus.data.batch import Batch, Labels
-from pluribus.data.prepared import IntArray, Prepared
+from pluribus.data.batch import Batch
+from pluribus.data.cells import IntArray
+from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
 
 FloatArray = NDArray[np.float64]
@@ -194,9 +195,7 @@ class TaskSampler:
                 continue
             self.drawn[name] += count
             cells, at = self._cells[name], self._sources[name].take(count)
-            weight = None if cells.weight is None else torch.from_numpy(cells.weight[at].astype(np.float32))
-            values = torch.from_numpy(cells.values[at].astype(np.float32))
-            labels[name] = Labels(values, torch.arange(start, start + count), None, weight)
+            labels[name] = cells.labels(at, torch.arange(start, start + count))
             rows.append(cells.rows[at])
             start += count
         return replace(self.data.batch(torch.from_numpy(np.concatenate(rows)), ()), labels=labels)

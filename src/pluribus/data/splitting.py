@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pluribus.data.cells import held_classes
 from pluribus.data.table import MIN_TRAIN_LABELS, Table
 from pluribus.errors import BadInput
 
@@ -107,11 +108,8 @@ def check_labels(table: Table, parts: dict[str, IntArray]) -> None:
         for position in (1, 2):
             if not counts[position]:
                 raise BadInput(f"has no label in {PARTS[position]}", where=where, remedy=remedy)
-        train = cells.values[part_of[cells.rows] == 0]
-        train = train[train >= 0] if task.record.cell == "list" else train
-        if task.record.classes and (train == train[0]).all():
-            what = f"has one class only in train ({task.classes[int(train[0])]!r} in all {len(train)} labels)"
-            raise BadInput(what, where=where, remedy=remedy)
+        if task.record.classes and (why := task.record.varied(task, cells.values[part_of[cells.rows] == 0])):
+            raise BadInput(why.replace(" only", " only in train", 1), where=where, remedy=remedy)
 
 
 def _codes(table: Table, column: str) -> IntArray:
@@ -188,9 +186,7 @@ def _strata(table: Table) -> list[NDArray[np.bool_]]:
     for task in table.tasks:
         cells = table.cells[task.name]
         if task.record.classes:
-            for index in range(len(task.classes)):
-                has = cells.values == index
-                keys.append(cells.rows[has.any(1) if task.record.cell == "list" else has])
+            keys += [cells.rows[has] for has in held_classes(cells.values, len(task.classes)).T]
         else:
             keys.append(cells.rows)
     found = []

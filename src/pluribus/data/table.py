@@ -16,6 +16,7 @@ fits the tags is text without being declared. An empty list is a hole.
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
@@ -23,16 +24,17 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from numpy.typing import NDArray
 
+from pluribus.data.cells import Cells
 from pluribus.data.dates import is_text, looks_like_dates, parse_dates
 from pluribus.data.delayed import weighed
 from pluribus.data.ingest import read_table
-from pluribus.data.prepared import Cells
 from pluribus.data.ragged import Lists, looks_like_lists, read_lists
-from pluribus.data.tags import check_metrics, find_tags, is_bio, joined, ordered, read_tags, word_counts
-from pluribus.data.targets import infer_kind, parse_target, task_positions
+from pluribus.data.tags import joined, word_counts
+from pluribus.data.targets import infer_kind, no_list, parse_target, task_positions
 from pluribus.errors import BadInput, unknown
 from pluribus.tasks import KINDS, Task
 from pluribus.tasks.columns import Column, word_of
+from pluribus.tasks.forms import Values
 from pluribus.tasks.kinds.labels import MAX_CLASSES
 from pluribus.tasks.task import check_graph
 
@@ -126,12 +128,13 @@ class Table:
         self.inputs = self._check_roles()
         self.text = self._check_declared_text(text)
         self.items, self.max_length = dict(items or {}), max_length
-        targets = tuple(column for _, column, kind in self._targets if kind == "next_item")
+        targets = tuple(column for _, column, kind in self._targets if kind is not None and KINDS[kind].beside == "items")
         self.joined = {name: table.joined(name, (*self.inputs, *targets)) for name, table in self.items.items()}
         for column in targets:
             if not any(column in columns for columns in self.joined.values()):
                 remedy = f"name {column!r} among the columns of an item table"
-                raise BadInput("kind next_item needs an item table joined to it", where=self._at(column), remedy=remedy)
+                kind = next(kind for _, name, kind in self._targets if name == column)
+                raise BadInput(f"kind {kind} needs an item table joined to it", where=self._at(column), remedy=remedy)
         self._read_words()
         self.lists = self._read_lists()
         self.attributes: dict[str, Attributes] = {name: table.attributes() for name, table in self.items.items()}
@@ -184,38 +187,32 @@ class Table:
     @cached_property
     def _cells(self) -> tuple[dict[str, Cells], dict[str, NDArray[np.int8]]]:
         weight = None if self.weight is None else self.frame[self.weight].to_numpy(np.float64)
-        values: dict[str, NDArray[np.float64]] = {}
+        values: dict[str, Values] = {}
+        empty: dict[str, NDArray[np.bool_]] = {}
         for task in self.tasks:
-            if task.kind == "next_item":
-                values[task.name] = self._items_of(task)
-            elif task.record.cell == "list":
-                where = self._at(self._target_of(task))
-                values[task.name] = read_tags(self._column_of(task), word_counts(self.words), task.classes, task.size or 0, where)
-            else:
-                column = Column(self._column_of(task), self._at(self._target_of(task)))
-                read, _ = task.record.read(task, column)
-                assert isinstance(read, np.ndarray)
-                values[task.name] = read
+            values[task.name], empty[task.name] = task.record.read(task, self._column_of(task))
         cells: dict[str, Cells] = {}
         codes: dict[str, NDArray[np.int8]] = {}
         by_name = {task.name: (position, task) for position, task in enumerate(self.tasks)}
         for position, task in (by_name[name] for name in check_graph(self.tasks)):  # parents first
             value = values[task.name]
-            empty = np.isnan(value if value.ndim == 1 else value[:, 0])
-            code = np.where(empty, np.int8(HOLES.index(task.absent)), np.int8(LABELLED))
+            code = np.where(empty[task.name], np.int8(HOLES.index(task.absent)), np.int8(LABELLED))
+            weighs = self.late == "weighed" and task.record.positive
             if task.name in self.delayed:
                 pending = self._flags(self.delayed[task.name])
-                code[pending & (value != 1) if self.late == "weighed" and task.kind == "binary" else pending] = DELAYED
+                code[pending & (value != 1) if weighs else pending] = DELAYED
             for parent in task.after:
-                self._check_step(task, by_name[parent][1], value, values[parent])
-                code[(values[parent] == 0) | (codes[parent] == NOT_APPLICABLE)] = NOT_APPLICABLE
+                before = values[parent]
+                assert isinstance(before, np.ndarray)  # a parent says yes or no
+                self._check_step(task, by_name[parent][1], value, before)
+                code[(before == 0) | (codes[parent] == NOT_APPLICABLE)] = NOT_APPLICABLE
             if task.name in self.not_applicable:
                 code[self._flags(self.not_applicable[task.name])] = NOT_APPLICABLE
             if self.long:
                 code[self.task_index != position] = NOT_APPLICABLE
             rows = np.flatnonzero(code == LABELLED)
             cells[task.name] = Cells(rows, value[rows], None if weight is None else weight[rows])
-            if self.late == "weighed" and task.kind == "binary" and (code == DELAYED).any():
+            if weighs and (code == DELAYED).any():
                 known = np.where(code == LABELLED, value, np.nan)
                 cells[task.name] = weighed(known, code == DELAYED, self._times(), weight, f"{self.source}, task {task.name!r}")
             codes[task.name] = code
@@ -227,17 +224,6 @@ class Table:
             raise BadInput("delayed labels are weighed by the rows' time, which is not known", where="late", remedy=remedy)
         series = self.frame[self.time]
         return np.asarray(series.to_numpy("datetime64[ns]" if series.dtype.kind == "M" else None).astype(np.float64))
-
-    def _items_of(self, task: Task) -> NDArray[np.float64]:
-        """A task's items as rows of their table [n]; NaN where the cell is empty or the table lacks the item."""
-        import pandas as pd
-
-        column = self._target_of(task)
-        (name,) = (name for name, columns in self.joined.items() if column in columns)
-        position = {key: row for row, key in enumerate(self.attributes[name].keys)}
-        codes, distinct = pd.factorize(self._column_of(task))
-        rows = np.array([*(position.get(word_of(value), np.nan) for value in distinct), np.nan], np.float64)
-        return rows[codes]  # an empty cell's code is −1: the last place
 
     @property
     def cells(self) -> dict[str, Cells]:
@@ -358,7 +344,11 @@ class Table:
 
     def _read_words(self) -> None:
         """Lists of words in text columns become texts; so does the column of lists that fits tags, where no text is declared."""
-        tags = [column for _, column, kind in self._targets if kind == "tagging" or (kind is None and self._holds_lists(column))]
+        tags = [
+            column
+            for _, column, kind in self._targets
+            if (self._holds_lists(column) if kind is None else KINDS[kind].beside == "text")
+        ]
         if tags and not self.text:
             lengths = self._lengths(tags[0])
             fits = [
@@ -513,33 +503,39 @@ class Table:
     def _target_of(self, task: Task) -> str:
         return self._targets[0][1] if self.long else task.name
 
-    def _column_of(self, task: Task) -> pd.Series:
-        series = self.frame[self._target_of(task)]
+    def _column_of(self, task: Task) -> Column:
+        """The task's column with what stands beside it; in the long layout, its own cells."""
+        column = self._beside(self._target_of(task))
         if self.task_column is None:
-            return series
-        return series.where(self.frame[self.task_column].astype(str) == task.name)
+            return column
+        return replace(column, series=column.series.where(self.frame[self.task_column].astype(str) == task.name))
+
+    def _beside(self, name: str) -> Column:
+        """A column with the one text, or the item table, that stands beside it."""
+        series, where = self.frame[name], self._at(name)
+        for items, columns in self.joined.items():
+            if name in columns:
+                keys = {key: row for row, key in enumerate(self.attributes[items].keys)}
+                return Column(series, where, keys=keys, beside=items)
+        if len(self.text) == 1:
+            return Column(series, where, words=word_counts(self.words), beside=self.text[0])
+        return Column(series, where)
 
     def _resolve(self) -> tuple[Task, ...]:
         tasks = []
         for declared, column, kind in self._targets:
-            series = self.frame[column]
-            if kind == "tagging" or (kind is None and looks_like_lists(series) and self._fits_words(column)):
-                tasks.append(self._tags(declared, column))
-                continue
-            if looks_like_lists(series):
-                remedy = "name a column of plain values; tags of words need --text COLUMN, and one for each of its words"
-                raise BadInput("a list cannot be a target", where=self._at(column), remedy=remedy)
-            if not series.notna().any():
-                raise BadInput("the target has no value at all", where=self._at(column), remedy="name another target")
+            beside = self._beside(column)
             if kind is None:
-                kind, why = infer_kind(series, self._at(column))
-                self.notes.append(f"{column!r} is {kind}: {why}")
+                if not beside.series.notna().any():
+                    raise BadInput("the target has no value at all", where=self._at(column), remedy="name another target")
+                kind, why = infer_kind(beside)
+                if KINDS[kind].cell == "value":
+                    self.notes.append(f"{column!r} is {kind}: {why}")
             task = (declared or Task(column, kind)).with_(kind=kind)
-            if task.record.classes and not task.classes:
-                notes: list[str] = []
-                task = task.record.settle(task, Column(series, self._at(column)), notes)
-                self.notes += notes if declared is None else []
-            tasks.append(task)
+            self._check_target(task, beside)
+            notes: list[str] = []
+            tasks.append(task.record.settle(task, beside, notes))
+            self.notes += notes if declared is None else []
         if self.task_column is None:
             return tuple(tasks)
         words = self.frame[self.task_column]
@@ -559,49 +555,33 @@ class Table:
                     raise BadInput(what, where=self.source, remedy="rename one of the targets")
                 taken[column] = task.name
 
-    def _fits_words(self, column: str) -> bool:
-        """Whether half of a column's lists at least are as long as the one text."""
-        if len(self.text) != 1:
-            return False
-        lengths = self._lengths(column)
-        words = np.array([len((text or "").split()) for text in self.words], np.int64)
-        return 2 * int(((lengths == words) & (lengths > 0)).sum()) >= max(1, int((lengths > 0).sum()))
-
-    def _tags(self, declared: Task | None, column: str) -> Task:
-        """A task of tags: its classes, its longest row, and metrics that fit them."""
-        where = self._at(column)
-        if len(self.text) != 1:
+    def _check_target(self, task: Task, column: Column) -> None:
+        """Whether a column can be what its kind says: lists for kinds of lists, and beside them what they label or choose."""
+        record = task.record
+        if record.beside == "text" and column.words is None:
             what = "labels the words of one text column, and " + (f"there are {len(self.text)}" if self.text else "there is none")
-            raise BadInput(what, where=where, remedy="name it: --text COLUMN (and --ignore other texts)")
-        task = declared or Task(column, "tagging")
-        classes = ordered(task.classes or find_tags(self.frame[column], where))
-        if len(classes) < 2:
-            what = f"has one tag only ({classes[0]!r})" if classes else "has no tag at all"
-            raise BadInput(what, where=where, remedy="leave it out: there is nothing to predict")
-        spans = is_bio(classes)
-        if task.metrics == Task(column, "tagging").metrics:  # none were named
-            task = task.with_(metrics=("span_f1", "token_accuracy") if spans else ("token_accuracy",))
-        check_metrics(task.name, classes, [m.name for m in task.metrics])
-        if declared is None:
-            kind = f"spans of {len(classes) // 2} types (BIO)" if spans else f"{len(classes)} tags"
-            self.notes.append(f"{column!r} is tagging: {kind}, one for each word of {self.text[0]!r}")
-        longest = int(word_counts(self.words).max(initial=0))
-        return task.with_(classes=classes, size=max(1, longest))
+            raise BadInput(what, where=column.where, remedy="name it: --text COLUMN (and --ignore other texts)")
+        if record.cell == "value" and looks_like_lists(column.series):
+            raise no_list(column.where)
+        if not column.series.notna().any() and record.beside != "text":
+            raise BadInput("the target has no value at all", where=column.where, remedy="name another target")
 
     def _check_parents(self) -> None:
         check_graph(self.tasks)
-        kinds = {task.name: task.kind for task in self.tasks}
+        kinds = {task.name: task.record for task in self.tasks}
         for task in self.tasks:
             for parent in task.after:
-                if kinds[parent] != "binary":
-                    what = f"comes after {parent!r}, which is {kinds[parent]}"
+                if not kinds[parent].positive:
+                    what = f"comes after {parent!r}, which is {kinds[parent].name}"
                     remedy = "only a binary task can say whether another applies"
                     raise BadInput(what, where=f"{self.source}, task {task.name!r}", remedy=remedy)
 
-    def _check_step(self, task: Task, parent: Task, value: NDArray[np.float64], before: NDArray[np.float64]) -> None:
+    def _check_step(self, task: Task, parent: Task, value: Values, before: NDArray[np.float64]) -> None:
         """A child happens only where its parent did."""
-        wrong = (value == 1) & (before == 0)
-        if task.kind == "binary" and wrong.any():
+        if not task.record.positive:
+            return
+        wrong = (np.asarray(value) == 1) & (before == 0)
+        if wrong.any():
             what = f"is {task.classes[1]!r} in row {int(wrong.argmax()) + 1}, where {parent.name!r} is {parent.classes[0]!r}"
             remedy = f"mend the rows ({int(wrong.sum())} in all), or leave `after` out"
             raise BadInput(what, where=f"{self.source}, task {task.name!r}", remedy=remedy)
@@ -620,10 +600,5 @@ class Table:
             values = self.cells[task.name].values
             if not len(values):
                 raise BadInput("has no label that counts", where=where, remedy="check `after`, not_applicable and delayed")
-            values = values[values >= 0] if task.record.cell == "list" else values
-            if (values == values[0]).all():
-                if task.record.classes:
-                    what = f"has one class only ({task.classes[int(values[0])]!r} in all {len(values)} labels)"
-                else:
-                    what = f"is constant ({values[0]:g} in all {len(values)} labels)"
-                raise BadInput(what, where=where, remedy="leave it out: there is nothing to predict")
+            if why := task.record.varied(task, values):
+                raise BadInput(why, where=where, remedy="leave it out: there is nothing to predict")

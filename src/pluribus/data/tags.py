@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 
 from pluribus.data.ragged import looks_like_lists, read_lists
 from pluribus.errors import BadInput
+from pluribus.tasks.forms import Ragged
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -101,8 +102,8 @@ def tag_counts(series: pd.Series, where: str) -> NDArray[np.int64]:
     return np.diff(read_lists(series, where, "category").starts)
 
 
-def read_tags(series: pd.Series, words: NDArray[np.int64], classes: Sequence[str], size: int, where: str) -> NDArray[np.float64]:
-    """Class indices [n, size], −1 behind a row's last word; NaN where the cell is empty (a hole). words: how many a row has.
+def tags_of(series: pd.Series, words: NDArray[np.int64], classes: Sequence[str], where: str) -> Ragged:
+    """Class indices, one list a row [n]; the list of an empty cell (a hole) is empty. words: how many a row has.
 
     Raises
     ------
@@ -123,7 +124,12 @@ def read_tags(series: pd.Series, words: NDArray[np.int64], classes: Sequence[str
         if tag not in position:
             what = f"holds {tag!r}, which is none of the task's classes ({', '.join(classes[:12])})"
             raise BadInput(what, where=where, remedy="add the class or mend the tag")
-    place = np.arange(size)
-    found = np.where((lengths > 0)[:, None], np.full((len(lengths), size), float(NO_WORD)), np.nan)
-    found[place < lengths[:, None]] = np.array([position[tag] for tag in lists.words], np.float64)[lists.codes]
-    return found
+    return Ragged(np.array([position[tag] for tag in lists.words], np.int32)[lists.codes], lists.starts)
+
+
+def read_tags(series: pd.Series, words: NDArray[np.int64], classes: Sequence[str], size: int, where: str) -> NDArray[np.float64]:
+    """`tags_of` padded [n, at least size]: -1 behind a row's last word, NaN where the cell is empty."""
+    found = tags_of(series, words, classes, where)
+    padded = found.to_padded(width=size).astype(np.float64)
+    padded[found.lengths == 0] = np.nan
+    return padded

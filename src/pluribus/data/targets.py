@@ -23,6 +23,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 from numpy.typing import NDArray
 
+from pluribus.data.ragged import looks_like_lists
 from pluribus.errors import BadInput, unknown
 from pluribus.tasks.columns import Column
 from pluribus.tasks.kinds import KINDS, by_inference
@@ -37,20 +38,31 @@ def parse_target(text: str) -> tuple[str, str | None]:
     return (name, kind) if colon and name and kind in KINDS else (text, None)
 
 
-def infer_kind(series: pd.Series, where: str) -> tuple[str, str]:
+def infer_kind(column: Column) -> tuple[str, str]:
     """(kind, reason) by the rules at the top of this file."""
     import pandas as pd
 
+    series, where = column.series, column.where
     if pd.api.types.is_datetime64_any_dtype(series.dtype):
         remedy = "predict a duration, or --ignore it"
         raise BadInput("a date cannot be a target", where=where, remedy=remedy)
-    column = Column(series, where)
+    lists = looks_like_lists(series)
     for kind in by_inference():
+        if lists and kind.cell == "value":
+            continue
         reason = kind.infer(column)
         if reason is not None:
             return kind.name, reason
+    if lists:
+        raise no_list(where)
     what = f"holds {series.nunique()} different words; no kind fits"
     raise BadInput(what, where=where, remedy="name another target, or say :multiclass")
+
+
+def no_list(where: str) -> BadInput:
+    """What is said of a list where a plain value belongs."""
+    remedy = "name a column of plain values; tags of words need --text COLUMN, and one for each of its words"
+    return BadInput("a list cannot be a target", where=where, remedy=remedy)
 
 
 def task_positions(words: pd.Series, names: Sequence[str], where: str) -> NDArray[np.int64]:

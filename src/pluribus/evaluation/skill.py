@@ -6,13 +6,13 @@ import math
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
+from numpy.typing import ArrayLike, NDArray
 
 from pluribus.evaluation import metrics
 from pluribus.tasks import Metric, Task
 
 
-def best_constant(task: Task, target: NDArray[Any], weight: NDArray[Any] | None = None) -> metrics.Array | float:
+def best_constant(task: Task, target: ArrayLike, weight: NDArray[Any] | None = None) -> metrics.Array | float:
     """The constant prediction that is best for the task's main metric on these labels: a number, or P(class) [C]."""
     classes = 0 if task.record.positive else len(task.classes)
     return metrics.constant(task.main_metric, target, classes=classes, weight=weight)

@@ -51,6 +51,7 @@ from pluribus.evaluation.intervals import (
 from pluribus.evaluation.metrics import Array, Ints, Weightings
 from pluribus.files.plain import plain
 from pluribus.tasks import Task
+from pluribus.tasks.forms import Maps, Ragged, Values
 
 Word = Literal["better", "as good", "worse", "undecided"]
 WORDS: tuple[Word, ...] = ("better", "as good", "worse", "undecided")
@@ -68,13 +69,13 @@ class TaskTruth:
     """The labelled test cells of one task.
 
     rows [m]: positions of the cells' rows among all test rows.
-    target [m]: 0/1, class index, or value.
+    target [m]: 0/1, class index, or value; lists; maps.
     weight [m]: row weights, or None.
     groups [m]: groups of "gauc" and "uauc", or None.
     """
 
     rows: Ints
-    target: Array
+    target: Values
     weight: Array | None = None
     groups: npt.NDArray[Any] | None = None
 
@@ -329,7 +330,8 @@ def _measure(
     if not predictions.get(task.name):
         raise BadInput("has no predictions", where=where)
     cells = truth[task.name]
-    rows, target = np.asarray(cells.rows, np.intp), np.asarray(cells.target, float)
+    rows = np.asarray(cells.rows, np.intp)
+    target = cells.target if isinstance(cells.target, Ragged | Maps) else np.asarray(cells.target, float)
     if len(rows) != len(target) or (len(rows) and not (rows.min() >= 0 and rows.max() < len(drawn.code))):
         raise BadInput("labelled rows do not fit the test split", where=f"task {task.name!r}")
     weight = np.ones(len(rows)) if cells.weight is None else np.asarray(cells.weight, float)
@@ -345,7 +347,7 @@ def _measure(
         values.append(metric.judged(np.asarray(value)))
         replicates.append(metric.judged(sample))
     there, positives = weight > 0, None
-    if task.record.positive:
+    if task.record.positive and isinstance(target, np.ndarray):
         few = 2 * np.count_nonzero(there & (target > 0)) <= np.count_nonzero(there)
         there &= target > 0 if few else target <= 0
         positives = int(there.sum())

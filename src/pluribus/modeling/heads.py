@@ -86,11 +86,11 @@ class Heads(nn.Module):
         i = self._index[name]
         record = self.tasks[i].record
         values = (labels.values - self.mean[i]) / self.scale[i] if record.standardise else labels.values
-        return self.loss_of(record, outputs, values)
+        return self.loss_of(record, outputs, values, labels.mask)
 
-    def loss_of(self, record: Kind, outputs: Tensor, values: Tensor) -> Tensor:
+    def loss_of(self, record: Kind, outputs: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
         """The kind's loss per cell [m], on the scale that the heads work in."""
-        return record.loss(outputs, values)
+        return record.loss(outputs, values, mask)
 
     def link(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
         """Predictions in the tasks' own units (see `pluribus.tasks.kinds`)."""

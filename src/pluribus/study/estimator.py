@@ -20,6 +20,7 @@ from pluribus.modeling import Budget
 from pluribus.study.plan import make
 from pluribus.study.trial import calibrate
 from pluribus.tasks import Task
+from pluribus.tasks.columns import Column
 
 FEWEST_FOR_VALIDATION = 50
 
@@ -207,7 +208,7 @@ class MultiTaskEstimator(BaseEstimator):  # type: ignore[misc]
         return found
 
     def _infer(self, name: str, values: pd.Series, kind: str | None) -> Task:
-        return Task(name, kind or infer_kind(values, f"target {name!r}")[0])
+        return Task(name, kind or infer_kind(Column(values, f"target {name!r}"))[0])
 
     def _split(self, rows: int, seed: int) -> Split:
         everything = np.arange(rows)

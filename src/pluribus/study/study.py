@@ -24,7 +24,8 @@ import numpy as np
 
 import pluribus
 from pluribus.data import leakage
-from pluribus.data.prepared import Cells, Prepared, prepare
+from pluribus.data.cells import Cells, feed
+from pluribus.data.prepared import Prepared, prepare
 from pluribus.data.splitting import Split, split
 from pluribus.data.table import Table
 from pluribus.errors import BadInput
@@ -309,7 +310,7 @@ class Study:
         for task in self.table.tasks:
             cells = self.data.cells[task.name].within(test)
             digest.update(task.name.encode())
-            digest.update(cells.values.tobytes())
+            feed(digest, cells.values, task.size or 0)
         key = digest.hexdigest()
         path = self.folder.parent / OPENINGS
         with file_lock(self.folder.parent / ".lock"):

@@ -122,16 +122,16 @@ def calibrate(fitted: Fitted, data: Prepared) -> Predictions:
     found = cell_scores(fitted, data, "valid")
     for task in data.tasks:
         cells, p = data.labelled(task.name, "valid"), found[task.name]
-        counted = cells.values if cells.weight is None else cells.values[cells.weight > 0]
-        if task.kind == "binary" and min(counted.sum(), len(counted) - counted.sum()) >= 20:
+        if task.record.positive and len(cells):
+            y = cells.numbers
+            counted = y if cells.weight is None else y[cells.weight > 0]
             units = data.units[cells.rows]
-            if len(np.unique(units)) >= 5:
-                best = calibration.choose(p, cells.values, cells.weight, methods=("none", "platt"), units=units)
+            if min(counted.sum(), len(counted) - counted.sum()) >= 20 and len(np.unique(units)) >= 5:
+                best = calibration.choose(p, y, cells.weight, methods=("none", "platt"), units=units)
                 if best.method != "none":
                     fitted.calibration[task.name] = best.calibrator.to_dict()
                     p = best.held_out
-        if task.kind == "binary" and len(cells):
-            fitted.thresholds[task.name] = best_threshold(p, cells.values)
+            fitted.thresholds[task.name] = best_threshold(p, y)
         found[task.name] = p
     return found
 

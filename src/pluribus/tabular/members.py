@@ -51,16 +51,18 @@ class MemberHeads(Heads):
         fused = torch.baddbmm(bias.T[:, None], main.transpose(0, 1), weight.permute(1, 2, 0)).transpose(0, 1)
         return dict(zip(order, torch.split(fused, [place.stop - place.start for place in places], -1)))
 
-    def loss_of(self, record: Kind, outputs: Tensor, values: Tensor) -> Tensor:
-        return mean_loss(record, outputs, values)
+    def loss_of(self, record: Kind, outputs: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
+        return mean_loss(record, outputs, values, mask)
 
     def link_of(self, record: Kind, outputs: Tensor) -> Tensor:
         return mean_link(record, outputs)
 
 
-def mean_loss(record: Kind, outputs: Tensor, values: Tensor) -> Tensor:
+def mean_loss(record: Kind, outputs: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor:
     """outputs [m, k, width], values [m] → mean over the k members of each one's loss [m]."""
-    each = record.loss(outputs.flatten(0, 1), values.repeat_interleave(outputs.shape[1]))
+    members = outputs.shape[1]
+    own = None if mask is None else mask.repeat_interleave(members, 0)
+    each = record.loss(outputs.flatten(0, 1), values.repeat_interleave(members, 0), own)
     return each.reshape(outputs.shape[:2]).mean(1)
 
 

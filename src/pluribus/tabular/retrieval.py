@@ -75,7 +75,7 @@ class Labelled:
     @classmethod
     def of(cls, data: Prepared, task: str, catalogue: Catalogue) -> Labelled:
         cells = data.labelled(task, "train")
-        target = torch.from_numpy(cells.values.astype(np.int64))
+        target = torch.from_numpy(cells.numbers.astype(np.int64))
         weight = torch.ones(len(cells)) if cells.weight is None else torch.from_numpy(cells.weight).float()
         seen = catalogue.seen.clone()
         seen[target] = True

@@ -29,12 +29,15 @@ class Column:
         [n], how many words each row has of the text that stands beside the column; for kinds that label words.
     keys : mapping or None
         Key → row of the item table that the column is joined to; for kinds that choose items.
+    beside : str or None
+        The name of that text, or of that item table.
     """
 
     series: pd.Series
     where: str
     words: NDArray[np.int64] | None = None
     keys: Mapping[str, int] | None = None
+    beside: str | None = None
 
 
 def is_text(series: pd.Series) -> bool:

@@ -11,7 +11,7 @@ All three are indexed by rows in the same way: `values[rows]` holds those rows, 
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, TypeAlias, cast
 
@@ -137,12 +137,17 @@ class Ragged:
         starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
         return Ragged(self.values[np.arange(starts[-1]) + np.repeat(first - starts[:-1], lengths)], starts)
 
-    def to_padded(self, fill: int = NOTHING) -> NDArray[Any]:
-        """[n, L] or [n, L, w], L the longest row (at least 1), `fill` behind the end of each row."""
-        longest = max(1, int(self.lengths.max(initial=0)))
-        whole = np.full((len(self), longest, *self.values.shape[1:]), fill, self.values.dtype)
+    def to_padded(self, fill: int = NOTHING, width: int = 1) -> NDArray[Any]:
+        """[n, L] or [n, L, w], L the longest row but at least `width`, `fill` behind the end of each row."""
+        longest = max(width, int(self.lengths.max(initial=0)))
+        kind = np.result_type(self.values.dtype, np.min_scalar_type(fill))
+        whole = np.full((len(self), longest, *self.values.shape[1:]), fill, kind)
         whole[np.arange(longest) < self.lengths[:, None]] = self.values
         return whole
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        """The rows in the padded form, as `to_padded` gives them."""
+        return self.to_padded().astype(dtype, copy=False)
 
     def padded(self, rows: Tensor) -> dict[str, Tensor]:
         """{"values": [B, L] or [B, L, w], "mask": [B, L] bool, True where there is an element} of these rows (int64 [B]).
@@ -183,11 +188,15 @@ class Ragged:
 class Maps:
     """Dense cells in a narrow type; the array may be mapped from disk.
 
+    Indexing copies nothing: it notes which rows are meant. `values` reads those, so take as many at a time as memory holds.
+
     Parameters
     ----------
-    values : ndarray
-        [n, H, W] or [n, H, W, c]. Whole numbers are classes, with `VOID` where there is no label; floating-point numbers
+    store : ndarray
+        [N, H, W] or [N, H, W, c]. Whole numbers are classes, with `VOID` where there is no label; floating-point numbers
         are NaN there.
+    at : ndarray of int64 or None
+        [n], which rows of the store these are, in this order; None: all.
 
     Raises
     ------
@@ -195,33 +204,55 @@ class Maps:
         The array has another number of dimensions.
     """
 
-    values: NDArray[Any]
+    store: NDArray[Any]
+    at: IntArray | None = None
 
     def __post_init__(self) -> None:
-        if self.values.ndim not in (3, 4):
-            what = f"maps are [n, H, W] or [n, H, W, c], not of shape {list(self.values.shape)}"
+        if self.store.ndim not in (3, 4):
+            what = f"maps are [n, H, W] or [n, H, W, c], not of shape {list(self.store.shape)}"
             raise BadInput(what, where="Maps")
 
     def __len__(self) -> int:
-        return len(self.values)
+        return len(self.store if self.at is None else self.at)
 
     def __getitem__(self, rows: Any) -> Maps:
         """These rows (indices, a mask or a slice), in this order."""
-        return Maps(self.values[rows])
+        if self.at is None and isinstance(rows, slice):
+            return Maps(self.store[rows])
+        return Maps(self.store, (np.arange(len(self.store)) if self.at is None else self.at)[rows])
+
+    @property
+    def values(self) -> NDArray[Any]:
+        """[n, H, W] or [n, H, W, c], read here and now."""
+        return self.store if self.at is None else np.asarray(self.store[self.at])
 
     @property
     def nbytes(self) -> int:
-        """Bytes of the array."""
-        return int(self.values.nbytes)
+        """Bytes of the maps."""
+        return len(self) * int(np.prod(self.store.shape[1:])) * self.store.dtype.itemsize
+
+    def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
+        return self.values.astype(dtype, copy=False)
+
+    def pieces(self, nbytes: int = 1 << 26) -> Iterator[Maps]:
+        """The maps in order, some at a time: as many as have about this many bytes."""
+        step = max(1, nbytes * len(self) // max(1, self.nbytes))
+        for start in range(0, len(self), step):
+            yield self[start : start + step]
 
     def there(self) -> NDArray[np.bool_]:
         """Which places have a label [n, H, W]; with several channels, those in which every channel has one."""
-        valid = ~np.isnan(self.values) if np.issubdtype(self.values.dtype, np.floating) else self.values != VOID
-        return np.asarray(valid if valid.ndim == 3 else valid.all(-1))
+        return there(self.values)
 
     def followed_by(self, other: Maps) -> Maps:
         """The maps of both, these first."""
         return Maps(np.concatenate((self.values, other.values)))
+
+
+def there(values: NDArray[Any]) -> NDArray[np.bool_]:
+    """Which places of some maps [n, H, W] or [n, H, W, c] have a label [n, H, W]."""
+    valid = ~np.isnan(values) if np.issubdtype(values.dtype, np.floating) else values != VOID
+    return np.asarray(valid if valid.ndim == 3 else valid.all(-1))
 
 
 Values: TypeAlias = NDArray[np.float64] | Ragged | Maps
@@ -241,3 +272,22 @@ def joined(parts: Sequence[Values]) -> Values:
     for part in rest:
         first = first.followed_by(cast(Any, part))
     return first
+
+
+def one_value(values: Values) -> tuple[float, int] | None:
+    """The value that all labelled places hold, and how many places that are; None where they differ, or there are none."""
+    places: Iterable[NDArray[Any]]
+    if isinstance(values, Maps):
+        places = (piece.values[piece.there()] for piece in values.pieces())
+    else:
+        places = [values.values if isinstance(values, Ragged) else values]
+    first, count = None, 0
+    for each in places:
+        flat = each.reshape(-1)
+        if not len(flat):
+            continue
+        first = float(flat[0]) if first is None else first
+        if not (flat == first).all():
+            return None
+        count += len(flat)
+    return None if first is None else (first, count)

@@ -22,7 +22,7 @@ from torch import Tensor
 from pluribus.catalog.records import Records
 from pluribus.errors import BadInput
 from pluribus.tasks.columns import Column, numbers_of
-from pluribus.tasks.forms import Form, Maps, Ragged, Values
+from pluribus.tasks.forms import Form, Maps, Ragged, Values, one_value
 
 if TYPE_CHECKING:
     from typing import Self
@@ -158,12 +158,13 @@ class Kind:
 
     def varied(self, task: Declared, values: Values) -> str | None:
         """Why some labels teach nothing, as all of them say the same; None where they differ."""
-        assert isinstance(values, np.ndarray)
-        if not (values == values[0]).all():
+        found = one_value(values)
+        if found is None:
             return None
+        value, count = found
         if self.classes:
-            return f"has one class only ({task.classes[int(values[0])]!r} in all {len(values)} labels)"
-        return f"is constant ({values[0]:g} in all {len(values)} labels)"
+            return f"has one class only ({task.classes[int(value)]!r} in all {count} labels)"
+        return f"is constant ({value:g} in all {count} labels)"
 
     # A prediction file
 
@@ -234,8 +235,9 @@ def kind(name: str, *, where: str | None = None) -> Kind:
 
 
 def by_inference() -> tuple[Kind, ...]:
-    """The kinds in the order in which a column is asked whether it is of one: those of lists and maps first."""
-    return tuple(sorted(KINDS.values(), key=lambda kind: kind.cell == "value"))
+    """The kinds in the order in which a column is asked whether it is of one: what stands beside something first, then lists and
+    maps."""
+    return tuple(sorted(KINDS.values(), key=lambda kind: (kind.cell == "value", kind.beside is None)))
 
 
 __all__ = [
