@@ -36,14 +36,15 @@ if TYPE_CHECKING:
 
     from pluribus.data.columns import FittedColumns
 
-OBJECTIVES = {
-    "binary": "binary",
-    "multiclass": "multiclass",
-    "ordinal": "multiclass",
-    "regression": "regression",
-    "count": "poisson",
+# LightGBM's objectives by the likelihood of a kind of task
+OBJECTIVES: dict[str | None, str] = {
+    "bernoulli": "binary",
+    "categorical": "multiclass",
+    "normal": "regression",
+    "poisson": "poisson",
 }
-LOSSES = {"regression": "rmse", "count": "poisson_deviance"}  # what stops a task whose main metric is not defined; else logloss
+# what stops a task whose main metric is not defined; else logloss
+LOSSES: dict[str | None, str] = {"normal": "rmse", "poisson": "poisson_deviance"}
 ROUNDS = 450  # to an early stop at the default rate, roughly: 100 to 1,300 on tables of 400 to 60,000 rows
 VISIT, SEARCH = 8e-9, 2e-6  # seconds of a label in a column, and of a leaf in a column with its 255 bins
 OURS = ("objective", "metric", "num_class", "seed", "data", "valid", "categorical_feature", "task", "num_threads")
@@ -94,7 +95,7 @@ class _LightGBM(Candidate):
                 raise BadInput(f"{setting} must be a whole number of at least 1", where=f"candidate {self.name!r}")
 
     def unfit(self, data: Prepared) -> str | None:
-        other = [task.name for task in data.tasks if task.kind not in OBJECTIVES]
+        other = [task.name for task in data.tasks if task.record.likelihood not in OBJECTIVES]
         return f"LightGBM has no objective for task {other[0]!r}" if other else None
 
     def estimate(self, data: Prepared) -> float:
@@ -111,7 +112,8 @@ class _LightGBM(Candidate):
         names = ("learning_rate", "num_leaves", "min_data_in_leaf", "feature_fraction", "lambda_l2")
         params: dict[str, Any] = {name: self.settings[name] for name in names}
         params |= {"verbosity": -1, "deterministic": True, "force_row_wise": True} | self.own
-        params |= {"objective": OBJECTIVES[task.kind], "metric": "None", "seed": seed % 2**31, "num_threads": threads}
+        objective = OBJECTIVES[task.record.likelihood]
+        params |= {"objective": objective, "metric": "None", "seed": seed % 2**31, "num_threads": threads}
         if _outputs(task) > 1:
             params["num_class"] = _outputs(task)
         return params
@@ -271,7 +273,7 @@ class _Judge:
             groups = self.groups[place] if metric in metrics.GROUPED else None
             value = float(metrics.compute(metric, predictions[place], self.cells.values[place], weight, groups=groups))
             if not math.isfinite(value):
-                fallback = LOSSES.get(task.kind, "logloss")
+                fallback = LOSSES.get(task.record.likelihood, "logloss")
                 value = float(metrics.compute(fallback, predictions[place], self.cells.values[place], weight))
                 signed = -value
             else:
@@ -400,7 +402,8 @@ def _aliases() -> dict[str, str]:
 
 
 def _outputs(task: Task) -> int:
-    return len(task.classes) if OBJECTIVES.get(task.kind) == "multiclass" else 1
+    """How many numbers a prediction has."""
+    return math.prod(task.record.shape(task))
 
 
 def _down(metric: str) -> bool:

@@ -6,6 +6,7 @@ ordinal tasks are multiclass; rounds end by each task's own loss on its validati
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import fields
@@ -16,6 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluribus.boosting.baselines import _joined, features
+from pluribus.boosting.objectives import BY_LIKELIHOOD
 from pluribus.boosting.rmtgb import RMTGBClassifier, RMTGBRegressor
 from pluribus.boosting.storage import load
 from pluribus.boosting.tree import Trees
@@ -27,7 +29,6 @@ from pluribus.modeling import Budget, Candidate, Choice, Costs, Fitted, IntRange
 from pluribus.modeling.candidate import Array, Wanted, alike
 from pluribus.tasks import Task
 
-KINDS = {"binary": "binary", "multiclass": "multiclass", "ordinal": "multiclass", "regression": "regression", "count": "count"}
 FOLDER = "booster"
 
 
@@ -106,7 +107,7 @@ class _Boosting(Candidate):
     road = "boost"
 
     def unfit(self, data: Prepared) -> str | None:
-        other = [task.name for task in data.tasks if task.kind not in KINDS]
+        other = [task.name for task in data.tasks if task.record.likelihood not in BY_LIKELIHOOD]
         return f"the booster has no loss for task {other[0]!r}" if other else None
 
     def estimate(self, data: Prepared) -> float:
@@ -115,7 +116,7 @@ class _Boosting(Candidate):
         Measured on six tables of 389 to 60,000 rows; a second more loads the compiled code.
         """
         columns = len(data.columns.names)
-        outputs = sum(max(1, len(t.classes) if t.kind != "binary" else 1) for t in data.tasks)
+        outputs = sum(math.prod(task.record.shape(task)) for task in data.tasks)
         leaf = 1.2e-6 * self.settings["max_leaf_nodes"]
         tree = columns * (1 + outputs) * (6e-9 * len(data.parts["train"]) + leaf)
         return float(1.0 + min(450, self.settings["rounds"]) * tree)
@@ -204,7 +205,7 @@ class VectorLeafCandidate(_Boosting):
 
     def fit(self, data: Prepared, budget: Budget, seed: int) -> Boosted:
         table = features(data).astype(np.float64)
-        tasks = {task.name: KINDS[task.kind] for task in data.tasks}
+        tasks = {task.name: BY_LIKELIHOOD[task.record.likelihood].kind for task in data.tasks}
         model = MultiTaskBoosting(tasks, self.settings["rounds"], **self._settings(data, budget, seed))
         parts = {part: [data.labelled(task.name, part) for task in data.tasks] for part in ("train", "valid")}
         for task, cells in zip(data.tasks, parts["train"]):
@@ -251,7 +252,7 @@ class RMTGBCandidate(_Boosting):
             return "R-MTGB needs the long layout (--task-column): in a wide table the tasks' targets are not one quantity"
         if len({(task.kind, task.classes) for task in data.tasks}) > 1:
             return "the tasks are of different kinds"
-        if data.tasks[0].kind == "count":
+        if data.tasks[0].record.likelihood == "poisson":
             return "R-MTGB has no loss for counts"
         return super().unfit(data)
 

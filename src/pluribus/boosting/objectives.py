@@ -42,6 +42,8 @@ class Objective:
         What a user calls it.
     lightgbm : str
         What LightGBM calls it.
+    likelihood : str
+        The likelihood of the kinds of task that it serves (`pluribus.tasks.Kind.likelihood`).
     labelled : bool
         Whether values are classes.
     flat : bool
@@ -51,6 +53,7 @@ class Objective:
     classes: Any = None
     kind: ClassVar[str]
     lightgbm: ClassVar[str]
+    likelihood: ClassVar[str]
     labelled: ClassVar[bool] = False
     flat: ClassVar[bool] = False
 
@@ -109,6 +112,7 @@ class Squared(Objective):
 
     kind = "regression"
     lightgbm = "regression"
+    likelihood = "normal"
     flat = True
 
     @classmethod
@@ -131,6 +135,7 @@ class Poisson(Objective):
 
     kind = "count"
     lightgbm = "poisson"
+    likelihood = "poisson"
 
     @classmethod
     def of(cls, y: Any, where: str) -> Objective:
@@ -182,6 +187,7 @@ class Logistic(Classes):
 
     kind = "binary"
     lightgbm = "binary"
+    likelihood = "bernoulli"
 
     @classmethod
     def of(cls, y: Any, where: str) -> Objective:
@@ -223,6 +229,7 @@ class Softmax(Classes):
 
     kind = "multiclass"
     lightgbm = "multiclass"
+    likelihood = "categorical"
 
     @classmethod
     def of(cls, y: Any, where: str) -> Objective:
@@ -260,6 +267,7 @@ class Softmax(Classes):
 
 
 OBJECTIVES: dict[str, type[Objective]] = {each.kind: each for each in (Squared, Logistic, Softmax, Poisson)}
+BY_LIKELIHOOD: dict[str | None, type[Objective]] = {each.likelihood: each for each in OBJECTIVES.values()}
 
 
 def objective(kind: str, y: Any, where: str) -> Objective:
