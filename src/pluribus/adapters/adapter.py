@@ -1,7 +1,7 @@
 """What all adapters share: slots for tasks, hooks on a frozen model, merging into its weights, saving. The *storage*.
 
 A method is a subclass that says which parameters it has (`sites`, a module per site whose parameters are stacked over slots, the
-first dimension), where it listens (`hooks`) and what it does there (`before`, `after`).
+first dimension), where it acts (`hooks`) and what it does there (`before`, `after`, `enter`, `leave`).
 """
 
 from __future__ import annotations
@@ -40,11 +40,20 @@ class Adapters(nn.Module):
 
     Parameters
     ----------
-    model: any `nn.Module`. It is changed by hooks only (and opened attentions), keeps its own parameters and state dict, and
-        is put back bit for bit by `detach`.
-    tasks: names, or objects with a `name`. Each has a slot: a place in the first dimension of every stacked parameter.
-    settings: what the constructor needs to make the same again (plain JSON values).
-    freeze: whether the model's own parameters stop taking gradients until `detach`.
+    model : nn.Module
+        Any module. It is changed by hooks only (and opened attentions), keeps its own parameters and state dict, and is put
+        back bit for bit by `detach`.
+    tasks : sequence
+        Names, or objects with a `name`. Each has a slot: a place in the first dimension of every stacked parameter.
+    settings : mapping, optional
+        What the constructor needs to make the same again (plain JSON values).
+    freeze : bool
+        Whether the model's own parameters stop taking gradients until `detach`.
+
+    Raises
+    ------
+    BadInput
+        There is no task, or two have one name.
     """
 
     name: ClassVar[str] = ""
@@ -209,7 +218,7 @@ class Adapters(nn.Module):
         self.attach()
 
     def attach(self) -> Self:
-        """Listen to the model (the constructor did so already)."""
+        """Put the hooks on the model; the constructor did so already."""
         if self.attached:
             return self
         if self.merged is not None:

@@ -48,11 +48,26 @@ _LOCK = threading.Lock()
 class Route:
     """The rows' tasks of one forward.
 
-    tasks: one name for all rows; or a name per row; or, with `names`, an int64 tensor [rows] of places in `names`.
-    forks: tasks whose streams leave every forking block (see `MTLoRA`); rows then belong to no task.
+    Parameters
+    ----------
+    tasks : str, sequence of str, Tensor or None
+        One name for all rows; or a name per row; or, with `names`, an int64 tensor [rows] of places in `names`.
+    names : sequence of str, optional
+        What the places in `tasks` stand for.
+    forks : sequence of str
+        Tasks whose streams leave every forking block (see `MTLoRA`); rows then belong to no task.
 
-    `penalties` collects auxiliary losses by site (MixLoRA's load balance), `penalty()` is their sum; `streams` the forked
-    features by task.
+    Attributes
+    ----------
+    penalties : dict
+        Auxiliary losses by site (MixLoRA's load balance); `penalty()` is their sum.
+    streams : dict of str to list of Tensor
+        The forked features by task.
+
+    Raises
+    ------
+    BadInput
+        No row is named, or a place lies outside `names`.
     """
 
     def __init__(
@@ -174,7 +189,15 @@ def scoped(made: Route) -> Iterator[Route]:
 
 
 def route(tasks: str | Sequence[str] | Tensor, names: Sequence[str] | None = None) -> contextlib.AbstractContextManager[Route]:
-    """`with route(tasks): model(x)`: the rows' tasks, as a name for all, a name per row, or places in `names`."""
+    """`with route(tasks): model(x)`: the rows' tasks.
+
+    Parameters
+    ----------
+    tasks : str, sequence of str or Tensor
+        One name for all rows, a name per row, or an int64 tensor [rows] of places in `names`.
+    names : sequence of str, optional
+        What the places stand for.
+    """
     return scoped(Route(tasks, names))
 
 

@@ -80,16 +80,31 @@ class Balancer:
     # -- what a method writes -------------------------------------------------------------------------------------
 
     def validate(self) -> None:
-        """Raise `BadInput` for a hyper-parameter out of range; called once, at construction."""
+        """Raise `BadInput` for a setting out of range; called once, at construction."""
 
     def compute(self, signal: Tensor, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
-        """The method: weights [T] from a checked, detached signal in float32 or float64. No gradients are recorded."""
+        """The method itself. No gradients are recorded.
+
+        Parameters
+        ----------
+        signal : Tensor
+            What `self.signal` names, checked and detached, in float32 or float64.
+        tasks : tuple of str
+            The names of its rows.
+        losses : Tensor or None
+            [T], where the method needs them beside the signal.
+
+        Returns
+        -------
+        Tensor
+            The weights [T].
+        """
         raise BadInput(
             f"{type(self).__name__} has no weights, only a direction", remedy="call direction(jacobian) or use backward()"
         )
 
     def reset(self) -> None:
-        """Forget everything learnt; hyper-parameters stay."""
+        """Forget everything learnt; settings stay."""
 
     def after_step(self, losses: Mapping[str, Tensor]) -> None:
         """Hear the losses of the same batch after the optimiser's step (FAMO); does nothing elsewhere. See `wants_after_step`."""
@@ -126,10 +141,26 @@ class Balancer:
 
     @torch.no_grad()
     def weights(self, signal: Tensor, *, tasks: Sequence[str] | None = None, losses: Tensor | None = None) -> Tensor:
-        """Weights [T] of the tasks present, detached, in float32 or float64, on the signal's device.
+        """The weights of the tasks present.
 
-        signal: losses [T], squared gradient norms [T], Gram [T, T] or cross-Gram [T, T], as `self.signal` says.
-        tasks: names of the rows (default "0", "1", …). losses: [T], where the method needs them beside the signal.
+        Parameters
+        ----------
+        signal : Tensor
+            Losses [T], squared gradient norms [T], Gram [T, T] or cross-Gram [T, T], as `self.signal` says.
+        tasks : sequence of str, optional
+            Names of the rows; default "0", "1", …
+        losses : Tensor, optional
+            [T], where the method needs them beside the signal.
+
+        Returns
+        -------
+        Tensor
+            [T], detached, in float32 or float64, on the signal's device.
+
+        Raises
+        ------
+        BadInput
+            Shapes or names do not fit, losses are missing, or the method gives a direction and no weights.
         """
         names = self._names(signal, tasks)
         square = self.signal in ("gram", "cross_gram", "jacobian")
@@ -145,7 +176,27 @@ class Balancer:
 
     @torch.no_grad()
     def direction(self, jacobian: Tensor, *, tasks: Sequence[str] | None = None, losses: Tensor | None = None) -> Tensor:
-        """The balanced gradient d [P] of J [T, P]; by default Jᵀ w with w from the signal that J (and the losses) give."""
+        """The balanced gradient; by default Jᵀ w with w from the signal that J (and the losses) give.
+
+        Parameters
+        ----------
+        jacobian : Tensor
+            J [T, P], one flat gradient a task.
+        tasks : sequence of str, optional
+            Names of the rows; default "0", "1", …
+        losses : Tensor, optional
+            [T], where the method needs them.
+
+        Returns
+        -------
+        Tensor
+            d [P], in the type of J.
+
+        Raises
+        ------
+        BadInput
+            Shapes or names do not fit, losses are missing, or the method needs gradients of independent batches.
+        """
         names, rows, _ = self.jacobian_of(jacobian, tasks, losses)
         if self.signal == "cross_gram":
             raise BadInput(

@@ -13,15 +13,25 @@ class Step:
 
     Parameters
     ----------
-    tasks: the tasks present, on any rank.
-    losses: [T], detached.
-    weights: [T], detached; None where the balancer gives a direction and no weights, and in a skipped step.
-    gram: [T, T], or None where none was measured.
-    source: where the signal came from: "losses", "features", "last", "full", "grouped", or "held" for weights of an earlier call.
-    why: the reason for that source.
-    skipped: some loss was not finite, and the balancer was not called.
-    age: calls since the weights were computed.
-    every: the weights are computed at every so many calls.
+    tasks : tuple of str
+        The tasks present, on any rank.
+    losses : Tensor
+        [T], detached.
+    weights : Tensor or None
+        [T], detached; None where the balancer gives a direction and no weights, and in a skipped step.
+    gram : Tensor or None
+        [T, T]; None where none was measured.
+    source : str
+        Where the signal came from: "losses", "features", "last", "full", "grouped", "closure", or "held" for weights of an
+        earlier call.
+    why : str
+        The reason for that source.
+    skipped : bool
+        Some loss was not finite, and the balancer was not called.
+    age : int
+        Calls since the weights were computed.
+    every : int
+        The weights are computed at every so many calls.
     """
 
     tasks: tuple[str, ...]

@@ -82,8 +82,17 @@ class Valid:
 
 
 class TaskBooster(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no types
-    """Base of the boosters. Attributes after fit: `tasks_` (the fitted task ids, in the order of every per-task
-    attribute), `n_features_in_`, `feature_names_in_` (frames only)."""
+    """Base of the boosters.
+
+    Attributes
+    ----------
+    tasks_ : tuple
+        The ids of the fitted tasks, in the order of every attribute that has one entry per task.
+    n_features_in_ : int
+        Columns of the table.
+    feature_names_in_ : ndarray of str
+        Their names; of frames only.
+    """
 
     _ranges: ClassVar[dict[str, Range]] = RANGES
     _choices: ClassVar[dict[str, tuple[Any, ...]]] = {"unknown_task": ("majority", "error")}
@@ -125,15 +134,22 @@ class TaskBooster(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no
 
         Parameters
         ----------
-        X: [N, d] array or frame (NaN = missing value; frames: category and string columns are categorical), or a dict
-            task -> table.
-        y: long: labels [N] with `task`; wide: [N, T] array, frame or dict task -> [N], NaN where a label is missing;
-            with a dict X: a dict task -> labels.
-        task: task ids [N], or the name of the column of X that holds them. None: a single task (or wide labels).
-        sample_weight: [N]; for wide labels also [N, T] or a dict. Rows of weight 0 are as if they were not there.
-        eval_set: (X, y) or (X, y, task) to stop early on, instead of a held-out share of the rows.
+        X : array, frame or dict
+            [N, d], NaN where a value is missing (in frames category and string columns are categorical); or task -> table.
+        y : array, frame or dict
+            Long: labels [N] with `task`. Wide: [N, T], or task -> [N], NaN where a label is missing. With a dict X a dict of
+            labels, by task.
+        task : array or str, optional
+            Task ids [N], or the name of the column of X that holds them. None: a single task (or wide labels).
+        sample_weight : array or dict, optional
+            [N]; for wide labels also [N, T] or a dict. Rows of weight 0 are as if they were not there.
+        eval_set : tuple, optional
+            (X, y) or (X, y, task) to stop early on, instead of a held-out share of the rows.
 
-        Raises BadInput for anything that cannot be used, naming the argument.
+        Raises
+        ------
+        BadInput
+            Something cannot be used; the message names the argument.
         """
         self._check_parameters()
         rng = check_random_state(self.random_state)
@@ -229,8 +245,13 @@ class TaskBooster(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no
     def predict(self, X: Any, task: Any = None) -> Any:
         """Predictions in the container that the labels came in.
 
-        With `task` (ids, a column's name, or a dict X): one prediction a row, [n]. Without: all tasks, for wide labels;
-        a booster fitted on long labels of several tasks needs the task.
+        Parameters
+        ----------
+        X : array, frame or dict
+            As in `fit`.
+        task : array or str, optional
+            Task ids or the name of their column: one prediction a row, [n]. None: all tasks, for wide labels; a booster
+            that was fitted on long labels of several tasks needs the task.
         """
         return self._answer(X, task, self._decode)
 

@@ -38,7 +38,26 @@ KIND = "merge-container"
 
 
 class MergeContainer:
-    """shared: θ* by name. vector: v of the mask parts by name. parts, heads: by task. method: what made it. router: optional."""
+    """Shared weights, and what each task adds to them.
+
+    Parameters
+    ----------
+    shared : mapping of str to Tensor
+        θ* by name.
+    vector : mapping of str to Tensor, optional
+        v of the mask parts by name.
+    method : str
+        What made the container.
+    router : Router, optional
+        Tells which task a row belongs to.
+
+    Attributes
+    ----------
+    parts : dict of str to MaskPart or FactorPart
+        By task.
+    heads : dict of str to dict of str to Tensor
+        By task.
+    """
 
     def __init__(
         self,
@@ -154,8 +173,20 @@ class MergeContainer:
     ) -> MergeContainer:
         """The base, one vector, and a bit a parameter for each expert: "emr", or "tall_masks" at `threshold` (of all or by task).
 
-        base, experts: state dicts, modules or safetensors folders; experts by task name. Read tensor by tensor.
-        heads: by task, tensors served with it. keep: name patterns that are not merged: heads, if the expert has them.
+        Parameters
+        ----------
+        base
+            State dict, module or safetensors folder; read tensor by tensor.
+        experts : mapping
+            The same by task name.
+        method : {"emr", "tall_masks"}
+            What made the masks.
+        threshold : float or mapping of str to float
+            Of "tall_masks", of all tasks or by task.
+        heads : mapping of str to mapping of str to Tensor, optional
+            By task, tensors that are served with it.
+        keep : sequence of str
+            Name patterns that are not merged: heads, if the expert has them.
         """
         if method not in ("emr", "tall_masks"):
             raise unknown("method", method, ("emr", "tall_masks"))
@@ -188,8 +219,13 @@ class MergeContainer:
     def save(self, folder: str | Path, homes: Mapping[str, Path] | None = None) -> Path:
         """Write the container; the folder appears whole or not at all.
 
-        homes: the experts' folders by task; their configurations, and the first one's tokenizer, go along, so that the container
-        can be served by itself.
+        Parameters
+        ----------
+        folder : str or Path
+            Where to write.
+        homes : mapping of str to Path, optional
+            The experts' folders by task; their configurations, and the first one's tokenizer, go along, so that the container can
+            be served by itself.
         """
         folder = Path(folder)
         with atomic_folder(folder) as aside:

@@ -28,7 +28,15 @@ def unpack(bits: Tensor, shape: Sequence[int]) -> Tensor:
 
 @dataclass
 class MaskPart:
-    """masks: packed bits by tensor name. scale: s_t."""
+    """A task as bits over one vector v of all tasks: θ_t = θ* + s_t · (m_t ⊙ v).
+
+    Parameters
+    ----------
+    masks : dict of str to Tensor
+        m_t by tensor name, packed, 8 bits a byte.
+    scale : float
+        s_t.
+    """
 
     masks: dict[str, Tensor]
     scale: float = 1.0
@@ -36,7 +44,15 @@ class MaskPart:
 
 @dataclass
 class FactorPart:
-    """factors: (U [out, r], V [r, in]) by tensor name, kernels flattened to [out, in·kh·kw]. whole: tensors θ_t as they are."""
+    """A task as factors: θ_t = θ* + U_t V_t for matrices and kernels, whole tensors where factors would not be smaller.
+
+    Parameters
+    ----------
+    factors : dict of str to (Tensor, Tensor)
+        (U [out, r], V [r, in]) by tensor name; kernels are flattened to [out, in·kh·kw].
+    whole : dict of str to Tensor
+        Tensors θ_t as they are.
+    """
 
     factors: dict[str, tuple[Tensor, Tensor]] = field(default_factory=dict)
     whole: dict[str, Tensor] = field(default_factory=dict)
@@ -46,7 +62,17 @@ Part = MaskPart | FactorPart
 
 
 def factored(delta: Tensor, rank: int | None, energy: float | None = None) -> tuple[Tensor, Tensor]:
-    """The best rank-r (U, V) of a tensor flattened to [out, rest]; `rank`, or the least rank that keeps `energy` of ‖·‖²."""
+    """The best rank-r (U, V) of a tensor flattened to [out, rest].
+
+    Parameters
+    ----------
+    delta : Tensor
+        [out, …].
+    rank : int or None
+        r; None: all of it.
+    energy : float, optional
+        Instead of `rank`: the least r that keeps this share of ‖delta‖².
+    """
     matrix = delta.double().flatten(1)
     u, s, v = torch.linalg.svd(matrix, full_matrices=False)
     if energy is not None:
@@ -63,7 +89,22 @@ def factored(delta: Tensor, rank: int | None, energy: float | None = None) -> tu
 def factor_part(
     shared: Mapping[str, Tensor], expert: Mapping[str, Tensor], *, rank: int | None = None, energy: float | None = None
 ) -> FactorPart:
-    """v_t = C_r(θ_t − θ*): factors for tensors of two or more dimensions, whole tensors where those are not larger."""
+    """v_t = C_r(θ_t − θ*): factors for tensors of two or more dimensions, whole tensors where those are not larger.
+
+    Parameters
+    ----------
+    shared : mapping of str to Tensor
+        θ* by name.
+    expert : mapping of str to Tensor
+        θ_t by name; it has every name of `shared`.
+    rank, energy
+        As in `factored`.
+
+    Raises
+    ------
+    BadInput
+        A tensor is missing, or the rank or the energy is out of range.
+    """
     if rank is not None and rank < 0:
         raise BadInput(f"rank is {rank}", where="rank", remedy="use 0 or more, or None for all of it")
     if energy is not None and not 0 < energy <= 1:

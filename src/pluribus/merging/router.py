@@ -15,7 +15,15 @@ from pluribus.errors import BadInput
 
 
 class Router(nn.Module):
-    """Which task a row is of, from features of the shared model [B, d]; the network of the Twin-Merging paper."""
+    """Which task a row belongs to, from features of the shared model; the network of the Twin-Merging paper.
+
+    Parameters
+    ----------
+    width : int
+        d of the features [B, d].
+    tasks : sequence of str
+        The tasks to tell apart.
+    """
 
     def __init__(self, width: int, tasks: Sequence[str]) -> None:
         super().__init__()
@@ -36,7 +44,21 @@ def train_router(
 ) -> Router:
     """Cross-entropy on the task index; a tenth of the rows is held out and the best epoch by its accuracy is kept.
 
-    features: by task, features of the shared model that will be served, [n, d]; at most `most` rows of each are used.
+    Parameters
+    ----------
+    features : mapping of str to Tensor
+        By task, features [n, d] of the shared model that will be served.
+    epochs, batch, lr
+        Of Adam.
+    most : int
+        Rows of a task that are used at most.
+    seed : int
+        Of the draws.
+
+    Raises
+    ------
+    BadInput
+        There are fewer than 3 rows.
     """
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)

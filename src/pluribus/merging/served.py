@@ -51,7 +51,15 @@ class Container(Protocol):
 
 @dataclass(frozen=True)
 class Routed:
-    """What came out: by task, its rows of the batch and their outputs, [n_t, …]. Every row appears once."""
+    """What came out of one forward. Every row appears once.
+
+    Parameters
+    ----------
+    rows : dict of str to Tensor
+        By task, its rows of the batch [n_t].
+    outputs : dict of str to Tensor
+        By task, the outputs of these rows [n_t, …].
+    """
 
     rows: dict[str, Tensor]
     outputs: dict[str, Tensor]
@@ -97,9 +105,27 @@ class Served(nn.Module):
     """A container in a model. The model gets the shared weights and is put into evaluation mode; it is the container's from then
     on. Tasks that are added to the container are served at the next forward.
 
-    features: `(model, inputs) -> [B, d]`, what the router looks at; default: the model's own output.
-    example: inputs on which the batched plan is checked against the grouped one; without it, or where they differ by more
-        than 1e-4 of the largest output, the grouped plan is used. `plan` says which.
+    Parameters
+    ----------
+    container : Container
+        What is served.
+    model : nn.Module
+        The architecture of the shared weights.
+    features : callable, optional
+        (model, inputs) → [B, d], what the router looks at; default: the model's own output.
+    example : optional
+        Inputs on which the batched plan is checked against the grouped one. Without them, or where the plans differ by more
+        than 1e-4 of the largest output, the grouped plan is used.
+
+    Attributes
+    ----------
+    plan : {"batched", "grouped"}
+        The plan in use.
+
+    Raises
+    ------
+    BadInput
+        The model lacks a shared tensor, or has it in another shape.
     """
 
     def __init__(
@@ -148,10 +174,23 @@ class Served(nn.Module):
     ) -> Routed:
         """One forward over rows of different tasks.
 
-        tasks: the task of all rows, or of each. weights: a mixture [B, T] in the order of `container.tasks` instead; a row's
-        head is that of its largest weight. Neither: the router's softmax, from a first pass of the shared model.
-        rows: with a list of tasks, the row that each of them is asked about, where rows are asked for several tasks or none;
-        what comes out counts these questions in the place of rows.
+        Parameters
+        ----------
+        inputs
+            What the model takes: a tensor [B, …], or a mapping of such tensors.
+        tasks : str or sequence of str, optional
+            The task of all rows, or of each.
+        weights : Tensor, optional
+            Instead of tasks: a mixture [B, T] in the order of `container.tasks`; a row's head is that of its largest weight.
+            Neither: the router's softmax, from a first pass of the shared model.
+        rows : sequence of int, optional
+            With a list of tasks: the row that each of them is asked about, where rows are asked for several tasks or none. What
+            comes out counts these questions in the place of rows.
+
+        Raises
+        ------
+        BadInput
+            A task is unknown, or the number of tasks, weights or rows does not fit.
         """
         if self._tasks != self.container.tasks:
             self._choose()
