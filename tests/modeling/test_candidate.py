@@ -15,7 +15,7 @@ from pluribus.boosting.baselines import LightGBMPerTask
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
 from pluribus.modeling import Budget, Choice, Fitted, IntRange, LogUniform, SearchSpace, Uniform
-from pluribus.modeling.candidate import in_turn
+from pluribus.modeling.budget import in_turn
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(1, 20))
@@ -91,7 +91,7 @@ def test_only_keeps_the_named_tasks(mixed: Prepared) -> None:
 def test_parts_in_turn_leave_no_second_unused(monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken: parts whose share was too short stay cut although others ended early, or one part takes what others were given."""
     now = [0.0]
-    monkeypatch.setattr("pluribus.modeling.candidate.time.process_time", lambda: now[0])
+    monkeypatch.setattr("pluribus.modeling.budget.time.process_time", lambda: now[0])
     needs, first = [8.0, 1.0, 1.0], []
 
     def go_on(i: int, deadline: float) -> bool:
@@ -110,7 +110,7 @@ def test_parts_in_turn_leave_no_second_unused(monkeypatch: pytest.MonkeyPatch) -
 def test_parts_in_turn_end_with_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
     """Broken: a part that never ends is tried for ever."""
     now = [0.0]
-    monkeypatch.setattr("pluribus.modeling.candidate.time.process_time", lambda: now[0])
+    monkeypatch.setattr("pluribus.modeling.budget.time.process_time", lambda: now[0])
 
     def go_on(i: int, deadline: float) -> bool:
         now[0] = max(deadline, now[0] + 0.1)

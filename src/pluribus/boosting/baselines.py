@@ -27,8 +27,9 @@ from numpy.typing import NDArray
 from pluribus.data.prepared import Cells, Prepared
 from pluribus.errors import BadInput, unknown
 from pluribus.evaluation import metrics
-from pluribus.modeling import Budget, Candidate, Costs, Fitted, IntRange, LogUniform, SearchSpace, Uniform
-from pluribus.modeling.candidate import Array, Wanted, alike, in_turn
+from pluribus.modeling import Budget, Candidate, Costs, FitRecord, Fitted, IntRange, LogUniform, SearchSpace, Uniform
+from pluribus.modeling.artefact.fitted import Array, Wanted, alike
+from pluribus.modeling.budget import in_turn
 from pluribus.tasks import Task
 
 if TYPE_CHECKING:
@@ -119,13 +120,13 @@ class _LightGBM(Candidate):
         return params
 
     def _record(self, fitted: Trees, began: float, seed: int, grown: Mapping[str, _Growing]) -> Trees:
-        fitted.record = {
-            "settings": dict(self.settings),
-            "seed": seed,
-            "curves": {name: values for each in grown.values() for name, values in each.judge.curves.items()},
-            "undertrained": [name for name, each in grown.items() if not each.ended],
-            "seconds": time.process_time() - began,
-        }
+        fitted.record = FitRecord(
+            settings=dict(self.settings),
+            seed=seed,
+            curves={name: values for each in grown.values() for name, values in each.judge.curves.items()},
+            undertrained=[name for name, each in grown.items() if not each.ended],
+            seconds=time.process_time() - began,
+        )
         return fitted
 
 

@@ -25,8 +25,8 @@ from pluribus.boosting.vector_leaf import MultiTaskBoosting
 from pluribus.data.columns import FittedColumns
 from pluribus.data.prepared import Cells, Prepared
 from pluribus.errors import BadInput
-from pluribus.modeling import Budget, Candidate, Choice, Costs, Fitted, IntRange, LogUniform, SearchSpace, Uniform
-from pluribus.modeling.candidate import Array, Wanted, alike
+from pluribus.modeling import Budget, Candidate, Choice, Costs, FitRecord, Fitted, IntRange, LogUniform, SearchSpace, Uniform
+from pluribus.modeling.artefact.fitted import Array, Wanted, alike
 from pluribus.tasks import Task
 
 FOLDER = "booster"
@@ -168,13 +168,13 @@ class _Boosting(Candidate):
         model.fit(train[0], train[1], task=task, sample_weight=weight, eval_set=valid if has_valid else None)
         model.set_params(progress=False)
         fitted = Boosted(data.tasks, data.columns, model, centre, scale)
-        fitted.record = {
-            "settings": dict(self.settings),
-            "seed": seed,
-            "curves": curves,
-            "undertrained": names if late else [],
-            "seconds": time.process_time() - began,
-        }
+        fitted.record = FitRecord(
+            settings=dict(self.settings),
+            seed=seed,
+            curves=curves,
+            undertrained=names if late else [],
+            seconds=time.process_time() - began,
+        )
         return fitted
 
 

@@ -1,10 +1,15 @@
 """Models, candidates and what a fit leaves behind."""
 
-from pluribus.modeling.candidate import Budget, Candidate, Choice, Costs, Fitted, IntRange, LogUniform, SearchSpace, Uniform
-from pluribus.modeling.checkpoint import load
+from pluribus.modeling.artefact.fitted import Costs, Fitted
+from pluribus.modeling.artefact.loading import load
+from pluribus.modeling.artefact.record import FitRecord
+from pluribus.modeling.budget import Budget
+from pluribus.modeling.candidate import Candidate
+from pluribus.modeling.features import Features, Outputs, Shared
 from pluribus.modeling.heads import Heads
-from pluribus.modeling.model import Encoder, Features, MultiTaskModel, Outputs, Shared, Sharing
+from pluribus.modeling.model import Encoder, MultiTaskModel, Sharing
 from pluribus.modeling.objective import Losses, Objective, Supervised
+from pluribus.modeling.search import Choice, IntRange, LogUniform, SearchSpace, Uniform
 
 __all__ = [
     "Budget",
@@ -13,6 +18,7 @@ __all__ = [
     "Costs",
     "Encoder",
     "Features",
+    "FitRecord",
     "Fitted",
     "Heads",
     "IntRange",

@@ -8,18 +8,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from pluribus.data import Labels, Rows
+from pluribus.modeling.features import Features
 from pluribus.tasks import Task
 from pluribus.tasks.kinds import Kind
-
-if TYPE_CHECKING:
-    from pluribus.modeling.model import Features
 
 
 class Heads(nn.Module):

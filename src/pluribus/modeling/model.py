@@ -8,8 +8,7 @@ An architecture whose sharing is woven into the encoder subclasses `MultiTaskMod
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,63 +16,9 @@ from torch import Tensor, nn
 
 from pluribus.data import Rows
 from pluribus.errors import unknown
+from pluribus.modeling.features import Features, Outputs, Shared
 from pluribus.modeling.heads import Heads
 from pluribus.tasks import Task
-
-
-@dataclass(frozen=True)
-class Features:
-    """What an encoder or a sharing architecture hands on.
-
-    main: [B, d], [B, L, d] or [B, C, H, W].
-    levels: a pyramid or taps, from fine to coarse.
-    mask: [B, L] bool of valid places.
-    context: task-independent side information by name.
-    selected: whether `main` already holds only the rows that were requested for its task.
-    """
-
-    main: Tensor
-    levels: tuple[Tensor, ...] = ()
-    mask: Tensor | None = None
-    context: Mapping[str, Tensor] = field(default_factory=dict)
-    selected: bool = False
-
-    def at(self, rows: Tensor | None) -> Features:
-        """Only these rows (all where None, or where they are selected already)."""
-        if rows is None or self.selected:
-            return self
-        return replace(
-            self,
-            main=self.main[rows],
-            levels=tuple(level[rows] for level in self.levels),
-            mask=None if self.mask is None else self.mask[rows],
-            context={name: value[rows] for name, value in self.context.items()},
-            selected=True,
-        )
-
-
-@dataclass(frozen=True)
-class Outputs(Mapping[str, Tensor]):
-    """Task → outputs [m, width] for the requested cells, in the order of their rows.
-
-    shared: the tensors that leave the shared part; where gradient balancers listen.
-    penalties: auxiliary losses by name (scalars), added to the total, never balanced; never module state.
-    extra: anything else an objective may want (gate weights, intermediate states).
-    """
-
-    tasks: Mapping[str, Tensor]
-    shared: tuple[Tensor, ...] = ()
-    penalties: Mapping[str, Tensor] = field(default_factory=dict)
-    extra: Mapping[str, Any] = field(default_factory=dict)
-
-    def __getitem__(self, task: str) -> Tensor:
-        return self.tasks[task]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self.tasks)
-
-    def __len__(self) -> int:
-        return len(self.tasks)
 
 
 class Encoder(nn.Module, ABC):
@@ -83,16 +28,6 @@ class Encoder(nn.Module, ABC):
 
     @abstractmethod
     def forward(self, inputs: Any, context: Mapping[str, Tensor]) -> Features: ...
-
-
-@dataclass(frozen=True)
-class Shared:
-    """What a sharing architecture hands to the heads: one `Features` per requested task, beside the penalties and extras
-    that end up in `Outputs`."""
-
-    tasks: Mapping[str, Features]
-    penalties: Mapping[str, Tensor] = field(default_factory=dict)
-    extra: Mapping[str, Any] = field(default_factory=dict)
 
 
 class Sharing(nn.Module, ABC):
@@ -177,3 +112,6 @@ class MultiTaskModel(nn.Module):
             named = dict(part.named_parameters())
             found += [(named[name], where) for name, where in part.slices(task).items()]
         return found
+
+
+__all__ = ["Encoder", "Features", "MultiTaskModel", "Outputs", "Shared", "Sharing", "Slices"]

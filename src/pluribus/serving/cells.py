@@ -16,7 +16,7 @@ from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
 from pluribus.evaluation import calibration
 from pluribus.modeling import Fitted
-from pluribus.modeling.candidate import Array, Wanted
+from pluribus.modeling.artefact.fitted import Array, Wanted
 from pluribus.serving.encoding import RowEncoder
 from pluribus.tasks import Task
 

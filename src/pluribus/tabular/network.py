@@ -26,7 +26,7 @@ from pluribus import catalog
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
 from pluribus.modeling import Costs, Fitted, MultiTaskModel
-from pluribus.modeling.candidate import Array, Wanted
+from pluribus.modeling.artefact.fitted import Array, Wanted
 from pluribus.modeling.experts import pack
 from pluribus.modeling.pieces import bytes_per_row, pieces
 from pluribus.tasks import Task

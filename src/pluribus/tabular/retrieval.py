@@ -27,7 +27,7 @@ from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput, NonFinite, unknown
 from pluribus.evaluation import metrics
 from pluribus.modeling import Budget, Candidate, Costs, Fitted
-from pluribus.modeling.candidate import Array, Wanted
+from pluribus.modeling.artefact.fitted import Array, Wanted
 from pluribus.tabular.fields import Catalogue
 from pluribus.tabular.network import WEIGHTS, _one_thread, check_weights, read_weights
 from pluribus.tabular.next_item import RANKED, ranked

@@ -31,7 +31,7 @@ from pluribus.data.prepared import Prepared
 from pluribus.data.ragged import Ragged
 from pluribus.errors import BadInput, unknown
 from pluribus.modeling import Costs, Fitted
-from pluribus.modeling.candidate import Array, Wanted
+from pluribus.modeling.artefact.fitted import Array, Wanted
 from pluribus.tasks import Task
 from pluribus.text import backbones
 from pluribus.text.adapted import AdaptedText

@@ -27,7 +27,7 @@ from pluribus.data.prepared import Prepared
 from pluribus.data.ragged import Ragged
 from pluribus.errors import BadInput
 from pluribus.modeling import Costs, Fitted
-from pluribus.modeling.candidate import Array, Wanted
+from pluribus.modeling.artefact.fitted import Array, Wanted
 from pluribus.tasks import Task
 from pluribus.text.encoder import SEGMENTS, TOKENS, WORDS
 from pluribus.text.model import TextModel

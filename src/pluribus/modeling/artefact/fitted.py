@@ -1,0 +1,246 @@
+"""A fitted artefact, whatever is inside (a network, trees, a committee, a merge container).
+
+It predicts tables, knows its costs, and travels as a folder (`pluribus.modeling.artefact.folder`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, ClassVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pluribus.data.prepared import Prepared
+from pluribus.errors import BadInput, unknown
+from pluribus.evaluation import calibration
+from pluribus.modeling.artefact import folder as folder_of_model
+from pluribus.modeling.artefact.record import FitRecord
+from pluribus.tasks import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+    from pluribus.data.columns import FittedColumns
+
+Array = NDArray[np.float64]
+Wanted = Mapping[str, NDArray[np.int64]]
+"""The cells asked for: task → rows of a data set [m], in any order."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """What an artefact costs: stored parameters (tree nodes count as two), FLOPs per row, bytes on disk, training
+    core-seconds, and rows predicted per second (measured, one thread; None where not measured)."""
+
+    parameters: int
+    flops_per_row: float
+    bytes: int
+    train_seconds: float
+    rows_per_second: float | None = None
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+
+class Fitted(ABC):
+    """A fitted artefact.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+        What it predicts.
+    columns : FittedColumns
+        The fitted preprocessing.
+
+    Attributes
+    ----------
+    artefact : str
+        The name under which `pluribus.load` finds the class (catalog family "artefact").
+    thresholds : dict
+        Task with a positive class → P(positive) from which on the label is positive; 0.5 where it is not there.
+    calibration : dict
+        Task → state of a calibrator (`pluribus.evaluation.calibration.from_dict`).
+    record : FitRecord
+        What should travel along: settings, hashes, learning curves.
+    """
+
+    artefact: ClassVar[str]
+    unanswered: ClassVar[str] = "the prediction is not finite"
+    """Why a row has no answer whose scores are NaN."""
+    tasks: tuple[Task, ...]
+    columns: FittedColumns
+
+    def __init__(self, tasks: Sequence[Task], columns: FittedColumns) -> None:
+        self.tasks, self.columns = tuple(tasks), columns
+        self.thresholds: dict[str, float] = {}
+        self.calibration: dict[str, dict[str, Any]] = {}
+        self.record = FitRecord()
+
+    def __init_subclass__(cls, **more: Any) -> None:
+        super().__init_subclass__(**more)
+        if "scores" in vars(cls) and "answer" not in vars(cls):  # written for the first edition, whose primitive was `scores`
+            setattr(cls, "answer", _answer_by_scores)  # noqa: B010
+
+    @abstractmethod
+    def answer(self, data: Prepared, wanted: Wanted) -> dict[str, Any]:
+        """Predict the cells asked for. Everything else that an artefact answers rests on this.
+
+        Parameters
+        ----------
+        data : Prepared
+            A table encoded by `columns`.
+        wanted : mapping
+            Task → rows of `data` (int64 [m]), in any order; a task may ask for other rows than the next one.
+
+        Returns
+        -------
+        dict
+            Task → predictions in the order of its rows, uncalibrated, as the kind's link gives them: [m], [m, C], lists or
+            maps. A row that cannot be answered has NaN (`unanswered` says why).
+        """
+
+    def scores(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str]) -> dict[str, Any]:
+        """Predict the same rows for some tasks (see `answer`).
+
+        Parameters
+        ----------
+        data : Prepared
+            A table encoded by `columns`.
+        rows : ndarray of int64
+            [m], in any order.
+        tasks : sequence of str
+            Their names.
+
+        Returns
+        -------
+        dict
+            Task → predictions [m, …].
+        """
+        return self.answer(data, dict.fromkeys(tasks, np.asarray(rows, np.int64)))
+
+    def features(self, data: Prepared, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
+        """What the artefact computes of rows on its way to their predictions: name → [m, …]; nothing unless it says so."""
+        return {}
+
+    @property
+    def dials(self) -> Mapping[str, Any]:
+        """What a request may turn: name → what it takes, for people. None unless the artefact says so."""
+        return {}
+
+    def at(self, **dials: Any) -> Fitted:
+        """The artefact with some dials turned; it shares the weights.
+
+        Raises
+        ------
+        BadInput
+            The artefact has no dial of that name.
+        """
+        for name in dials:
+            if name not in self.dials:
+                known = f"its dials are {', '.join(self.dials)}" if self.dials else "it has none"
+                raise BadInput(f"has no dial {name!r}", where=f"model of type {self.artefact!r}", remedy=known)
+        return self
+
+    @abstractmethod
+    def costs(self) -> Costs: ...
+
+    @abstractmethod
+    def write(self, folder: Path) -> dict[str, Any]:
+        """Write the artefact's own files into `folder` and return its own part of the manifest (plain JSON)."""
+
+    @classmethod
+    @abstractmethod
+    def read(cls, folder: Path, manifest: dict[str, Any], tasks: tuple[Task, ...], columns: FittedColumns) -> Fitted:
+        """Undo `write`. Damage is a `BadInput` that names file and field."""
+
+    @property
+    def record(self) -> FitRecord:
+        """What the fit left to know; a plain mapping that is set becomes one."""
+        return self._record
+
+    @record.setter
+    def record(self, record: FitRecord | Mapping[str, Any]) -> None:
+        self._record = record if isinstance(record, FitRecord) else FitRecord.of(record)
+
+    def requested(self, tasks: Sequence[str] | None) -> list[str]:
+        names = [task.name for task in self.tasks]
+        for name in tasks or ():
+            if name not in names:
+                raise unknown("task", name, names)
+        return names if tasks is None else [name for name in names if name in tasks]
+
+    def calibrated(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str] | None = None) -> dict[str, Array]:
+        """Predictions as files and metrics see them: `scores`, calibrated where the artefact carries a calibration."""
+        found = self.scores(data, rows, self.requested(tasks))
+        return {
+            name: calibration.from_dict(self.calibration[name]).apply(value) if name in self.calibration else value
+            for name, value in found.items()
+        }
+
+    def predict(self, table: pd.DataFrame, tasks: Sequence[str] | None = None) -> pd.DataFrame:
+        """Predict a table that has the input columns: row order and index are kept; columns as in prediction files.
+
+        Regression and count: `TASK`. Binary: `TASK` (label) and `TASK__p`. Classes: `TASK` and `TASK__p_CLASS`. Tags: `TASK`, a
+        list for each row.
+        Missing input columns are an error, extra ones are ignored.
+        """
+        import pandas as pd
+
+        names = self.requested(tasks)
+        data = self.columns.prepare(table, [task for task in self.tasks if task.name in names])
+        values = self.calibrated(data, np.arange(data.n_rows), names)
+        found: dict[str, Any] = {}
+        for task in self.tasks:
+            if task.name not in values:
+                continue
+            found |= self.decoded(task, values[task.name])
+        return pd.DataFrame(found, index=table.index)
+
+    def decoded(self, task: Task, value: Array) -> dict[str, Any]:
+        """A task's columns of a prediction file, one cell a row, from what `calibrated` yields."""
+        if task.record.cell == "list":  # a list of classes, as long as the row's words
+            lists = np.empty(len(value), object)
+            for place, row in enumerate(value):
+                lists[place] = [task.classes[int(i)] for i in row if i >= 0]
+            return {task.name: lists}
+        return dict(task.record.write(task, value, self.thresholds.get(task.name, 0.5)))
+
+    def add_items(self, **items: pd.DataFrame) -> None:
+        """Put new items into the catalogues of item tables: `add_items(TABLE=frame)`, with the frame's key and attributes as they
+        were fitted. Changes no parameter and no earlier item's code."""
+        self.columns = self.columns.grown(items)
+
+    def save(self, folder: str | Path) -> None:
+        """Write the model folder; an existing one is replaced only once the new one is whole."""
+
+        def write(aside: Path) -> dict[str, Any]:
+            own = self.write(aside)
+            return {"columns": self.columns.write(aside), "own": own}
+
+        about = {
+            "kind": self.artefact,
+            "tasks": [task.to_dict() for task in self.tasks],
+            "thresholds": self.thresholds,
+            "calibration": self.calibration,
+            "record": self.record.to_dict(),
+        }
+        folder_of_model.save(folder, about, write)
+
+
+def alike(wanted: Wanted) -> Iterator[tuple[NDArray[np.int64], list[str]]]:
+    """The rows asked for, each with the tasks that ask for just these: what depends on rows alone is computed once for all."""
+    groups: dict[bytes, tuple[NDArray[np.int64], list[str]]] = {}
+    for task, rows in wanted.items():
+        groups.setdefault(rows.tobytes(), (rows, []))[1].append(task)
+    yield from groups.values()
+
+
+def _answer_by_scores(fitted: Fitted, data: Prepared, wanted: Wanted) -> dict[str, Any]:
+    found: dict[str, Any] = {}
+    for rows, names in alike(wanted):
+        found |= fitted.scores(data, rows, names)
+    return {name: found[name] for name in wanted}
