@@ -28,11 +28,10 @@ TARGET = 1.6
 
 def training(rank: int, size: int, folder: str) -> None:
     """Timed steps of this process; its seconds go into a file."""
-    from benchmarks.trainer import prepared
+    from benchmarks.trainer import epoch_of, prepared
     from pluribus.tabular.network import build
     from pluribus.tabular.settings import DEFAULTS, encoder_settings
     from pluribus.training import Stage, Trainer
-    from pluribus.training.trainer import _Progress
 
     torch.set_num_threads(1)
     if size > 1:
@@ -46,12 +45,7 @@ def training(rank: int, size: int, folder: str) -> None:
     stage = Stage(epochs=1, batch_size=BATCH, patience=None)
     trainer = Trainer(model, [stage])
     model.heads.start(data.batch(torch.from_numpy(data.parts["train"])).labels)
-    trained, names = trainer._trainable(stage), {task.name for task in data.tasks}
-    optimizer, generator = trainer._optimizer(stage, trained), torch.Generator().manual_seed(0)
-
-    def epoch() -> None:
-        trainer._epoch(0, stage, data, generator, optimizer, trained, _Progress(), names, 1, 0.0)
-
+    epoch = epoch_of(trainer, data)
     epochs = max(1, STEPS // max(1, len(data.parts["train"]) // BATCH))
     epoch()
     if size > 1:

@@ -79,21 +79,23 @@ def bare(data: Any) -> Any:
 def ours(data: Any) -> Any:
     """One epoch of the trainer, without its evaluation."""
     from pluribus.training import Stage, Trainer
-    from pluribus.training.trainer import _Progress
 
     model = model_of(data)
     stage = Stage(epochs=1, batch_size=BATCH, lr=1e-3, patience=None)
     trainer = Trainer(model, [stage])
     model.heads.start(data.batch(torch.from_numpy(data.parts["train"])).labels)
-    trained = trainer._trainable(stage)
-    optimizer = trainer._optimizer(stage, trained)
-    generator = torch.Generator().manual_seed(0)
-    names = {task.name for task in data.tasks}
+    return epoch_of(trainer, data)
 
-    def epoch() -> None:
-        trainer._epoch(0, stage, data, generator, optimizer, trained, _Progress(), names, 1, 0.0)
 
-    return epoch
+def epoch_of(trainer: Any, data: Any) -> Any:
+    """One epoch of a trainer's first stage, as often as it is called."""
+    from pluribus.balancing import Diagnostics
+    from pluribus.training import History
+    from pluribus.training.state import StageState
+
+    stage, beside = trainer.stages[0], {"history": History(), "diagnostics": Diagnostics()}
+    state = StageState.begin(0, stage, trainer.model, seed=0, **beside)
+    return lambda: trainer._epoch(state, data)
 
 
 def run(full: bool) -> None:

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from pluribus.balancing import AutoLambda, EqualWeighting
+from pluribus.balancing import AutoLambda, EqualWeighting, MoDo
 from pluribus.data import Batch
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput, NonFinite
@@ -318,3 +318,23 @@ def test_listening_changes_nothing(make: Any, tmp_path: Path, balancer: Any) -> 
         Trainer(broken, [stage(True)], seed=3, folder=tmp_path, callbacks=[_Kill(2)]).fit(data)
     again = Trainer(make_model(dropout=0.2), [stage(True)], seed=3, folder=tmp_path).fit(data)
     assert again.diagnostics == history.diagnostics
+
+
+def test_losses_of_an_epoch_are_means_whatever_is_accumulated(make: Any) -> None:
+    """If this fails, a curve of the training loss changes its height with the number of micro-batches a step."""
+    make_data, make_model = make
+    found = []
+    for size, parts in ((400, 1), (50, 8)):
+        stage = Stage(epochs=1, batch_size=size, accumulate=parts, lr=0.01, patience=None)
+        found.append(Trainer(make_model(), [stage]).fit(make_data()).losses)
+    for name, losses in found[0].items():
+        assert found[1][name] == [pytest.approx(losses[0], rel=1e-4)]
+
+
+def test_a_table_smaller_than_the_batches_of_a_step_trains(make: Any) -> None:
+    """If this fails, MoDo and SDMGrad, which take three batches a step, cannot train where an epoch has one."""
+    make_data, make_model = make
+    model = make_model()
+    before = model.heads.weight.detach().clone()
+    Trainer(model, [Stage(epochs=1, batch_size=1000, balancer=MoDo())]).fit(make_data())
+    assert not torch.equal(model.heads.weight, before)

@@ -13,6 +13,7 @@ from collections.abc import Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
@@ -23,16 +24,19 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from pluribus import catalog
+from pluribus.data import Batch, Labels
 from pluribus.data.prepared import Prepared
-from pluribus.errors import BadInput, NonFinite, unknown
+from pluribus.errors import BadInput, unknown
 from pluribus.evaluation import metrics
-from pluribus.modeling import Budget, Candidate, Costs, Fitted
+from pluribus.modeling import Budget, Candidate, Costs, Fitted, Losses, Objective
 from pluribus.modeling.artefact.fitted import Array, Wanted
+from pluribus.modeling.model import Slices
 from pluribus.tabular.fields import Catalogue
 from pluribus.tabular.network import WEIGHTS, _one_thread, check_weights, read_weights
 from pluribus.tabular.next_item import RANKED, ranked
 from pluribus.tabular.settings import batch_of, check
 from pluribus.tasks import Task
+from pluribus.training import Step
 from pluribus.training.fitting import plain_curves, reproducible
 
 if TYPE_CHECKING:
@@ -42,11 +46,12 @@ if TYPE_CHECKING:
 
 STEP = 1024  # rows ranked at a time
 JUDGED = 5000  # validation rows that early stopping looks at, at most
-CLIP = 1.0
 
 
 class Ranking(nn.Module):
-    """Vectors of items, queries of rows, and a loss."""
+    """Vectors of items, queries of rows, and a loss. All of its parameters serve the one task that it has in training."""
+
+    tasks: Mapping[str, Task] = MappingProxyType({})
 
     @abstractmethod
     def vectors(self, inputs: Mapping[str, Any]) -> Tensor:
@@ -59,6 +64,12 @@ class Ranking(nn.Module):
     @abstractmethod
     def loss(self, data: Prepared, rows: Tensor, target: Tensor, weight: Tensor, train: Labelled, catalogue: Catalogue) -> Tensor:
         """The loss of a step. rows: [B] of `data`. target: [B] rows of the catalogue. weight: [B]."""
+
+    def shared_parameters(self) -> list[nn.Parameter]:
+        return list(self.parameters())
+
+    def parameters_of(self, task: str) -> Slices:
+        return []
 
 
 @dataclass(frozen=True)
@@ -81,6 +92,33 @@ class Labelled:
         seen[target] = True
         share = (1.0 + torch.bincount(target, minlength=catalogue.count)).sqrt()
         return cls(torch.from_numpy(cells.rows), target, weight, seen.nonzero()[:, 0], share)
+
+
+class RankingLoss(Objective):
+    """The model's own loss, a mean over the rows of a step.
+
+    data, train, catalogue: what `Ranking.loss` is handed.
+    """
+
+    couples_rows = True
+
+    def __init__(self, data: Prepared, train: Labelled, catalogue: Catalogue) -> None:
+        self.data, self.train, self.catalogue = data, train, catalogue
+
+    def batch(self, task: str, at: Tensor) -> Batch:
+        """The training labels at these places (int64 [B])."""
+        labels = Labels(self.train.target[at], torch.arange(len(at)), weight=self.train.weight[at])
+        return Batch({}, len(at), {task: labels}, context={"row": self.train.rows[at]})
+
+    def counts(self, batch: Batch) -> dict[str, Tensor]:
+        return dict.fromkeys(batch.labels, torch.ones(()))
+
+    def losses(self, model: Any, batch: Batch) -> Losses:
+        sums = {
+            name: model.loss(self.data, batch.context["row"], labels.values, labels.weight, self.train, self.catalogue)
+            for name, labels in batch.labels.items()
+        }
+        return Losses(sums, self.counts(batch))
 
 
 class Retrieval(Fitted):
@@ -318,23 +356,17 @@ class RankingCandidate(Candidate):
         valid = data.labelled(task.name, "valid")
         judged = np.linspace(0, len(valid) - 1, min(len(valid), JUDGED)).astype(np.int64)
         batch = batch_of(self.settings, len(train.rows))
-        plain = [p for p in model.parameters() if p.ndim <= 1]
-        decayed = [p for p in model.parameters() if p.ndim > 1]
-        groups = [{"params": decayed, "weight_decay": self.settings["weight_decay"]}, {"params": plain, "weight_decay": 0.0}]
-        optimizer = torch.optim.AdamW(groups, lr=self.settings["lr"], fused=True)
+        model.tasks = {task.name: task.with_(weight=1.0)}  # alone, it weighs nothing against others
+        objective = RankingLoss(data, train, catalogue)
+        step = Step(
+            model, objective=objective, lr=self.settings["lr"], weight_decay=self.settings["weight_decay"], precision="float32"
+        )
         shuffle = torch.Generator().manual_seed(seed)
         best, since, kept, curve, cut = -math.inf, 0, deepcopy(model.state_dict()), [], False
         for _ in range(int(self.settings["epochs"])):
             model.train()
             for at in torch.split(torch.randperm(len(train.rows), generator=shuffle), batch):
-                loss = model.loss(data, train.rows[at], train.target[at], train.weight[at], train, catalogue)
-                if not bool(loss.isfinite()):
-                    where = f"task {task.name!r}"
-                    raise NonFinite("its loss became NaN or infinite", where=where, remedy="lower the learning rate")
-                optimizer.zero_grad(set_to_none=True)
-                loss.backward()  # type: ignore[no-untyped-call]
-                nn.utils.clip_grad_norm_(model.parameters(), CLIP)
-                optimizer.step()
+                step(objective.batch(task.name, at))
                 if time.process_time() > deadline:
                     cut = True
                     break

@@ -20,7 +20,7 @@ from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from pluribus.data import Labels
 from pluribus.data.prepared import Cells, Prepared
@@ -36,6 +36,7 @@ from pluribus.tabular.network import Network, build
 from pluribus.tabular.settings import DEFAULTS, SPACE, batch_of, check, encoder_settings, weights_of
 from pluribus.tabular.specialists import Specialists
 from pluribus.tasks import Task
+from pluribus.training import Update
 from pluribus.training.fitting import plain_curves, reproducible
 
 BANK_BYTES = 256 * 2**20  # weights, gradients, two moments and the best weights of one bank
@@ -215,13 +216,8 @@ class _Bank:
                 stacked(self.head.bias, len(tasks))[i] = heads.bias.reshape(task.width, self.members).T
                 self.mean[i], self.scale[i] = heads.mean[0], heads.scale[0]
         named = {**dict(self.encoder.named_parameters()), **{f"head.{n}": p for n, p in self.head.named_parameters()}}
-        self.parameters = list(named.values())
-        plain = [p for name, p in named.items() if p.ndim <= 1 or name.endswith("bias")]  # as in the trainer: not decayed
-        decayed = [p for name, p in named.items() if p.ndim > 1 and not name.endswith("bias")]
-        groups: list[dict[str, Any]] = [{"params": decayed}, {"params": plain, "weight_decay": 0.0}]
-        self.optimizer = torch.optim.AdamW(
-            [group for group in groups if group["params"]], lr=settings["lr"], weight_decay=settings["weight_decay"], fused=True
-        )
+        self.update = Update(named, lr=settings["lr"], weight_decay=settings["weight_decay"], clip=self._clip)
+        self.parameters, self.optimizer = self.update.parameters, self.update.optimizer
         self.live = list(range(len(tasks)))  # position in self.tasks of each slice that still runs
         self.curves: dict[str, list[float]] = {task.name: [] for task in tasks}
         self.best = [-math.inf] * len(tasks)
@@ -268,16 +264,19 @@ class _Bank:
     def _step(self, places: Tensor) -> Tensor:
         """One optimiser step on the cells at `places` [A, b]; the losses [A]."""
         loss = self._losses(self._outputs(self.train.rows[places]), self.train, places)
-        self.optimizer.zero_grad(set_to_none=True)
+        self.update.forget()  # here and not before the forward pass: the backward pass takes the memory over while it is warm
         loss.sum().backward()  # type: ignore[no-untyped-call]
-        gradients = [stacked(p.grad, len(self.live)).flatten(1) for p in self.parameters if p.grad is not None]
+        self.update()
+        return loss.detach()
+
+    def _clip(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Each task's gradient by its own norm."""
+        gradients = [stacked(p.grad, len(self.live)).flatten(1) for p in parameters if p.grad is not None]
         norm = torch.stack([torch.linalg.vector_norm(g, dim=1) for g in gradients]).norm(dim=0)
         shrink = (CLIP / (norm + 1e-6)).clamp(max=1.0)
         if bool((shrink < 1).any()):
             for g in gradients:
                 g.mul_(shrink[:, None])
-        self.optimizer.step()
-        return loss.detach()
 
     def _outputs(self, rows: Tensor) -> Tensor:
         """Outputs [A, b, width] at a batch of rows [A, b] for each task; of an ensemble [A, b, members, width]."""

@@ -8,7 +8,7 @@ A task that has labels on some rank is present on all of them; a parameter witho
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 
 import numpy as np
@@ -50,17 +50,32 @@ def share(rows: Tensor) -> Tensor:
     return rows[rank::size]
 
 
-def sum_counts(counts: dict[str, Tensor], tasks: Sequence[str], device: torch.device) -> dict[str, Tensor]:
-    """Counts summed over the ranks, for every task present on any rank."""
+def sum_by_name(values: dict[str, Tensor], names: Iterable[str], device: torch.device) -> dict[str, Tensor]:
+    """Scalars summed over the ranks, for every name that any rank has.
+
+    Parameters
+    ----------
+    values:
+        Name → scalar, on this rank.
+    names:
+        All names that any rank may have, in the same order on each.
+    device:
+        Where the sums are wanted.
+
+    Returns
+    -------
+    Name → sum, in float32; on one process the values as they are.
+    """
     if world()[1] == 1:
-        return counts
-    packed = torch.zeros(2, len(tasks), dtype=torch.float64, device=device)
-    for i, name in enumerate(tasks):
-        if name in counts:
-            packed[0, i], packed[1, i] = counts[name].double(), 1.0
+        return values
+    names = list(names)
+    packed = torch.zeros(2, len(names), dtype=torch.float64, device=device)
+    for i, name in enumerate(names):
+        if name in values:
+            packed[0, i], packed[1, i] = values[name].double(), 1.0
     dist.all_reduce(packed)
     total, present = packed.cpu()
-    return {name: total[i].to(device, torch.float32) for i, name in enumerate(tasks) if present[i] > 0}
+    return {name: total[i].to(device, torch.float32) for i, name in enumerate(names) if present[i] > 0}
 
 
 def sum_gradients(parameters: Sequence[nn.Parameter]) -> None:

@@ -5,6 +5,7 @@ Pre-finetuning, growth and adaptation are lists of stages; a run can be resumed 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -28,23 +29,49 @@ Regulariser = Callable[[Losses], Tensor]
 class Stage:
     """The unit of a run.
 
-    tasks: the tasks that train (None: all of the model's).
-    balancer: who is heard; None: the sum of the tasks' mean losses times their weights.
-    objective: how labels become losses.
-    regularisers: added to the total, never balanced.
-    trainable: names of parameters that train begin with one of these (None: all).
-    sampler: one epoch's batches; None: all rows of the training part, shuffled.
-    batch_size, accumulate: rows per micro-batch, micro-batches per step.
-    epochs: at most; patience: epochs without a better validation rule before the stage ends (None: never).
-    task_patience: epochs without a better score before a task alone leaves the training (None: never): it loses its
-        vote, its head and moments freeze.
-    rule: what "better" means on validation: "mean" or "worst" skill over the main tasks, or one task's name.
-    lr, weight_decay, betas, warmup (steps), schedule: AdamW's; "cosine" falls to zero at `epochs`.
-    rates: glob over names of parameters → their own peak learning rate, warmed up and scheduled like `lr`; without weight decay.
-    clip: largest norm of the gradient (None: unclipped).
-    listen: compare the tasks' gradients at the features now and then (see `listens`); what was heard is in
-        `History.diagnostics`. Nothing that is trained depends on it.
-    precision: "auto" is bfloat16 autocast where the device has it fast (CUDA), float32 elsewhere.
+    Parameters
+    ----------
+    tasks:
+        The tasks that train (None: all of the model's).
+    balancer:
+        How much each task weighs in the shared part; None: the sum of the tasks' mean losses times their weights.
+    objective:
+        How labels become losses.
+    regularisers:
+        Terms that are added to the total and never balanced.
+    trainable:
+        Names of the parameters that train begin with one of these (None: all).
+    sampler:
+        One epoch's batches; None: all rows of the training part, shuffled.
+    batch_size, accumulate:
+        Rows per micro-batch, micro-batches per step.
+    epochs:
+        How many at most.
+    patience:
+        Epochs without a better validation rule before the stage ends (None: never).
+    task_patience:
+        Epochs without a better score before a task alone leaves the training (None: never): its labels are left out from then
+        on, and its head and moments stay as they are.
+    rule:
+        What "better" means on validation: "mean" or "worst" skill over the main tasks, or one task's name.
+    lr, weight_decay, betas:
+        AdamW's.
+    warmup, schedule:
+        Steps in which the learning rate rises to `lr`; "cosine" lets it fall to zero at `epochs`.
+    rates:
+        Glob over names of parameters → their own peak learning rate, warmed up and scheduled like `lr`; without weight decay.
+    clip:
+        Largest norm of the gradient (None: no limit).
+    listen:
+        Compare the tasks' gradients at the features now and then (see `compares`); what is found is in `History.diagnostics`.
+        Nothing that is trained depends on it.
+    precision:
+        "auto" is bfloat16 autocast where the device has it fast (CUDA), float32 elsewhere.
+
+    Raises
+    ------
+    BadInput
+        A number is out of range, or an objective that couples rows is asked to accumulate.
     """
 
     tasks: tuple[str, ...] | None = None
@@ -73,9 +100,8 @@ class Stage:
         for name in ("batch_size", "accumulate", "epochs"):
             if getattr(self, name) < 1:
                 raise BadInput(f"{name} must be at least 1, not {getattr(self, name)}", where="stage")
-        for name in ("lr",):
-            if not getattr(self, name) > 0:
-                raise BadInput(f"{name} must be positive, not {getattr(self, name)}", where="stage")
+        if not self.lr > 0:
+            raise BadInput(f"lr must be positive, not {self.lr}", where="stage")
         for glob, rate in self.rates.items():
             if not rate > 0:
                 raise BadInput(f"the rate of {glob!r} must be positive, not {rate}", where="stage, rates")
@@ -97,19 +123,17 @@ class Stage:
             raise unknown("rule", self.rule, ("mean", "worst", *model.tasks), where="stage")
         return tuple(name for name in model.tasks if self.tasks is None or name in self.tasks)
 
-    def listens(self, step: int, tasks: int) -> bool:
+    def compares(self, step: int, tasks: int) -> bool:
         """Whether the tasks' gradients are compared in step `step`: every 25 steps, or every 5 a task where that is more.
 
         A comparison takes one pass a task through its head, the trunk none; where such a pass costs no more than a tenth of
-        a step, listening costs at most 2 %. Beyond 64 tasks nothing is compared: no map of so many could be read.
+        a step, comparing costs at most 2 %. Beyond 64 tasks nothing is compared: no map of so many could be read.
         """
         every = max(25, 5 * tasks)
         return self.listen and 2 <= tasks <= 64 and step % every == every - 1
 
     def rate(self, step: int, steps: int) -> float:
         """The learning rate of step `step` of `steps`."""
-        import math
-
         rate = self.lr * min(1.0, (step + 1) / self.warmup) if self.warmup else self.lr
         if self.schedule == "cosine":
             rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps))))

@@ -1,0 +1,155 @@
+"""What follows the backward pass of a step: sum over the processes, clip, check, move what took part."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from pluribus.errors import BadInput, NonFinite
+from pluribus.training import processes
+from pluribus.training.optimizer import SliceAdamW
+
+Clip = Callable[[Sequence[nn.Parameter]], Tensor | None]
+"""Clips the gradients of these parameters in place; returns their norm before, or None where nobody asks for it."""
+
+
+class Update:
+    """Moves parameters along the gradients that a backward pass has left.
+
+    `pluribus.training.Step` is a forward pass, a backward pass and one of these; a loop with gradients of its own calls it alone.
+
+    Parameters
+    ----------
+    parameters:
+        Name → parameter that moves.
+    stacked:
+        Those of them whose first dimension is a stack, of which a part may rest (see `SliceAdamW`).
+    lr, weight_decay, betas:
+        AdamW's. Biases and other vectors do not decay.
+    rates:
+        Glob over names → own learning rate, without weight decay. It follows `rate` as the others do.
+    clip:
+        Largest norm of the whole gradient, None for no limit, or a rule of one's own.
+
+    Attributes
+    ----------
+    optimizer:
+        The optimiser, with its moments.
+    parameters:
+        Those that move, in the order of their names.
+
+    Raises
+    ------
+    BadInput
+        A glob matches no parameter.
+    """
+
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        *,
+        stacked: Iterable[nn.Parameter] = (),
+        lr: float,
+        weight_decay: float,
+        betas: tuple[float, float] = (0.9, 0.999),
+        rates: Mapping[str, float] | None = None,
+        clip: float | Clip | None = None,
+    ) -> None:
+        self.parameters = list(parameters.values())
+        self.clip = clip
+        groups = _groups(parameters, {glob: rate / lr for glob, rate in (rates or {}).items()})
+        self.optimizer = SliceAdamW(groups, stacked=stacked, lr=lr, betas=betas, weight_decay=weight_decay)
+
+    def __call__(
+        self,
+        *,
+        rate: float | None = None,
+        active: Mapping[nn.Parameter, Tensor] | None = None,
+        losses: Mapping[str, Tensor] | None = None,
+    ) -> Tensor | None:
+        """Move the parameters. Their gradients stay until `forget`, which a loop calls between two steps where it costs least.
+
+        Parameters
+        ----------
+        rate:
+            Learning rate of this step; None: as it was.
+        active:
+            Stacked parameter → the indices that move (see `SliceAdamW.step`).
+        losses:
+            Task → its loss, to be named where the step is not finite. Nothing moves then. They are looked at on the CPU only:
+            elsewhere a look would make the device wait (see `check_finite`).
+
+        Returns
+        -------
+        The norm of the gradient before it was clipped, on its device; None where nothing clips.
+        """
+        processes.sum_gradients(self.parameters)
+        norm = None
+        if callable(self.clip):
+            norm = self.clip(self.parameters)
+        elif self.clip is not None:
+            norm = nn.utils.clip_grad_norm_(self.parameters, self.clip)
+        if losses is not None and self.parameters[0].device.type == "cpu":
+            check_finite(losses, norm)
+        if rate is not None:
+            for group in self.optimizer.param_groups:
+                group["lr"] = rate * group.get("times", 1.0)
+        self.optimizer.step(active=active)
+        return norm
+
+    def forget(self) -> None:
+        """Drop the gradients."""
+        self.optimizer.zero_grad(set_to_none=True)
+
+    def state_dict(self) -> dict[int, Any]:
+        """A copy of the optimiser's moments and step counts, by the parameter's place."""
+        state: dict[int, dict[str, Tensor]] = self.optimizer.state_dict()["state"]
+        return {place: {name: value.clone() for name, value in held.items()} for place, held in state.items()}
+
+    def load_state_dict(self, state: Mapping[int, Any]) -> None:
+        """Take up what `state_dict` of the same parameters gave."""
+        held = self.optimizer.state_dict()
+        held["state"] = {int(key): value for key, value in state.items()}
+        self.optimizer.load_state_dict(held)
+
+
+def _groups(parameters: Mapping[str, nn.Parameter], times: Mapping[str, float]) -> list[dict[str, Any]]:
+    """Parameter groups: what decays, what does not, and each glob of `times` with its factor on the learning rate."""
+    own: dict[str, list[nn.Parameter]] = {glob: [] for glob in times}
+    decayed: list[nn.Parameter] = []
+    plain: list[nn.Parameter] = []
+    for name, p in parameters.items():
+        glob = next((glob for glob in own if fnmatch.fnmatchcase(name, glob)), None)
+        (own[glob] if glob is not None else decayed if p.ndim > 1 and not name.endswith("bias") else plain).append(p)
+    for glob, matched in own.items():
+        if not matched:
+            raise BadInput(f"{glob!r} matches no parameter that trains", where="stage, rates", remedy="check the name")
+    groups: list[dict[str, Any]] = [
+        {"params": decayed},
+        {"params": plain, "weight_decay": 0.0},
+        *({"params": own[glob], "weight_decay": 0.0, "times": factor} for glob, factor in times.items()),
+    ]
+    return [group for group in groups if group["params"]]
+
+
+def check_finite(losses: Mapping[str, Tensor], norm: Tensor | None = None) -> None:
+    """Raise `NonFinite`, with the task's name where its loss is the reason, unless all numbers are finite.
+
+    Parameters
+    ----------
+    losses:
+        Task → a loss, or a sum of losses: NaN and infinity stay in a sum.
+    norm:
+        The norm of a gradient, or a sum of norms.
+    """
+    watched = [*losses.values(), *([] if norm is None else [norm])]
+    if not watched or bool(torch.stack(watched).isfinite().all()):
+        return
+    for name, value in losses.items():
+        if not bool(value.isfinite()):
+            raise NonFinite("its loss became NaN or infinite", where=f"task {name!r}", remedy="lower the learning rate")
+    raise NonFinite("the gradient became NaN or infinite", remedy="lower the learning rate or clip harder")
