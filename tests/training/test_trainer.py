@@ -17,6 +17,7 @@ from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput, NonFinite
 from pluribus.modeling import Losses, MultiTaskModel, Supervised
 from pluribus.training import Callback, JsonLog, SliceAdamW, Stage, Trainer, predict
+from pluribus.training.trainer import first_labels
 
 FAST = {"epochs": 4, "batch_size": 64, "lr": 0.01, "patience": None}
 
@@ -318,6 +319,24 @@ def test_listening_changes_nothing(make: Any, tmp_path: Path, balancer: Any) -> 
         Trainer(broken, [stage(True)], seed=3, folder=tmp_path, callbacks=[_Kill(2)]).fit(data)
     again = Trainer(make_model(dropout=0.2), [stage(True)], seed=3, folder=tmp_path).fit(data)
     assert again.diagnostics == history.diagnostics
+
+
+def test_heads_begin_from_a_bounded_sample(make: Any) -> None:
+    """If this fails, a long table is loaded whole before its training begins, or heads of a usual one begin elsewhere."""
+    make_data, make_model = make
+    data = make_data()
+    whole = data.batch(torch.from_numpy(data.parts["train"])).labels
+    for name in ("loss", "grade"):
+        assert torch.equal(first_labels(data, name).values, whole[name].values)
+        few = first_labels(data, name, most=50)
+        assert len(few) == len(few.values) == 50
+        assert torch.equal(few.values[[0, -1]], whole[name].values[[0, -1]])
+    some, all_of_it = make_model(), make_model()
+    some.heads.start({task.name: first_labels(data, task.name, most=150) for task in data.tasks})
+    all_of_it.heads.start(whole)
+    torch.testing.assert_close(some.heads.mean, all_of_it.heads.mean, rtol=0.02, atol=0)
+    weighted = replace(data, cells={**data.cells, "loss": replace(data.cells["loss"], weight=np.zeros(len(data.cells["loss"])))})
+    assert len(first_labels(weighted, "loss")) == 0
 
 
 def test_losses_of_an_epoch_are_means_whatever_is_accumulated(make: Any) -> None:

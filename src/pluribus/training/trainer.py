@@ -18,7 +18,7 @@ import numpy as np
 import torch
 
 from pluribus.balancing import Diagnostics
-from pluribus.data import Batch
+from pluribus.data import Batch, Labels
 from pluribus.data.prepared import Prepared
 from pluribus.modeling import MultiTaskModel
 from pluribus.training import processes
@@ -30,6 +30,7 @@ from pluribus.training.stage import Stage
 from pluribus.training.state import StageState
 
 CHECK_EVERY = 20  # steps between two looks at the losses on a device, and between two reports to the callbacks
+STARTING = 65_536  # labels of a task that its head begins from, at most
 WINDOW = 8  # comparisons of the tasks' gradients in each map over time
 
 
@@ -109,7 +110,7 @@ class Trainer:
         history, diagnostics = History(), Diagnostics(window=WINDOW)
         torch.manual_seed(self.seed)
         if self.start_heads:
-            self.model.heads.start(data.batch(torch.from_numpy(data.parts["train"])).labels)
+            self.model.heads.start({task.name: first_labels(data, task.name) for task in data.tasks})
         saved = self._saved(data)
         for index in range(saved["stage"] if saved else 0, len(self.stages)):
             state = StageState.begin(
@@ -230,6 +231,27 @@ class Trainer:
         for name in ("train", "valid"):
             digest.update(np.ascontiguousarray(data.parts[name]).tobytes())
         return digest.hexdigest()
+
+
+def first_labels(data: Prepared, task: str, most: int = STARTING) -> Labels:
+    """The training labels that a head begins from.
+
+    Parameters
+    ----------
+    data:
+        The table; only its labels are read.
+    task:
+        The task's name.
+    most:
+        How many labels to take; of more, so many that lie evenly over all.
+
+    Returns
+    -------
+    Labels whose rows count from 0; cells of weight 0 are none.
+    """
+    cells = data.labelled(task, "train").counted()
+    at = np.arange(len(cells)) if len(cells) <= most else np.linspace(0, len(cells) - 1, most).astype(np.int64)
+    return Labels(torch.from_numpy(cells.values[at]).float(), torch.arange(len(at)))
 
 
 def _groups(batches: Iterator[Batch], size: int, least: int) -> Iterator[list[Batch]]:
