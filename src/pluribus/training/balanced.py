@@ -18,16 +18,6 @@ from pluribus.modeling import Losses, MultiTaskModel
 Means = Mapping[str, Tensor]
 
 
-def batches_of(balancer: Balancer | None) -> int:
-    """How many batches one step draws."""
-    return 1 if balancer is None else balancer.draws
-
-
-def hears_the_step(balancer: Balancer | None) -> bool:
-    """Whether the balancer wants the losses of the same batch after the optimiser's step."""
-    return balancer is not None and balancer.wants_after_step
-
-
 def balanced_backward(
     model: MultiTaskModel,
     balancer: Balancer,

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from pluribus.data.prepared import Cells, Prepared
+from pluribus.data import Cells, Dataset
 from pluribus.evaluation import metrics
 from pluribus.evaluation.skill import best_constant, skill
 from pluribus.modeling import MultiTaskModel
@@ -21,7 +21,7 @@ from pluribus.tasks import Task
 
 @torch.no_grad()
 def predict(
-    model: MultiTaskModel, data: Prepared, rows: Mapping[str, Tensor], *, bytes_each: float | None = None
+    model: MultiTaskModel, data: Dataset, rows: Mapping[str, Tensor], *, bytes_each: float | None = None
 ) -> dict[str, NDArray[np.float64]]:
     """Predictions of an encoded table, in pieces of bounded memory, each row encoded once.
 
@@ -59,7 +59,7 @@ def predict(
 class Judge:
     """One task on the validation part: its cells, its main metric, and what the constant predictor scores."""
 
-    def __init__(self, task: Task, data: Prepared) -> None:
+    def __init__(self, task: Task, data: Dataset) -> None:
         self.task = task
         self.cells: Cells = data.labelled(task.name, "valid")
         self.groups = data.units[self.cells.rows] if task.main_metric.name in metrics.GROUPED else None

@@ -14,12 +14,11 @@ import torch
 from torch import Tensor
 
 from pluribus.data import Batch
-from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput, unknown
 from pluribus.modeling import Losses, MultiTaskModel, Objective, Supervised
 
-Sampler = Callable[[Prepared, torch.Generator], Iterable[Batch]]
-"""One epoch's batches, drawn with the generator it is handed."""
+Sampler = Callable[[Any, torch.Generator], Iterable[Batch]]
+"""One epoch's batches of the data set that trains, drawn with the generator that it is handed."""
 
 Regulariser = Callable[[Losses], Tensor]
 """A scalar to add to the total, never balanced (Rep-MTL and kin)."""

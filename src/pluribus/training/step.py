@@ -28,7 +28,7 @@ from pluribus.modeling import Losses, Objective, Supervised
 from pluribus.modeling.model import Slices
 from pluribus.tasks import Task
 from pluribus.training import processes
-from pluribus.training.balanced import balanced_backward, batches_of, hears_the_step
+from pluribus.training.balanced import balanced_backward
 from pluribus.training.stage import Regulariser, Stage
 from pluribus.training.update import Update
 
@@ -97,7 +97,7 @@ class Step:
     Attributes
     ----------
     batches:
-        How many independent batches a step takes (1, or more where the balancer asks for it).
+        How many batches a step takes: 1, or as many as the balancer draws.
     update:
         Optimiser and clipping.
 
@@ -126,7 +126,7 @@ class Step:
         self.objective = Supervised() if objective is None else objective
         self.balancer = None if balancer is None else as_balancer(balancer)
         self.regularisers = tuple(regularisers)
-        self.batches = batches_of(self.balancer)
+        self.batches = 1 if self.balancer is None else self.balancer.draws
         named = dict(model.named_parameters())
         moved = {name: p for name, p in named.items() if p.requires_grad and (trainable is None or name.startswith(trainable))}
         if not moved:
@@ -206,7 +206,7 @@ class Step:
         self.update.forget()
         for p in self._others:  # a pass may have gone through parameters that are somebody else's to move
             p.grad = None
-        if self.balancer is not None and hears_the_step(self.balancer):
+        if self.balancer is not None and self.balancer.wants_after_step:
             with torch.no_grad():
                 self.balancer.after_step(self._means(self.objective.losses(self.model, group[0]), counts))
         return StepResult(losses, weights, norm)

@@ -18,9 +18,9 @@ import numpy as np
 import torch
 
 from pluribus.balancing import Diagnostics
-from pluribus.data import Batch, Labels
-from pluribus.data.prepared import Prepared
+from pluribus.data import Batch, Dataset, Labels
 from pluribus.modeling import MultiTaskModel
+from pluribus.modeling.pieces import FEW, LIMIT, bytes_of
 from pluribus.training import processes
 from pluribus.training.callbacks import Callback
 from pluribus.training.history import EpochSums, History
@@ -83,7 +83,7 @@ class Trainer:
         self.start_heads = start_heads
         self._began = clock()
 
-    def fit(self, data: Prepared) -> History:
+    def fit(self, data: Dataset) -> History:
         """Train, and leave the best weights in the model.
 
         Parameters
@@ -106,7 +106,7 @@ class Trainer:
         with processes.together():
             return self._fit(data)
 
-    def _fit(self, data: Prepared) -> History:
+    def _fit(self, data: Dataset) -> History:
         history, diagnostics = History(), Diagnostics(window=WINDOW)
         torch.manual_seed(self.seed)
         if self.start_heads:
@@ -124,7 +124,7 @@ class Trainer:
         history.diagnostics = diagnostics.record()
         return history
 
-    def _run(self, state: StageState, data: Prepared) -> None:
+    def _run(self, state: StageState, data: Dataset) -> None:
         """Train a stage to its end."""
         stage, history = state.stage, state.history
         judges = [Judge(self.model.tasks[name], data) for name in state.tasks]
@@ -156,7 +156,7 @@ class Trainer:
         end = {"stage": state.index, "reason": reason, "best_epoch": history.best_epoch, "seconds": self._seconds()}
         self._call("end", end)
 
-    def _epoch(self, state: StageState, data: Prepared) -> tuple[dict[str, float], dict[str, float], bool]:
+    def _epoch(self, state: StageState, data: Dataset) -> tuple[dict[str, float], dict[str, float], bool]:
         """One epoch: mean training loss per task, mean balancer weight per task, and whether it ran to its end."""
         self.model.train()
         stage, step, sums = state.stage, state.stepper, EpochSums()
@@ -176,7 +176,7 @@ class Trainer:
         sums.check()
         return *sums.means(self.model.tasks, self.device), complete
 
-    def _batches(self, state: StageState, data: Prepared) -> Iterator[Batch]:
+    def _batches(self, state: StageState, data: Dataset) -> Iterator[Batch]:
         """This process's share of one epoch, with the labels of the tasks that still train."""
         stage, generator, live = state.stage, state.generator, state.live
         if stage.sampler is not None:
@@ -188,7 +188,7 @@ class Trainer:
             source = (data.batch(processes.share(rows[i : i + size]), live) for i in range(0, len(rows), size))
         return (batch for batch in source if batch.labels or processes.world()[1] > 1)
 
-    def _evaluate(self, data: Prepared, judges: list[Judge]) -> tuple[dict[str, float], dict[str, float]]:
+    def _evaluate(self, data: Dataset, judges: list[Judge]) -> tuple[dict[str, float], dict[str, float]]:
         """Main metric and skill of every judged task on validation; rows are shared out over processes and gathered."""
         predictions = predict(self.model, data, {j.task.name: processes.share(torch.from_numpy(j.cells.rows)) for j in judges})
         scores, skills = {}, {}
@@ -212,18 +212,18 @@ class Trainer:
 
     # -- snapshots ------------------------------------------------------------------------------------------------
 
-    def _save(self, state: StageState, data: Prepared) -> None:
+    def _save(self, state: StageState, data: Dataset) -> None:
         if self.folder is not None and processes.world()[0] == 0:
             found = state.state_dict()
             found["history"]["seconds"] += self._seconds()
             write_snapshot(self.folder, {"identity": self._identity(data), **found})
 
-    def _saved(self, data: Prepared) -> dict[str, Any] | None:
+    def _saved(self, data: Dataset) -> dict[str, Any] | None:
         """The snapshot to go on from; None where there is none, or another run's."""
         found = None if self.folder is None else read_snapshot(self.folder)
         return found if found is not None and found["identity"] == self._identity(data) else None
 
-    def _identity(self, data: Prepared) -> str:
+    def _identity(self, data: Dataset) -> str:
         """What a snapshot must agree with: the stages, the model's shapes, the seed and the rows."""
         parts = [repr([_plain(stage) for stage in self.stages]), str(self.seed), str(data.n_rows)]
         parts += [f"{name}{tuple(p.shape)}" for name, p in self.model.named_parameters()]
@@ -233,7 +233,7 @@ class Trainer:
         return digest.hexdigest()
 
 
-def first_labels(data: Prepared, task: str, most: int = STARTING) -> Labels:
+def first_labels(data: Dataset, task: str, most: int = STARTING) -> Labels:
     """The training labels that a head begins from.
 
     Parameters
@@ -243,15 +243,21 @@ def first_labels(data: Prepared, task: str, most: int = STARTING) -> Labels:
     task:
         The task's name.
     most:
-        How many labels to take; of more, so many that lie evenly over all.
+        How many labels to take, and no more than 64 MB of them; of more, so many that lie evenly over all.
 
     Returns
     -------
     Labels whose rows count from 0; cells of weight 0 are none.
     """
     cells = data.labelled(task, "train").counted()
-    at = np.arange(len(cells)) if len(cells) <= most else np.linspace(0, len(cells) - 1, most).astype(np.int64)
-    return Labels(torch.from_numpy(cells.values[at]).float(), torch.arange(len(at)))
+
+    def spread(count: int) -> Labels:
+        at = np.arange(len(cells)) if len(cells) <= count else np.linspace(0, len(cells) - 1, count).astype(np.int64)
+        return cells.labels(at, torch.arange(len(at)))
+
+    few = spread(FEW)
+    each = bytes_of([few.values, few.mask]) / max(1, len(few))
+    return spread(min(most, int(LIMIT // max(1.0, each))))
 
 
 def _groups(batches: Iterator[Batch], size: int, least: int) -> Iterator[list[Batch]]:
