@@ -12,10 +12,11 @@ import pytest
 import torch
 
 from pluribus.balancing import AutoLambda, EqualWeighting, MoDo
-from pluribus.data import Batch
+from pluribus.data import Batch, Cells
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput, NonFinite
 from pluribus.modeling import Losses, MultiTaskModel, Supervised
+from pluribus.tasks import Task
 from pluribus.training import Callback, JsonLog, SliceAdamW, Stage, Trainer, predict
 from pluribus.training.trainer import first_labels
 
@@ -357,3 +358,38 @@ def test_a_table_smaller_than_the_batches_of_a_step_trains(make: Any) -> None:
     before = model.heads.weight.detach().clone()
     Trainer(model, [Stage(epochs=1, batch_size=1000, balancer=MoDo())]).fit(make_data())
     assert not torch.equal(model.heads.weight, before)
+
+
+class Points:
+    """A data set that is no table: points drawn from a seed, and what two functions say of them."""
+
+    n_rows = 400
+    tasks = (Task("loss"), Task("default", "binary", classes=("0", "1")))
+
+    def __init__(self) -> None:
+        self.x = torch.randn(self.n_rows, 6, generator=torch.Generator().manual_seed(0))
+        self.parts = {"train": np.arange(300), "valid": np.arange(300, 400)}
+        self.units = np.arange(self.n_rows)
+        values = {"loss": self.x[:, 0] + 3, "default": (self.x[:, 1] > 0).float()}
+        self.cells = {name: Cells(np.arange(0, 400, 2), value[::2].double().numpy()) for name, value in values.items()}
+
+    def labelled(self, task: str, part: str) -> Cells:
+        return self.cells[task].within(self.parts[part])
+
+    def batch(self, rows: torch.Tensor, tasks: Any = None) -> Batch:
+        found = {}
+        for name in ("loss", "default") if tasks is None else tasks:
+            at = np.flatnonzero(rows.numpy() % 2 == 0)
+            if len(at):
+                found[name] = self.cells[name].labels(rows.numpy()[at] // 2, torch.from_numpy(at))
+        return Batch({"numeric": self.x[rows]}, len(rows), found)
+
+
+def test_a_data_set_that_is_no_table_trains(make: Any) -> None:
+    """If this fails, the trainer reads what `Dataset` does not promise: pictures and streams cannot train."""
+    _, make_model = make
+    points: Any = Points()
+    stage = Stage(epochs=20, batch_size=32, lr=0.02, patience=None, balancer=EqualWeighting())
+    history = Trainer(make_model(points.tasks), [stage]).fit(points)
+    assert history.scores["loss"][-1] < 0.5 * history.scores["loss"][0]
+    assert max(history.scores["default"]) > 0.9

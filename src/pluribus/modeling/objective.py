@@ -21,10 +21,16 @@ from pluribus.modeling.model import MultiTaskModel
 class Losses:
     """What one forward pass yields.
 
-    sums: task → Σ weight·loss over its labelled cells (scalar, with graph).
-    counts: task → Σ weight (scalar, without graph).
-    shared: the tensors at which gradient balancers listen.
-    penalties: auxiliary scalars by name, added unbalanced.
+    Parameters
+    ----------
+    sums : mapping of str to Tensor
+        Task → Σ weight·loss over its labelled cells (scalar, with graph).
+    counts : mapping of str to Tensor
+        Task → Σ weight (scalar, without graph).
+    shared : tuple of Tensor
+        The features at which balancers measure gradients.
+    penalties : mapping of str to Tensor
+        Auxiliary scalars by name, added to the total and never balanced.
     """
 
     sums: Mapping[str, Tensor]
@@ -42,10 +48,10 @@ class Objective(ABC):
 
     Attributes
     ----------
-    couples_rows:
+    couples_rows : bool
         Whether a row's loss depends on other rows of the batch (contrastive losses); such objectives forbid row sampling and
         plain accumulation.
-    teacher_forced:
+    teacher_forced : tuple of str
         Tasks whose targets the model reads in training, as a decoder that predicts each token from the true ones before it. The
         model finds them in its context (see `context`) and returns −log p of each row's target [m] in place of outputs, which
         for a text of L tokens and V words would be [m, L, V].
@@ -59,13 +65,14 @@ class Objective(ABC):
 
         Parameters
         ----------
-        batch:
+        batch : Batch
             Inputs and labels of a step.
 
         Returns
         -------
-        The batch's context and, of each teacher-forced task with labels, `target.TASK`: its labels' values [B, …], 0 at rows that
-        have none; and `target.TASK.mask` [B, …] where the labels have a mask.
+        dict of str to Tensor
+            The batch's context and, of each teacher-forced task with labels, `target.TASK`: its labels' values [B, …], 0 at rows
+            that have none; and `target.TASK.mask` [B, …] where the labels have a mask.
         """
         found = dict(batch.context)
         for name in self.teacher_forced:
@@ -96,7 +103,7 @@ class Supervised(Objective):
 
     Parameters
     ----------
-    teacher_forced:
+    teacher_forced : sequence of str
         Tasks whose targets the model reads; their losses are what it returns (see `Objective`).
     """
 

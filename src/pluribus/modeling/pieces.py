@@ -27,12 +27,13 @@ def bytes_of(tree: Any) -> int:
 
     Parameters
     ----------
-    tree:
+    tree : tree
         Nested dicts, lists and tuples; tensors and NumPy arrays in it count.
 
     Returns
     -------
-    Bytes.
+    int
+        Bytes.
     """
     return sum(leaf.nbytes for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor | np.ndarray))
 
@@ -42,14 +43,15 @@ def bytes_per_row(run: Callable[[slice], Any], rows: int) -> float:
 
     Parameters
     ----------
-    run:
+    run : callable
         Slice of the rows → a tree of inputs and outputs of their forward pass. The slice has a step.
-    rows:
+    rows : int
         How many rows there are.
 
     Returns
     -------
-    Bytes of a row. Outputs that stay the same in further calls need not be measured again: keep the number.
+    float
+        Bytes of a row. Outputs that stay the same in further calls need not be measured again: keep the number.
     """
     if rows <= FEW:
         return 0.0
@@ -62,18 +64,19 @@ def pieces(rows: int, bytes_each: float, *, limit: int = LIMIT, most: int = MOST
 
     Parameters
     ----------
-    rows:
+    rows : int
         How many rows there are. Without a row there is one empty piece, so that outputs have their shapes.
-    bytes_each:
+    bytes_each : float
         Bytes of inputs and outputs of one row.
-    limit:
+    limit : int
         Bytes of a piece (default 64 MB); a row that is larger is a piece of its own.
-    most:
+    most : int
         Rows of a piece, however small they are (default 8,192).
 
     Yields
     ------
-    Slices that follow one another.
+    slice
+        They follow one another.
     """
     size = max(1, min(most, int(limit // max(1.0, bytes_each))))
     for start in range(0, max(1, rows), size):

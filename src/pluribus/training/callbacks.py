@@ -1,4 +1,4 @@
-"""What listens to a run: a progress bar, a JSON log, MLflow. One small protocol."""
+"""What is told of a run: a progress bar, a JSON log, MLflow. One small protocol."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from pluribus.errors import require
 
 
 class Callback:
-    """Listens to a run. `record` is plain JSON: stage, epoch, step, seconds, losses, scores, rule, rate, weights."""
+    """Is told of a run. `record` is plain JSON: stage, epoch, step, seconds, losses, scores, rule, rate, weights."""
 
     def start(self, plan: dict[str, Any]) -> None:
         """A stage begins: {"stage", "epochs", "tasks", "parameters"}."""

@@ -20,26 +20,26 @@ class History:
 
     Parameters
     ----------
-    scores:
+    scores : dict of str to list of float
         Task → its main metric on validation, one value per epoch.
-    losses:
+    losses : dict of str to list of float
         Task → its mean training loss, one value per epoch.
-    rule:
+    rule : list of float
         The rule's value per epoch.
-    weights:
+    weights : dict of str to list of float
         Task → the balancer's weight, mean over each epoch (empty without a balancer).
-    best_epoch:
+    best_epoch : int
         The epoch whose weights were kept.
-    stopped:
+    stopped : dict of str to bool
         Task → whether its training ended by an early stop (not by the last epoch or the deadline).
-    reason:
+    reason : str
         "patience", "epochs", "deadline" or "tasks" (all tasks stopped), of the last stage.
-    seconds:
+    seconds : float
         How long the run took, by the trainer's clock.
-    times:
+    times : list of float
         Seconds since the beginning at the end of each epoch, by the trainer's clock.
-    diagnostics:
-        What `Diagnostics.record` says of the tasks' gradients (empty unless the stage listens).
+    diagnostics : dict
+        What `Diagnostics.record` says of the tasks' gradients (empty unless the stage compares them).
     """
 
     scores: dict[str, list[float]] = field(default_factory=dict)

@@ -27,18 +27,19 @@ def predict(
 
     Parameters
     ----------
-    model:
+    model : MultiTaskModel
         The network; it predicts on its own device.
-    data:
+    data : Dataset
         The encoded table.
-    rows:
+    rows : mapping of str to Tensor
         Task → the rows asked for (int64 [m]).
-    bytes_each:
+    bytes_each : float or None
         Bytes of a row's inputs and outputs; None: measured here (see `pluribus.modeling.pieces`).
 
     Returns
     -------
-    Task → [m] or [m, C] float64, in the order of its rows.
+    dict of str to ndarray of float64
+        Task → [m] or [m, C], in the order of its rows.
     """
     device = next(model.parameters()).device
     union = torch.unique(torch.cat(list(rows.values()))) if rows else torch.zeros(0, dtype=torch.int64)

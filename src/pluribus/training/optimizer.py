@@ -24,10 +24,18 @@ class SliceAdamW(torch.optim.Optimizer):
 
     Parameters
     ----------
-    params: parameters or parameter groups, as for any optimiser.
-    stacked: those of them whose first dimension is a stack (heads, banks).
-    lr, betas, eps, weight_decay: as in `torch.optim.AdamW`; biases and other vectors take no decay where their group sets
-        `weight_decay=0`.
+    params : iterable of nn.Parameter or of dict
+        Parameters or parameter groups, as for any optimiser.
+    stacked : iterable of nn.Parameter
+        Those of them whose first dimension is a stack (heads, banks).
+    lr : float
+        Learning rate η.
+    betas : pair of float
+        β₁ and β₂.
+    eps : float
+        ε.
+    weight_decay : float
+        λ; biases and other vectors take none where their group sets `weight_decay=0`.
     """
 
     def __init__(
@@ -52,8 +60,21 @@ class SliceAdamW(torch.optim.Optimizer):
     def step(
         self, closure: Callable[[], float] | None = None, *, active: Mapping[nn.Parameter, Tensor] | None = None
     ) -> float | None:
-        """One step. active: stacked parameter → the indices (int64 [k]) that move; a stacked parameter not named moves
-        at every index, a parameter whose gradient is None nowhere."""
+        """One step.
+
+        Parameters
+        ----------
+        closure : callable or None
+            Evaluates the loss again, as for any optimiser.
+        active : mapping of nn.Parameter to Tensor or None
+            Stacked parameter → the indices (int64 [k]) that move; a stacked parameter that is not named moves at every index.
+            A parameter whose gradient is None does not move.
+
+        Returns
+        -------
+        float or None
+            What `closure` returned.
+        """
         loss = None
         if closure is not None:
             with torch.enable_grad():

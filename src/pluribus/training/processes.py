@@ -55,16 +55,17 @@ def sum_by_name(values: dict[str, Tensor], names: Iterable[str], device: torch.d
 
     Parameters
     ----------
-    values:
+    values : dict of str to Tensor
         Name → scalar, on this rank.
-    names:
+    names : iterable of str
         All names that any rank may have, in the same order on each.
-    device:
+    device : torch.device
         Where the sums are wanted.
 
     Returns
     -------
-    Name → sum, in float32; on one process the values as they are.
+    dict of str to Tensor
+        Name → sum, in float32; on one process the values as they are.
     """
     if world()[1] == 1:
         return values

@@ -30,41 +30,49 @@ class Stage:
 
     Parameters
     ----------
-    tasks:
+    tasks : tuple of str or None
         The tasks that train (None: all of the model's).
-    balancer:
+    balancer : Balancer or None
         How much each task weighs in the shared part; None: the sum of the tasks' mean losses times their weights.
-    objective:
+    objective : Objective
         How labels become losses.
-    regularisers:
+    regularisers : sequence of callable
         Terms that are added to the total and never balanced.
-    trainable:
+    trainable : tuple of str or None
         Names of the parameters that train begin with one of these (None: all).
-    sampler:
+    sampler : callable or None
         One epoch's batches; None: all rows of the training part, shuffled.
-    batch_size, accumulate:
-        Rows per micro-batch, micro-batches per step.
-    epochs:
+    batch_size : int
+        Rows per micro-batch.
+    accumulate : int
+        Micro-batches per step.
+    epochs : int
         How many at most.
-    patience:
+    patience : int or None
         Epochs without a better validation rule before the stage ends (None: never).
-    task_patience:
+    task_patience : int or None
         Epochs without a better score before a task alone leaves the training (None: never): its labels are left out from then
         on, and its head and moments stay as they are.
-    rule:
+    rule : str
         What "better" means on validation: "mean" or "worst" skill over the main tasks, or one task's name.
-    lr, weight_decay, betas:
+    lr : float
+        AdamW's learning rate, the peak of the schedule.
+    weight_decay : float
+        AdamW's; biases and other vectors do not decay.
+    betas : pair of float
         AdamW's.
-    warmup, schedule:
-        Steps in which the learning rate rises to `lr`; "cosine" lets it fall to zero at `epochs`.
-    rates:
+    warmup : int
+        Steps in which the learning rate rises to `lr`.
+    schedule : {"constant", "cosine"}
+        "cosine" lets the learning rate fall to zero at `epochs`.
+    rates : mapping of str to float
         Glob over names of parameters → their own peak learning rate, warmed up and scheduled like `lr`; without weight decay.
-    clip:
+    clip : float or None
         Largest norm of the gradient (None: no limit).
-    listen:
+    listen : bool
         Compare the tasks' gradients at the features now and then (see `compares`); what is found is in `History.diagnostics`.
         Nothing that is trained depends on it.
-    precision:
+    precision : {"auto", "float32", "bfloat16"}
         "auto" is bfloat16 autocast where the device has it fast (CUDA), float32 elsewhere.
 
     Raises

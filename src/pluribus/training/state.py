@@ -25,25 +25,37 @@ class StageState:
 
     Parameters
     ----------
-    index, stage, tasks:
-        The stage's place in the run, its settings, and its tasks in the model's order.
-    model:
+    index : int
+        The stage's place in the run.
+    stage : Stage
+        Its settings.
+    tasks : tuple of str
+        Its tasks in the model's order.
+    model : MultiTaskModel
         The model that trains; parameters outside of the stage's parts do not require a gradient.
-    stepper:
+    stepper : Step
         Takes the steps; its optimiser and balancer are part of the state.
-    generator:
+    generator : torch.Generator
         Of the order of the rows.
-    history, diagnostics:
+    history : History
         Of the whole run, earlier stages included.
-    weights:
+    diagnostics : Diagnostics
+        Of the whole run.
+    weights : dict of str to Tensor
         The model's best weights so far.
-    epoch, step:
-        Epochs that are finished, steps that were taken.
-    best, since:
-        The best value of the rule so far, and the epochs since then.
-    task_best, task_since:
-        Task → its best skill so far, and the epochs since then.
-    frozen:
+    epoch : int
+        Epochs that are finished.
+    step : int
+        Steps that were taken.
+    best : float
+        The best value of the rule so far.
+    since : int
+        Epochs since then.
+    task_best : dict of str to float
+        Task → its best skill so far.
+    task_since : dict of str to int
+        Task → epochs since then.
+    frozen : list of str
         Tasks that have left the training.
     """
 

@@ -56,11 +56,11 @@ class StepResult:
 
     Parameters
     ----------
-    losses:
+    losses : mapping of str to Tensor
         Task present in the step → its mean loss (scalar). Of several processes each has its own part, and the parts add up.
-    weights:
+    weights : mapping of str to Tensor
         Task → the weight that the balancer gave it (empty without one, or where it gives a direction only).
-    norm:
+    norm : Tensor or None
         Norm of the gradient before it was clipped; None where nothing clips.
     """
 
@@ -74,31 +74,35 @@ class Step:
 
     Parameters
     ----------
-    model:
+    model : Trainable
         The model, on the device where it trains.
-    objective:
+    objective : Objective or None
         How a batch becomes losses (default: each task's own loss at its labels). Its `counts` must name the tasks of a batch.
-    balancer:
+    balancer : Balancer or None
         How much each task weighs in the shared part; None: the sum of the tasks' mean losses times their weights. Any object of
         `pluribus.balancing`, or a TorchJD weighting, aggregator or scalarizer.
-    regularisers:
+    regularisers : sequence of callable
         Terms that are added to the total and never balanced.
-    trainable:
+    trainable : tuple of str or None
         Names of the parameters that move begin with one of these (None: all that require a gradient).
-    lr, weight_decay, betas:
-        AdamW's (see `pluribus.training.SliceAdamW`).
-    rates:
+    lr : float
+        AdamW's learning rate (see `pluribus.training.SliceAdamW`).
+    weight_decay : float
+        AdamW's; biases and other vectors do not decay.
+    betas : pair of float
+        AdamW's.
+    rates : mapping of str to float or None
         Glob over names of parameters → their own learning rate, without weight decay.
-    clip:
+    clip : float or None
         Largest norm of the gradient; None for no limit.
-    precision:
+    precision : {"auto", "float32", "bfloat16"}
         "auto" is bfloat16 autocast on CUDA, float32 elsewhere.
 
     Attributes
     ----------
-    batches:
+    batches : int
         How many batches a step takes: 1, or as many as the balancer draws.
-    update:
+    update : Update
         Optimiser and clipping.
 
     Raises
@@ -171,18 +175,19 @@ class Step:
 
         Parameters
         ----------
-        batches:
+        batches : Batch or sequence of Batch
             One batch; or micro-batches, whose losses add up to those of one batch; or, where `self.batches` is not 1, as many
             independent batches, each with labels of the same tasks.
-        rate:
+        rate : float or None
             The learning rate of this step (None: as it was).
-        compare:
+        compare : Diagnostics or None
             Notes how far the tasks' gradients at the features agree; None: they are not compared. Nothing that is trained
             depends on it.
 
         Returns
         -------
-        Losses, weights and norm. Nothing moves, and the result is empty, where no process has a label.
+        StepResult
+            Losses, weights and norm. Nothing moves, and the result is empty, where no process has a label.
 
         Raises
         ------

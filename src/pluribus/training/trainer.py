@@ -1,4 +1,4 @@
-"""The trainer: stages of optimiser steps over a prepared table, evaluated and stopped on its validation part.
+"""The trainer: stages of optimiser steps over a data set, evaluated and stopped on its validation part.
 
 The loop is plain: an epoch's batches → `Step` on each group of them → scores on validation → stop, or go on. Everything else
 that a run needs hangs on it: early stopping by a declared rule, resuming bit for bit, several processes, callbacks.
@@ -39,24 +39,24 @@ class Trainer:
 
     Parameters
     ----------
-    model:
+    model : MultiTaskModel
         Encoder, sharing and heads.
-    stages:
+    stages : sequence of Stage
         What to do, in order.
-    seed:
+    seed : int
         Of shuffling and dropout (`torch.manual_seed` is called).
-    callbacks:
+    callbacks : sequence of Callback
         What is told of the run (see `pluribus.training.callbacks`).
-    deadline:
+    deadline : float or None
         Seconds that this run may take; then the best weights so far are restored.
-    clock:
+    clock : callable
         What those seconds are counted by: `time.monotonic` (default), or `time.process_time` for core-seconds.
-    folder:
+    folder : path or None
         Where a snapshot is kept after every epoch; `fit` goes on from one that belongs to the same run. On one CPU thread count
         the resumed run is bit for bit the uninterrupted one.
-    device:
+    device : str or torch.device
         Where to train.
-    start_heads:
+    start_heads : bool
         Whether the heads begin at the best constant predictor.
     """
 
@@ -88,12 +88,13 @@ class Trainer:
 
         Parameters
         ----------
-        data:
+        data : Dataset
             Its part "train" is learnt from, its part "valid" is watched.
 
         Returns
         -------
-        What happened, epoch by epoch.
+        History
+            What happened, epoch by epoch.
 
         Raises
         ------
@@ -238,16 +239,17 @@ def first_labels(data: Dataset, task: str, most: int = STARTING) -> Labels:
 
     Parameters
     ----------
-    data:
+    data : Dataset
         The table; only its labels are read.
-    task:
+    task : str
         The task's name.
-    most:
+    most : int
         How many labels to take, and no more than 64 MB of them; of more, so many that lie evenly over all.
 
     Returns
     -------
-    Labels whose rows count from 0; cells of weight 0 are none.
+    Labels
+        Their rows count from 0; cells of weight 0 are left out.
     """
     cells = data.labelled(task, "train").counted()
 

@@ -24,22 +24,26 @@ class Update:
 
     Parameters
     ----------
-    parameters:
+    parameters : mapping of str to nn.Parameter
         Name → parameter that moves.
-    stacked:
+    stacked : iterable of nn.Parameter
         Those of them whose first dimension is a stack, of which a part may rest (see `SliceAdamW`).
-    lr, weight_decay, betas:
-        AdamW's. Biases and other vectors do not decay.
-    rates:
+    lr : float
+        AdamW's learning rate.
+    weight_decay : float
+        AdamW's; biases and other vectors do not decay.
+    betas : pair of float
+        AdamW's.
+    rates : mapping of str to float or None
         Glob over names → own learning rate, without weight decay. It follows `rate` as the others do.
-    clip:
+    clip : float, callable or None
         Largest norm of the whole gradient, None for no limit, or a rule of one's own.
 
     Attributes
     ----------
-    optimizer:
+    optimizer : SliceAdamW
         The optimiser, with its moments.
-    parameters:
+    parameters : list of nn.Parameter
         Those that move, in the order of their names.
 
     Raises
@@ -75,17 +79,18 @@ class Update:
 
         Parameters
         ----------
-        rate:
+        rate : float or None
             Learning rate of this step; None: as it was.
-        active:
+        active : mapping of nn.Parameter to Tensor or None
             Stacked parameter → the indices that move (see `SliceAdamW.step`).
-        losses:
+        losses : mapping of str to Tensor or None
             Task → its loss, to be named where the step is not finite. Nothing moves then. They are looked at on the CPU only:
             elsewhere a look would make the device wait (see `check_finite`).
 
         Returns
         -------
-        The norm of the gradient before it was clipped, on its device; None where nothing clips.
+        Tensor or None
+            The norm of the gradient before it was clipped, on its device; None where nothing clips.
         """
         processes.sum_gradients(self.parameters)
         norm = None
@@ -141,9 +146,9 @@ def check_finite(losses: Mapping[str, Tensor], norm: Tensor | None = None) -> No
 
     Parameters
     ----------
-    losses:
+    losses : mapping of str to Tensor
         Task → a loss, or a sum of losses: NaN and infinity stay in a sum.
-    norm:
+    norm : Tensor or None
         The norm of a gradient, or a sum of norms.
     """
     watched = [*losses.values(), *([] if norm is None else [norm])]
