@@ -65,14 +65,14 @@ async def _client(port: int, requests: list[bytes], seconds: list[float]) -> Non
     writer.close()
 
 
-async def _round(port: int, requests: list[bytes]) -> tuple[float, list[float]]:
+async def one_round(port: int, requests: list[bytes]) -> tuple[float, list[float]]:
     seconds: list[float] = []
     start = time.perf_counter()
     await asyncio.gather(*(_client(port, requests[i::CLIENTS], seconds) for i in range(CLIENTS)))
     return len(requests) / (time.perf_counter() - start), seconds
 
 
-def _wait(port: int) -> None:
+def wait_for(port: int) -> None:
     for _ in range(600):
         try:
             with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
@@ -85,7 +85,7 @@ def _wait(port: int) -> None:
     raise TimeoutError("the server did not become ready")
 
 
-def _requests(rows: list[dict[str, Any]], path: str) -> list[bytes]:
+def requests_to(path: str, rows: list[dict[str, Any]]) -> list[bytes]:
     found = []
     for i in range(REQUESTS):
         body = json.dumps({"rows": [rows[i % len(rows)]]}).encode()
@@ -129,12 +129,12 @@ def run(full: bool) -> None:
                 ports[mode] = here.recv()
                 processes[mode] = psutil.Process(servers[-1].pid)
             for port in ports.values():
-                _wait(port)
+                wait_for(port)
             for number in range(rounds + 1):  # the first is for warming up
                 for mode in modes if number % 2 else modes[::-1]:
-                    sent = _requests(rows, "/constant" if mode == "constant" else "/predict")
+                    sent = requests_to("/constant" if mode == "constant" else "/predict", rows)
                     before = sum(processes[mode].cpu_times()[:2])
-                    rate, each = asyncio.run(_round(ports[mode], sent))
+                    rate, each = asyncio.run(one_round(ports[mode], sent))
                     if number:
                         spent[mode].append((sum(processes[mode].cpu_times()[:2]) - before) / REQUESTS)
                         rates[mode].append(rate)
