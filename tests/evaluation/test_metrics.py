@@ -20,12 +20,15 @@ from pluribus import catalog
 from pluribus.errors import BadInput
 from pluribus.evaluation import metrics
 from pluribus.evaluation.metrics import Weightings, compute, constant, judged, of_constant, resampled
-from pluribus.tasks import weightings
+from pluribus.evaluation.skill import best_constant
+from pluribus.tasks import Task, weightings
+from pluribus.tasks.forms import Ragged
 from pluribus.tasks.metrics import METRICS, Metric
 
 BOTH = ("logloss", "brier", "accuracy", "balanced_accuracy", "f1", "f1_micro", "f1_macro", "mcc")
 BINARY = ("auc", "gini", "ks", "pr_auc", "ne", "ece", "pcoc", *BOTH)
 CLASSES = (*BOTH, "macro_auc", "qwk")
+SETS = ("logloss", "accuracy", "f1_micro", "f1_macro")
 NUMBERS = ("rmse", "mae", "mape", "r2", "explained_variance", "pearson", "spearman")
 GROUPED = ("gauc", "uauc")
 
@@ -40,6 +43,11 @@ def _data(form: str, n: int = 300, seed: int = 0) -> tuple[Any, Any, Any]:
     if form == "tags":
         y = np.where(np.arange(9) < r.integers(1, 10, n)[:, None], r.integers(0, 5, (n, 9)), -1).astype(float)
         return np.where(r.random((n, 9)) < 0.7, y, 0).clip(0), y, w
+    if form == "sets":
+        p = r.random((n, 4)).round(2)
+        return p, Ragged.of([np.flatnonzero(row) for row in r.random((n, 4)) < p]), w
+    if form == "quantiles":
+        return np.sort(r.normal(size=(n, 3)), 1), r.normal(size=n), w
     if form == "ranks":
         return r.permuted(np.tile(np.arange(60.0), (n, 1)), axis=1)[:, :50], r.integers(0, 60, n).astype(float), w
     if form == "binary":
@@ -56,6 +64,7 @@ def test_names_and_kinds_are_those_that_tasks_declare() -> None:
         assert metric.best is None or metric.direction == "max"
         for kind in metric.kinds:
             forms = {"multiclass": "classes", "ordinal": "classes", "tagging": "tags", "next_item": "ranks", "binary": "binary"}
+            forms |= {"multilabel": "sets", "quantile": "quantiles"}
             form = forms.get(kind, "numbers")
             p, y, w = _data(form)
             assert np.isfinite(compute(name, p, y, w, groups=np.arange(len(y)) % 7))
@@ -148,6 +157,48 @@ def test_equals_scikit_learn_on_several_classes(name: str) -> None:
     assert compute(name, p, y, w) == pytest.approx(oracle, abs=1e-12)
 
 
+@pytest.mark.parametrize("name", SETS)
+def test_equals_scikit_learn_on_sets_of_classes(name: str) -> None:
+    p, y, w = _data("sets")
+    held, said = np.zeros(p.shape), p >= 0.5
+    held[y.rows, y.values] = 1
+    oracle = {
+        "logloss": lambda: np.mean([sk.log_loss(held[:, c], p[:, c].clip(1e-7, 1 - 1e-7), sample_weight=w) for c in range(4)]),
+        "accuracy": lambda: sk.accuracy_score(held, said, sample_weight=w),
+        "f1_micro": lambda: sk.f1_score(held, said, average="micro", sample_weight=w),
+        "f1_macro": lambda: sk.f1_score(held, said, average="macro", sample_weight=w),
+    }[name]()
+    assert compute(name, p, y, w) == pytest.approx(oracle, abs=1e-12)
+
+
+def test_pinball_equals_scikit_learn() -> None:
+    p, y, w = _data("quantiles")
+    each = [sk.mean_pinball_loss(y, p[:, i], alpha=level, sample_weight=w) for i, level in enumerate((0.1, 0.5, 0.9))]
+    assert compute("pinball", p, y, w) == pytest.approx(np.mean(each))
+    own = Task("t", "quantile", levels=(0.2, 0.4, 0.6)).main_metric
+    each = [sk.mean_pinball_loss(y, p[:, i], alpha=level, sample_weight=w) for i, level in enumerate((0.2, 0.4, 0.6))]
+    assert compute(own, p, y, w) == pytest.approx(np.mean(each))
+    assert pickle.loads(pickle.dumps(own)) == own
+    with pytest.raises(BadInput, match=r"needs predictions \[n, 3\] \(levels 0.1, 0.5, 0.9\), not \(300, 2\)"):
+        compute("pinball", p[:, :2], y)
+
+
+@given(st.lists(st.tuples(st.integers(-5, 5), st.integers(1, 3)), min_size=1, max_size=30), st.integers(-6, 6))
+def test_pinball_is_least_at_the_quantiles(rows: list[tuple[int, int]], other: int) -> None:
+    """No constant has a lower loss than the weighted quantiles, which are the best constant of the kind."""
+    y, w = (np.array(column, float) for column in zip(*rows))
+    task = Task("t", "quantile")
+    best = best_constant(task, y, w)
+    assert of_constant("pinball", best, y, w) <= of_constant("pinball", np.sort(np.append(best[:2], other)), y, w) + 1e-12
+
+
+def test_coverage_by_hand() -> None:
+    """Three of five rows lie between the outer quantiles, bounds included; the levels promise 0.8 of them."""
+    p = np.tile([1.0, 2.0, 3.0], (5, 1))
+    assert compute("coverage", p, [0.9, 1.0, 2.5, 3.0, 3.1]) == pytest.approx(0.6)
+    assert judged("coverage", np.array(0.6)) == pytest.approx(0.2)
+
+
 def test_ece_by_hand() -> None:
     """Fifteen bins of two rows each: the mean gap between prediction and rate."""
     p = np.arange(30) / 30
@@ -174,6 +225,8 @@ ALL = [
     *((name, "binary") for name in (*BINARY, *GROUPED)),
     *((name, "classes") for name in CLASSES),
     *((name, "numbers") for name in (*NUMBERS, "poisson_deviance")),
+    *((name, "sets") for name in SETS),
+    *((name, "quantiles") for name in ("pinball", "coverage")),
 ]
 
 
@@ -183,7 +236,7 @@ def test_weight_two_is_a_row_twice_and_order_does_not_matter(name: str, form: st
     p, y, w = _data(form, 120, seed=4)
     group = np.arange(120) % 9
     times = w.astype(int)
-    twice = compute(name, np.repeat(p, times, 0), np.repeat(y, times), groups=np.repeat(group, times))
+    twice = compute(name, np.repeat(p, times, 0), y[np.repeat(np.arange(120), times)], groups=np.repeat(group, times))
     assert compute(name, p, y, w, groups=group) == pytest.approx(twice, abs=1e-10)
     shuffled = np.random.default_rng(0).permutation(120)
     again = compute(name, p[shuffled], y[shuffled], w[shuffled], groups=group[shuffled])

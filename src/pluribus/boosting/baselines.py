@@ -30,7 +30,7 @@ from pluribus.evaluation import metrics
 from pluribus.modeling import Budget, Candidate, Costs, FitRecord, Fitted, IntRange, LogUniform, SearchSpace, Uniform
 from pluribus.modeling.artefact.fitted import Array, Wanted, alike
 from pluribus.modeling.budget import in_turn
-from pluribus.tasks import Task
+from pluribus.tasks import METRICS, Metric, Task
 
 if TYPE_CHECKING:
     from lightgbm import Booster, Dataset
@@ -260,10 +260,8 @@ class _Judge:
         self.judges = bool(self.parts)
         self.curves: dict[str, list[float]] = {name: [] for name in parts}
 
-    def _metric(self, task: Task, values: Array) -> str:
-        if task.classes and len(np.unique(values)) < 2:
-            return "logloss"
-        return task.main_metric.name
+    def _metric(self, task: Task, values: Array) -> Metric:
+        return METRICS["logloss"] if task.classes and len(np.unique(values)) < 2 else task.main_metric
 
     def judge(self, predictions: Array, _: Any) -> tuple[str, float, bool]:
         """What is maximised. Called by LightGBM with P(positive) [n], P(class) [n, C] or the mean [n]."""
@@ -271,15 +269,14 @@ class _Judge:
         for name, (task, place) in self.parts.items():
             metric = self.metric[name]
             weight = None if self.cells.weight is None else self.cells.weight[place]
-            groups = self.groups[place] if metric in metrics.GROUPED else None
+            groups = self.groups[place] if metric.grouped else None
             value = float(metrics.compute(metric, predictions[place], self.cells.values[place], weight, groups=groups))
             if not math.isfinite(value):
                 fallback = LOSSES.get(task.record.likelihood, "logloss")
                 value = float(metrics.compute(fallback, predictions[place], self.cells.values[place], weight))
                 signed = -value
             else:
-                judged = float(metrics.judged(metric, np.array(value)))
-                signed = -judged if _down(metric) else judged
+                signed = metric.sign * float(metric.judged(np.array(value)))
             self.curves[name].append(value)
             first = self.curves[name][0]
             total += signed / max(abs(first), 1e-3) if len(self.parts) > 1 else signed
@@ -405,12 +402,6 @@ def _aliases() -> dict[str, str]:
 def _outputs(task: Task) -> int:
     """How many numbers a prediction has."""
     return math.prod(task.record.shape(task))
-
-
-def _down(metric: str) -> bool:
-    from pluribus.tasks import METRICS
-
-    return METRICS[metric].direction == "min"
 
 
 def _leaves(booster: Booster) -> list[int]:

@@ -11,6 +11,8 @@ Kinds, where none is given, looking at the values that are there:
 | whole numbers from 0 or 1 up to at most 1000, more than two of them | count      |
 | other numbers                                                       | regression |
 
+Never guessed: quantiles of a number (NAME:quantile) and sets of classes (NAME:multilabel).
+
 Classes are sorted (numbers by value, words by letter); of two classes the second is the positive one. A `Task` object that
 names its classes overrides both.
 """
@@ -61,7 +63,7 @@ def infer_kind(column: Column) -> tuple[str, str]:
 
 def no_list(where: str) -> BadInput:
     """What is said of a list where a plain value belongs."""
-    remedy = "name a column of plain values; tags of words need --text COLUMN, and one for each of its words"
+    remedy = "write NAME:multilabel for sets of classes; tags of words need --text COLUMN, and one for each of its words"
     return BadInput("a list cannot be a target", where=where, remedy=remedy)
 
 

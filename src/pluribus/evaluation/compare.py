@@ -22,7 +22,6 @@ from pluribus.data.ingest import read_table
 from pluribus.data.ragged import looks_like_lists
 from pluribus.data.tags import check_metrics, find_tags, is_bio, ordered, read_tags, tag_counts
 from pluribus.errors import BadInput, unknown
-from pluribus.evaluation import metrics
 from pluribus.evaluation.metrics import Array
 from pluribus.evaluation.skill import best_constant
 from pluribus.evaluation.verdict import TaskTruth, Verdict, judge
@@ -94,7 +93,7 @@ def compare(
         rows = np.flatnonzero(np.isfinite(target.reshape(len(target), -1)).all(1))
         if not len(rows):
             raise BadInput("has no labels", where=f"{table.name}, column {task.name!r}")
-        if task.main_metric.name in metrics.GROUPED and codes is None:
+        if task.main_metric.grouped and codes is None:
             where = f"metric {task.main_metric.name!r} of task {task.name!r}"
             raise BadInput("needs a group", where=where, remedy="name the column of groups")
         cells[task.name] = TaskTruth(

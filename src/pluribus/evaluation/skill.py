@@ -9,13 +9,16 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from pluribus.evaluation import metrics
+from pluribus.evaluation.metrics.scores import labels_and_weights
 from pluribus.tasks import Metric, Task
 
 
 def best_constant(task: Task, target: ArrayLike, weight: NDArray[Any] | None = None) -> metrics.Array | float:
-    """The constant prediction that is best for the task's main metric on these labels: a number, or P(class) [C]."""
-    classes = 0 if task.record.positive else len(task.classes)
-    return metrics.constant(task.main_metric, target, classes=classes, weight=weight)
+    """The constant prediction that is best for the task's main metric on these labels, else for its kind's loss: one row's."""
+    values, each = labels_and_weights(target, weight)
+    own = task.main_metric.constant
+    found: metrics.Array | float = task.record.constant(task, values, each) if own is None else own(values, each)
+    return found
 
 
 def skill(metric: Metric, score: float, constant: float) -> float:

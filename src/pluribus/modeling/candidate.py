@@ -55,7 +55,7 @@ class Candidate(ABC):
         it does not predict what there is to predict; else None."""
         if any((task.kind == "next_item") != self.ranks for task in data.tasks):
             return "it predicts next items and nothing else" if self.ranks else "it does not rank items"
-        if any(task.record.cell == "list" for task in data.tasks) and "text" not in self.reads:
+        if any(task.record.per == "list" for task in data.tasks) and "text" not in self.reads:
             return "it does not label words"
         kinds = sorted({i.type for i in data.columns.inputs})
         if data.columns.names or len(self.ignored(data)) < len(data.columns.inputs):

@@ -52,6 +52,7 @@ class Heads(nn.Module):
                     spread = values.double().std(correction=0) if len(values) > 1 else torch.zeros(())
                     self.mean[i] = values.double().mean()
                     self.scale[i] = spread if spread > 0 else 1.0
+                    values = (values - self.mean[i]) / self.scale[i]
                 self.bias[self.place[task.name]] = task.record.start(values, len(task.classes)).to(self.bias)
 
     def slices(self, task: str) -> dict[str, slice]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from pluribus.serving.bodies import PARQUET
@@ -31,13 +31,20 @@ def as_table(slots: Sequence[dict[str, Any]], tasks: Sequence[Task], ids: tuple[
     if ids is not None:
         columns[ids[0]] = pa.array([str(key) if key is not None else None for key in ids[1]], pa.string())
     for task in tasks:
-        for name in dict.fromkeys([task.name, *task.columns]):
-            kind = pa.string() if task.classes and name == task.name else pa.float64()
-            kind = pa.list_(pa.string()) if task.kind == "next_item" or task.record.cell == "list" else kind
-            columns[name] = pa.array([slot.get("values", {}).get(name) for slot in slots], kind)
+        for name, schema in task.record.schema(task).items():
+            columns[name] = pa.array([slot.get("values", {}).get(name) for slot in slots], _arrow(schema))
     errors = [slot.get("error") or "; ".join(f"{t}: {why}" for t, why in slot.get("failed", {}).items()) for slot in slots]
     columns["error"] = pa.array([error or None for error in errors], pa.string())
     return _written(pa.table(columns), form)
+
+
+def _arrow(schema: Mapping[str, Any]) -> pa.DataType:
+    """The Arrow type of cells of a JSON schema."""
+    import pyarrow as pa
+
+    if schema["type"] == "array":
+        return pa.list_(_arrow(schema["items"]))
+    return {"string": pa.string(), "integer": pa.int64(), "boolean": pa.bool_()}.get(schema["type"], pa.float64())
 
 
 def _written(table: pa.Table, form: str) -> bytes:

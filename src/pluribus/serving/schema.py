@@ -52,20 +52,7 @@ def row(fitted: Fitted) -> dict[str, Any]:
 
 def values(tasks: tuple[Task, ...]) -> dict[str, Any]:
     """The schema of a row's predictions: the columns of a prediction file."""
-    properties: dict[str, Any] = {}
-    for task in tasks:
-        if task.kind == "next_item":
-            keys = {"type": "array", "items": {"type": "string"}, "description": "keys of the best items, best first"}
-            properties[task.name] = keys
-        elif task.record.cell == "list":
-            tags = {"type": "array", "items": {"type": "string", "enum": list(task.classes)}, "description": "one a word"}
-            properties[task.name] = tags
-        elif task.classes:
-            properties[task.name] = {"type": "string", "enum": list(task.classes)}
-            for name in task.columns:
-                properties[name] = {"type": "number", "minimum": 0, "maximum": 1}
-        else:
-            properties[task.name] = {"type": "number"}
+    properties = {name: schema for task in tasks for name, schema in task.record.schema(task).items()}
     return {"type": "object", "properties": properties}
 
 

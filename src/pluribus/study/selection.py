@@ -13,7 +13,6 @@ import numpy as np
 
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
-from pluribus.evaluation import metrics
 from pluribus.evaluation.verdict import TaskTruth, Verdict, judge
 from pluribus.study.plan import make
 from pluribus.study.trial import Predictions, constants, skills
@@ -171,7 +170,7 @@ def truth_of(data: Prepared, part: str, names: set[str] | None = None) -> tuple[
         if names is not None and task.name not in names:
             continue
         cells = data.labelled(task.name, part)
-        groups = data.units[cells.rows] if task.main_metric.name in metrics.GROUPED else None
+        groups = data.units[cells.rows] if task.main_metric.grouped else None
         truth[task.name] = TaskTruth(np.searchsorted(rows, cells.rows), cells.values, cells.weight, groups)
     return truth, units
 

@@ -172,8 +172,9 @@ def constants(data: Prepared) -> dict[str, float | NDArray[np.float64]]:
 def score(task: Task, name: str, p: NDArray[np.float64], data: Prepared, part: str = "valid") -> float:
     """One metric of one task on one part."""
     cells = data.labelled(task.name, part)
-    groups = data.units[cells.rows] if name in metrics.GROUPED else None
-    return float(metrics.compute(name, p, cells.values, cells.weight, groups=groups))
+    metric = next(m for m in task.metrics if m.name == name)
+    groups = data.units[cells.rows] if metric.grouped else None
+    return float(metrics.compute(metric, p, cells.values, cells.weight, groups=groups))
 
 
 def valid_scores(data: Prepared, predictions: Predictions) -> dict[str, dict[str, float]]:

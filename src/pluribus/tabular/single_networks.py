@@ -36,6 +36,7 @@ from pluribus.tabular.network import Network, build
 from pluribus.tabular.settings import DEFAULTS, SPACE, batch_of, check, encoder_settings, weights_of
 from pluribus.tabular.specialists import Specialists
 from pluribus.tasks import Task
+from pluribus.tasks.forms import Ragged, joined
 from pluribus.training import Update
 from pluribus.training.fitting import plain_curves, reproducible
 
@@ -63,8 +64,8 @@ class SingleNetworks(Candidate):
     def estimate(self, data: Prepared) -> float:
         """The tasks' FLOPs, and the steps that tasks of one kind and size take together (see `pluribus.tabular.cost`)."""
         flops = self._flops(data)
-        banks = {(task.kind, len(task.classes), _size(len(data.labelled(task.name, "train")))) for task in data.tasks}
-        steps = sum(_steps(size, batch_of(self.settings, size)) for _, _, size in banks)
+        banks = {(*_alike(task), _size(len(data.labelled(task.name, "train")))) for task in data.tasks}
+        steps = sum(_steps(size, batch_of(self.settings, size)) for *_, size in banks)
         overhead = min(EPOCHS, int(self.settings["epochs"])) * steps * BANK_TENSOR * self._tensors(data)
         return overhead + sum(self._cost(data, task, flops) for task in data.tasks)
 
@@ -125,6 +126,11 @@ def _size(cells: int) -> int:
     return 1 << max(0, cells.bit_length() - 1)
 
 
+def _alike(task: Task) -> tuple[Any, ...]:
+    """What tasks of one bank have in common: their loss and the number of their outputs."""
+    return task.kind, len(task.classes), task.levels
+
+
 def _steps(size: int, batch: int) -> int:
     """Steps of a round."""
     return max(MIN_STEPS, math.ceil(1.5 * size / batch))
@@ -134,9 +140,9 @@ def _group(data: Prepared, model: Specialists) -> list[list[Task]]:
     """Banks of tasks with one kind, one size, and at most `BANK_BYTES` together."""
     each = sum(p.numel() for p in model.parameters()) / len(model.tasks)
     most = max(1, int(BANK_BYTES / (5 * 4 * each)))
-    banks: dict[tuple[str, int, int], list[list[Task]]] = {}
+    banks: dict[tuple[Any, ...], list[list[Task]]] = {}
     for task in data.tasks:
-        alike = banks.setdefault((task.kind, len(task.classes), _size(len(data.labelled(task.name, "train")))), [[]])
+        alike = banks.setdefault((*_alike(task), _size(len(data.labelled(task.name, "train")))), [[]])
         if len(alike[-1]) == most:
             alike.append([])
         alike[-1].append(task)
@@ -145,7 +151,7 @@ def _group(data: Prepared, model: Specialists) -> list[list[Task]]:
 
 @dataclass
 class _Cells:
-    """The cells of A tasks one after another: task a owns [starts[a], starts[a + 1])."""
+    """The cells of A tasks one after another: task a owns [starts[a], starts[a + 1]). Lists [m, L] are padded with −1."""
 
     rows: Tensor
     values: Tensor
@@ -157,7 +163,7 @@ class _Cells:
         weight = [np.ones(len(c)) if c.weight is None else c.weight for c in cells]
         return cls(
             torch.from_numpy(np.concatenate([c.rows for c in cells])),
-            torch.from_numpy(np.concatenate([c.values for c in cells])).float(),
+            torch.from_numpy(np.asarray(joined([c.values for c in cells]))).float(),
             torch.from_numpy(np.concatenate(weight)).float(),
             [0, *np.cumsum([len(c) for c in cells]).tolist()],
         )
@@ -192,8 +198,7 @@ class _Bank:
     ) -> None:
         self.model, self.tasks, self.data, self.settings = model, list(tasks), data, settings
         self.record = tasks[0].record
-        cells = [data.labelled(task.name, "train") for task in tasks]
-        self.train = _Cells.of(cells)
+        self.train = _Cells.of([data.labelled(task.name, "train") for task in tasks])
         self.valid = _Cells.of([data.labelled(task.name, "valid") for task in tasks])
         shape = encoder_settings(settings, data, encoder)
         made = type(cast(BankEncoder, model.encoder))
@@ -209,7 +214,8 @@ class _Bank:
                 torch.manual_seed(own)
                 one = made.of(data.columns, **shape)
                 heads = heads_for([task], one)
-                heads.start({task.name: Labels(torch.from_numpy(cells[i].values).float(), torch.from_numpy(cells[i].rows))})
+                mine = slice(self.train.starts[i], self.train.starts[i + 1])
+                heads.start({task.name: Labels(self.train.values[mine], self.train.rows[mine])})
                 for whole, part in zip(self.encoder.parameters(), one.parameters()):
                     stacked(whole, len(tasks))[i] = stacked(part, 1)[0]
                 stacked(self.head.weight, len(tasks))[i] = heads.weight.reshape(task.width, self.members, -1).permute(1, 2, 0)
@@ -293,7 +299,8 @@ class _Bank:
         values, weight = cells.values[places], cells.weight[places]
         if self.record.standardise:
             values = (values - self.mean[:, None]) / self.scale[:, None]
-        each = mean_loss(self.record, outputs.reshape(values.numel(), self.members, -1), values.flatten()).reshape(places.shape)
+        outputs = outputs.reshape(places.numel(), self.members, -1)
+        each = mean_loss(self.record, outputs, values.flatten(0, 1)).reshape(places.shape)
         mean: Tensor = (each * weight).sum(1) / weight.sum(1).clamp_min(1e-12)
         return mean
 
@@ -334,12 +341,12 @@ class _Bank:
         if self.record.standardise:
             linked = linked * self.scale[i] + self.mean[i]
         values, weight, metric = self.valid.values[cells], self.valid.weight[cells], task.main_metric
-        groups = self.data.units[self.valid.rows[cells].numpy()] if metric.name in metrics.GROUPED else None
-        value = metrics.compute(metric.name, linked.numpy(), values.double().numpy(), weight.numpy(), groups=groups)
+        groups = self.data.units[self.valid.rows[cells].numpy()] if metric.grouped else None
+        truth = Ragged.of_padded(values.numpy()) if self.record.cell == "list" else values.double().numpy()
+        value = metrics.compute(metric, linked.numpy(), truth, weight.numpy(), groups=groups)
         self.curves[task.name].append(float(value))
         if math.isfinite(value):
-            judged = float(metrics.judged(metric.name, np.array(value)))
-            return judged if metric.direction == "max" else -judged
+            return metric.sign * float(metric.judged(np.array(value)))
         if self.record.standardise:
             values = (values - self.mean[i]) / self.scale[i]
         loss = mean_loss(self.record, outputs, values)

@@ -90,6 +90,10 @@ class Metric:
         """+1 where more is better, else −1."""
         return 1.0 if self.direction == "max" else -1.0
 
+    def of(self, task: Any) -> Metric:
+        """The record for one task: itself, or one that knows what else the task declares (levels of quantiles)."""
+        return self
+
     def checked(self, prediction: Any, target: Any) -> tuple[Any, Any]:
         """Predictions and labels in the form that the computation takes.
 
@@ -100,7 +104,7 @@ class Metric:
         """
         return (prediction, target) if self.check is None else self.check(self.name, prediction, target)
 
-    def of(self, prediction: Any, target: Any, weightings: Weightings, groups: Ints | None = None) -> Array:
+    def measured(self, prediction: Any, target: Any, weightings: Weightings, groups: Ints | None = None) -> Array:
         """The metric under each weighting [R], of what `checked` gave; NaN where it is not defined."""
         raise BadInput(f"metric {self.name!r} is a name alone: nothing computes it", remedy="register how it is computed")
 
@@ -123,7 +127,7 @@ class Ranked(Metric):
     _: KW_ONLY
     value: Callable[..., Array] = field(repr=False)
 
-    def of(self, prediction: Any, target: Any, weightings: Weightings, groups: Ints | None = None) -> Array:
+    def measured(self, prediction: Any, target: Any, weightings: Weightings, groups: Ints | None = None) -> Array:
         """The metric under each weighting [R], of what `checked` gave; NaN where it is not defined."""
         more = (groups,) if self.grouped else ()
         with np.errstate(all="ignore"):
@@ -163,7 +167,7 @@ class Additive(Metric):
         with np.errstate(all="ignore"):
             return self.finish(sums)
 
-    def of(self, prediction: Any, target: Any, weightings: Weightings, groups: Ints | None = None) -> Array:
+    def measured(self, prediction: Any, target: Any, weightings: Weightings, groups: Ints | None = None) -> Array:
         """The metric under each weighting [R], of what `checked` gave; NaN where it is not defined."""
         return self.finished(weightings.sums(self.each(prediction, target)))
 

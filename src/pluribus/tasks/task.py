@@ -69,8 +69,9 @@ class Task:
         if not self.name:
             raise BadInput("a task needs a name")
         record = kinds.kind(self.kind, where=where)
+        object.__setattr__(self, "levels", tuple(float(level) for level in self.levels))
         given = self.metrics or record.metrics
-        named = [metric(m, where=where) if isinstance(m, str) else known(m) for m in given]
+        named = [(metric(m, where=where) if isinstance(m, str) else known(m)).of(self) for m in given]
         for m in named:
             if m.kinds and self.kind not in m.kinds:
                 remedy = f"{m.name} judges {' or '.join(m.kinds)} tasks"
@@ -84,7 +85,8 @@ class Task:
             if isinstance(self.inputs, str) or not self.inputs:
                 raise BadInput("inputs must name at least one column, in a list", where=where, remedy="leave it out for all")
             object.__setattr__(self, "inputs", tuple(dict.fromkeys(self.inputs)))
-        object.__setattr__(self, "levels", tuple(float(level) for level in self.levels))
+        if self.levels and record.of(self) is record:
+            raise BadInput(f"has levels, and kind {self.kind!r} predicts none", where=where, remedy="use kind quantile")
         record.check(self)
         if not self.weight > 0:
             raise BadInput(f"weight must be positive, not {self.weight}", where=where)

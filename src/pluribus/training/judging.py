@@ -63,17 +63,17 @@ class Judge:
     def __init__(self, task: Task, data: Dataset) -> None:
         self.task = task
         self.cells: Cells = data.labelled(task.name, "valid")
-        self.groups = data.units[self.cells.rows] if task.main_metric.name in metrics.GROUPED else None
+        self.groups = data.units[self.cells.rows] if task.main_metric.grouped else None
         train = data.labelled(task.name, "train")
         self.constant = math.nan
         if len(train) and len(self.cells):
             best = best_constant(task, train.values, train.weight)
-            self.constant = metrics.of_constant(task.main_metric.name, best, self.cells.values, self.cells.weight, self.groups)
+            self.constant = metrics.of_constant(task.main_metric, best, self.cells.values, self.cells.weight, self.groups)
 
     def score(self, prediction: NDArray[np.float64]) -> float:
         if not len(self.cells):
             return math.nan
-        value = metrics.compute(self.task.main_metric.name, prediction, self.cells.values, self.cells.weight, groups=self.groups)
+        value = metrics.compute(self.task.main_metric, prediction, self.cells.values, self.cells.weight, groups=self.groups)
         return float(np.asarray(value))
 
     def skill(self, score: float) -> float:

@@ -6,6 +6,7 @@
 | `binary`     | ne, ece, pcoc                                                                                    |
 | `classes`    | logloss, brier, accuracy, balanced_accuracy, f1, f1_micro, f1_macro, mcc, qwk                    |
 | `numbers`    | rmse, mae, mape, r2, explained_variance, pearson, spearman, poisson_deviance                     |
+| `quantiles`  | pinball, coverage                                                                                |
 | `tags`       | token_accuracy, span_f1                                                                          |
 | `items`      | recall@10, recall@20, recall@50, mrr                                                             |
 
@@ -17,6 +18,4 @@ from pluribus.evaluation.metrics.classes import EPS
 from pluribus.evaluation.metrics.scores import compute, constant, judged, of_constant, resampled
 from pluribus.tasks.weightings import Array, Ints, Weightings
 
-GROUPED = ("gauc", "uauc")
-
-__all__ = ["BINS", "EPS", "GROUPED", "Array", "Ints", "Weightings", "compute", "constant", "judged", "of_constant", "resampled"]
+__all__ = ["BINS", "EPS", "Array", "Ints", "Weightings", "compute", "constant", "judged", "of_constant", "resampled"]

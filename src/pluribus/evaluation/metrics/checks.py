@@ -47,15 +47,32 @@ def class_scores(name: str, prediction: npt.ArrayLike, target: npt.ArrayLike) ->
     return p, y
 
 
-def labels(name: str, prediction: npt.ArrayLike, target: npt.ArrayLike) -> tuple[Array, Array]:
-    """A score a row [n] with 0 or 1 [n], or a score a class [n, C] with class indices [n]."""
+def labels(name: str, prediction: npt.ArrayLike, target: Any) -> tuple[Array, Array]:
+    """A score a row [n] with 0 or 1 [n], or a score a class [n, C] with class indices [n] or sets of classes.
+
+    Sets of classes (lists of class indices) come out as 0 or 1 a class [n, C].
+    """
+    if isinstance(target, Ragged):
+        return _sets(name, prediction, target)
     return class_scores(name, prediction, target) if np.ndim(prediction) == 2 else scores(name, prediction, target)
 
 
-def label_chances(name: str, prediction: npt.ArrayLike, target: npt.ArrayLike) -> tuple[Array, Array]:
-    """P(positive) [n] with 0 or 1 [n], or P(class) [n, C] with class indices [n]."""
+def label_chances(name: str, prediction: npt.ArrayLike, target: Any) -> tuple[Array, Array]:
+    """P(positive) [n] with 0 or 1 [n], or P(class) [n, C] with class indices [n] or sets of classes (see `labels`)."""
     p, y = labels(name, prediction, target)
     _probable(name, p)
+    return p, y
+
+
+def _sets(name: str, prediction: npt.ArrayLike, target: Ragged) -> tuple[Array, Array]:
+    p = np.asarray(prediction, float)
+    if p.ndim != 2 or len(p) != len(target) or target.width is not None:
+        raise BadInput(f"prediction of shape {p.shape} does not fit the classes of {len(target)} rows", where=name)
+    if not np.isfinite(p).all():
+        raise BadInput("a prediction is missing or infinite", where=name, remedy="pass labelled rows with finite numbers")
+    _indices(name, p, target.values)
+    y = np.zeros(p.shape)
+    y[target.rows, target.values] = 1.0
     return p, y
 
 
@@ -122,7 +139,7 @@ def _finite(name: str, p: Array, y: Array) -> None:
             raise BadInput(f"a {what} is missing or infinite", where=name, remedy="pass labelled rows with finite numbers")
 
 
-def _indices(name: str, p: Array, y: Array) -> None:
+def _indices(name: str, p: Array, y: npt.NDArray[Any]) -> None:
     if len(y) and not (y.min() >= 0 and y.max() < p.shape[1]):
         raise BadInput(f"a target is not a class index below {p.shape[1]}", where=name)
 

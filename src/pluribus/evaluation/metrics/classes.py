@@ -1,4 +1,4 @@
-"""Metrics of classes: P(positive) [n] with labels 0 and 1, or P(class) [n, C] with class indices.
+"""Metrics of classes: P(positive) [n] with labels 0 and 1, or P(class) [n, C] with class indices or sets of classes.
 
 - `logloss` clips probabilities at 1e-7. `brier` is the mean squared error of the probability (two classes) or its sum over
   classes (Brier 1950; several).
@@ -6,6 +6,8 @@
   classes that occur or are predicted; `balanced_accuracy` is the mean recall of the classes that occur.
 - `f1_macro` is the mean over classes that occur or are predicted, of two classes too; `f1_micro` counts the hits of all classes
   together, which makes it the accuracy where a row has one class.
+- Of sets of classes, each class is decided by p ≥ ½ for itself; `logloss` is the mean over classes, and a row counts for
+  `accuracy` only if all its classes are right.
 - `mcc` is Matthews' correlation coefficient; of several classes Gorodkin's R_K (2004).
 - `qwk` is Cohen's kappa with quadratic weights (1968).
 """
@@ -21,6 +23,7 @@ from pluribus.tasks.weightings import Array
 
 EPS = 1e-7
 _ANY = ("binary", "multiclass", "ordinal")
+_SETS = (*_ANY, "multilabel")
 
 
 def _of_target(p: Array, y: Array) -> Array:
@@ -30,7 +33,10 @@ def _of_target(p: Array, y: Array) -> Array:
 
 
 def logloss_rows(p: Array, y: Array) -> Array:
-    """−log of the probability given to what happened [n]."""
+    """−log of the probability given to what happened [n]; of sets the mean over classes."""
+    if y.ndim == 2:
+        found: Array = logloss_rows(p.ravel(), y.ravel()).reshape(y.shape).mean(1)
+        return found
     return -np.log(np.clip(_of_target(p, y), EPS, 1 - EPS))
 
 
@@ -46,12 +52,15 @@ def _decided(p: Array) -> Array:
 
 
 def _hits(p: Array, y: Array) -> Array:
-    found: Array = (_decided(p) == y).astype(float)
-    return found
+    right = ((p >= 0.5) == (y > 0)).all(1) if y.ndim == 2 else _decided(p) == y
+    return np.asarray(right, float)
 
 
 def _confusion(p: Array, y: Array, mask: None = None) -> Array:
     """[n, 3C]: for each class whether the label is it, whether it is predicted, and both."""
+    if y.ndim == 2:
+        chosen = (p >= 0.5).astype(float)
+        return np.concatenate((y, chosen, y * chosen), 1)
     classes = np.arange(p.shape[1] if p.ndim == 2 else 2)
     is_ = (y[:, None] == classes).astype(float)
     said = (_decided(p)[:, None] == classes).astype(float)
@@ -89,6 +98,15 @@ def _f1_macro(s: Array) -> Array:
     return mean_where(is_ + said > 0, 2 * both / (is_ + said))
 
 
+def _f1_micro_terms(p: Array, y: Array, mask: None) -> Array:
+    """What is true, what is predicted and what is both, over all classes [n, 3]."""
+    return np.stack([part.sum(1) for part in np.split(_confusion(p, y), 3, axis=1)], 1)
+
+
+def _f1_micro(s: Array) -> Array:
+    return undefined_unless(s[:, 0] + s[:, 1] > 0, 2 * s[:, 2] / (s[:, 0] + s[:, 1]))
+
+
 def _mcc_terms(p: Array, y: Array, mask: None) -> Array:
     """Whether the label is each class, whether each class is predicted, and whether the prediction is right [n, 2C + 1]."""
     whole = _confusion(p, y)
@@ -116,14 +134,14 @@ def _qwk(s: Array) -> Array:
     return undefined_unless(by_chance > 1e-12, 1 - m[:, 4] / by_chance)
 
 
-LOGLOSS = Additive("logloss", "min", _ANY, terms=with_ones(logloss_rows), finish=mean, check=checks.label_chances)
+LOGLOSS = Additive("logloss", "min", _SETS, terms=with_ones(logloss_rows), finish=mean, check=checks.label_chances)
 BRIER = Additive("brier", "min", _ANY, terms=with_ones(_brier_rows), finish=mean, check=checks.label_chances)
-ACCURACY = Additive("accuracy", "max", _ANY, terms=with_ones(_hits), finish=mean, check=checks.labels, best=1.0)
+ACCURACY = Additive("accuracy", "max", _SETS, terms=with_ones(_hits), finish=mean, check=checks.labels, best=1.0)
 BALANCED_ACCURACY = Additive(
     "balanced_accuracy", "max", _ANY, terms=_confusion, finish=_balanced_accuracy, check=checks.labels, best=1.0
 )
 F1 = Additive("f1", "max", _ANY, terms=_f1_terms, finish=_f1, check=checks.labels, best=1.0)
-F1_MICRO = Additive("f1_micro", "max", _ANY, terms=with_ones(_hits), finish=mean, check=checks.labels, best=1.0)
-F1_MACRO = Additive("f1_macro", "max", _ANY, terms=_confusion, finish=_f1_macro, check=checks.labels, best=1.0)
+F1_MICRO = Additive("f1_micro", "max", _SETS, terms=_f1_micro_terms, finish=_f1_micro, check=checks.labels, best=1.0)
+F1_MACRO = Additive("f1_macro", "max", _SETS, terms=_confusion, finish=_f1_macro, check=checks.labels, best=1.0)
 MCC = Additive("mcc", "max", _ANY, terms=_mcc_terms, finish=_mcc, check=checks.labels, best=1.0, chance=0.0)
 QWK = Additive("qwk", "max", ("ordinal",), terms=_qwk_terms, finish=_qwk, check=checks.class_scores, best=1.0, chance=0.0)

@@ -12,6 +12,7 @@ import numpy as np
 from pluribus.evaluation.metrics import checks
 from pluribus.evaluation.metrics.classes import EPS
 from pluribus.evaluation.metrics.parts import blocks, mean, starts_of, undefined_unless, with_ones
+from pluribus.tasks.kinds import constants
 from pluribus.tasks.metrics import Additive, Ranked
 from pluribus.tasks.weightings import Array, Ints, Weightings
 
@@ -32,8 +33,7 @@ def _distances(p: Array, y: Array) -> Array:
 
 def median(y: Array, weight: Array) -> float:
     """The weighted median of labels [n]: the best constant for absolute errors."""
-    order = np.argsort(y)
-    return float(y[order][np.searchsorted(np.cumsum(weight[order]), weight.sum() / 2)])
+    return float(constants.quantiles(y, weight, (0.5,))[0])
 
 
 def _mape_terms(p: Array, y: Array, mask: None) -> Array:

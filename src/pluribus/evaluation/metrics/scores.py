@@ -12,7 +12,8 @@ import numpy.typing as npt
 
 from pluribus.errors import BadInput
 from pluribus.evaluation.metrics.checks import group_codes
-from pluribus.tasks.forms import Maps, Ragged
+from pluribus.tasks.forms import Maps, Ragged, Values
+from pluribus.tasks.kinds import constants
 from pluribus.tasks.metrics import Metric
 from pluribus.tasks.metrics import metric as metric_named
 from pluribus.tasks.weightings import Array, Ints, Weightings
@@ -54,7 +55,7 @@ def compute(
         w = np.asarray(weight, float)
         if w.shape[-1:] != (len(y),) or w.ndim > 2 or not np.isfinite(w).all() or (w < 0).any():
             raise BadInput("weights must be finite, not negative, and one per row", where=record.name)
-    value = record.of(p, y, Weightings.of_rows(np.atleast_2d(w)), group)
+    value = record.measured(p, y, Weightings.of_rows(np.atleast_2d(w)), group)
     return value if weight is not None and w.ndim == 2 else float(value[0])
 
 
@@ -63,7 +64,7 @@ def resampled(
 ) -> Array:
     """The metric under each weighting of whole units, [R]; arguments else as in `compute`."""
     record, p, y, group = _checked(metric, prediction, target, groups)
-    return record.of(p, y, weightings, group)
+    return record.measured(p, y, weightings, group)
 
 
 def judged(metric: str | Metric, value: Array) -> Array:
@@ -78,18 +79,27 @@ def constant(metric: str | Metric, target: Any, *, classes: int = 0, weight: npt
     prediction, or the mean.
     """
     record = _record(metric)
+    y, w = labels_and_weights(target, weight)
+    if record.constant is not None:
+        found: float | Array = record.constant(y, w)
+        return found
+    values = np.asarray(y, float)
+    return constants.shares(values, w, classes) if classes else constants.mean(values, w)
+
+
+def labels_and_weights(target: Any, weight: npt.ArrayLike | None) -> tuple[Values, Array]:
+    """Labels in one of the three forms, and a weight for each.
+
+    Raises
+    ------
+    BadInput
+        There is no row of positive weight.
+    """
     y = target if isinstance(target, Ragged | Maps) else np.asarray(target, float)
     w = np.ones(len(y)) if weight is None else np.asarray(weight, float)
     if not len(y) or not w.sum() > 0:
         raise BadInput("a constant predictor needs at least one labelled row")
-    if record.constant is not None:
-        found: float | Array = record.constant(y, w)
-        return found
-    assert isinstance(y, np.ndarray)
-    if classes:
-        frequencies: Array = np.bincount(y.astype(np.intp), w, classes) / w.sum()
-        return frequencies
-    return float((w * y).sum() / w.sum())
+    return y, w
 
 
 def of_constant(

@@ -202,11 +202,6 @@ class Fitted(ABC):
 
     def decoded(self, task: Task, value: Array) -> dict[str, Any]:
         """A task's columns of a prediction file, one cell a row, from what `calibrated` yields."""
-        if task.record.cell == "list":  # a list of classes, as long as the row's words
-            lists = np.empty(len(value), object)
-            for place, row in enumerate(value):
-                lists[place] = [task.classes[int(i)] for i in row if i >= 0]
-            return {task.name: lists}
         return dict(task.record.write(task, value, self.thresholds.get(task.name, 0.5)))
 
     def add_items(self, **items: pd.DataFrame) -> None:

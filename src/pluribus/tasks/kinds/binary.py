@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 import torch
 import torch.nn.functional as F
+from numpy.typing import NDArray
 from torch import Tensor
 
 from pluribus.errors import BadInput
 from pluribus.tasks.columns import Column, numbers_of
+from pluribus.tasks.forms import Values
+from pluribus.tasks.kinds import constants
 from pluribus.tasks.kinds.labels import Labels, probabilities
 from pluribus.tasks.kinds.record import Declared, Empty, Schema, register
 
@@ -61,6 +64,14 @@ class Binary(Labels):
             what = f"kind binary does not fit: {len(classes)} distinct values ({shown})"
             raise BadInput(what, where=column.where, remedy="use multiclass, ordinal, count or regression")
         return super()._checked(classes, column)
+
+    def constant(self, task: Declared, values: Values, weight: NDArray[np.float64]) -> Any:
+        """The share of the positive class."""
+        return constants.mean(np.asarray(values, np.float64), weight)
+
+    def found_in(self, name: str, columns: Collection[str]) -> dict[str, Any] | None:
+        """Nothing but that TASK__p is there."""
+        return {} if f"{name}__p" in columns else None
 
     def columns(self, task: Declared) -> tuple[str, ...]:
         """TASK__p"""

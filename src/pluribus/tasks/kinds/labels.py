@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -11,9 +11,10 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from pluribus.errors import BadInput
-from pluribus.tasks.columns import Column, numbers_of, word_of
+from pluribus.tasks.columns import Column, word_of
 from pluribus.tasks.forms import Values
-from pluribus.tasks.kinds.record import Declared, Empty, Kind, Schema
+from pluribus.tasks.kinds import constants
+from pluribus.tasks.kinds.record import Declared, Empty, Kind, Schema, side_by_side
 
 MAX_CLASSES = 50
 """More distinct words than this are not taken for classes unless the kind says so."""
@@ -95,6 +96,16 @@ class Labels(Kind):
         values = np.asarray(table[codes])
         return values, np.isnan(values)
 
+    def constant(self, task: Declared, values: Values, weight: NDArray[np.float64]) -> Any:
+        """The share of each class [C]."""
+        return constants.shares(np.asarray(values, np.float64), weight, len(task.classes))
+
+    def found_in(self, name: str, columns: Collection[str]) -> dict[str, Any] | None:
+        """The classes that TASK__p_CLASS name."""
+        start = f"{name}__p_"
+        classes = tuple(column.removeprefix(start) for column in columns if column.startswith(start))
+        return {"classes": classes} if classes else None
+
     def columns(self, task: Declared) -> tuple[str, ...]:
         """TASK__p_CLASS for every class; TASK where the classes are not known."""
         return tuple(f"{task.name}__p_{c}" for c in task.classes) or (task.name,)
@@ -108,8 +119,7 @@ class Labels(Kind):
 
     def parse(self, task: Declared, columns: Mapping[str, Column]) -> tuple[Any, Empty]:
         """P(class) [n, C]."""
-        values = np.stack([numbers_of(columns[name], self.name) for name in self.columns(task)], 1)
-        empty = np.asarray(~np.isfinite(values).all(1))
+        values, empty = side_by_side(self, task, columns)
         probabilities(values[~empty], columns[self.columns(task)[0]].where)
         return values, empty
 

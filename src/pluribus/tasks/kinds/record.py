@@ -11,11 +11,12 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol, TypeAlias
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
@@ -23,6 +24,7 @@ from pluribus.catalog.records import Records
 from pluribus.errors import BadInput
 from pluribus.tasks.columns import Column, numbers_of
 from pluribus.tasks.forms import Form, Maps, Ragged, Values, one_value
+from pluribus.tasks.kinds import constants
 
 if TYPE_CHECKING:
     from typing import Self
@@ -32,6 +34,7 @@ Predictions: TypeAlias = NDArray[np.float64] | Ragged | Maps
 """What files and metrics see of a task, in its own units: [m], [m, C], lists or maps."""
 Empty: TypeAlias = NDArray[np.bool_]
 Schema: TypeAlias = dict[str, Any]
+CONSTANT_BYTES = 1 << 26  # of labels that the best constant prediction of lists and maps is found from
 
 
 class Declared(Protocol):
@@ -45,6 +48,8 @@ class Declared(Protocol):
     def metrics(self) -> tuple[Any, ...]: ...
     @property
     def size(self) -> int | None: ...
+    @property
+    def levels(self) -> tuple[float, ...]: ...
     def with_(self, **changes: Any) -> Self: ...
 
 
@@ -65,7 +70,8 @@ class Kind:
     link : callable
         Outputs → predictions, as metrics and files see them; of lists and maps in the padded form.
     start : callable
-        (values, number of classes) → outputs [width] of the best constant predictor; heads begin there.
+        (values, number of classes) → outputs [width] of the best constant predictor; heads begin there. Values are [m]; lists
+        padded with -1, [m, L] or [m, L, w]; of maps the places that have a label, [p] or [p, c].
     metrics : tuple of str
         Judged by default, the main one first.
     classes : bool
@@ -82,6 +88,9 @@ class Kind:
     likelihood : {"bernoulli", "categorical", "normal", "poisson"} or None
         The distribution whose −log density the loss is, up to constants; boosters choose their objective by it. None: another
         loss.
+    layout : {"value", "list", "map"} or None
+        What the outputs stand for: one row of them a cell, or one a place of a list or of a map. None: as the form of the cell
+        says. A set of classes is a list whose outputs are one row.
     head : str or None
         None: a linear map of the features answers. Else what does, by a word that candidates made for it repeat in
         `Candidate.heads`; the others leave such tasks out.
@@ -106,6 +115,7 @@ class Kind:
     positive: bool = False
     quantity: bool = True
     likelihood: Likelihood | None = None
+    layout: Form | None = None
     head: str | None = None
     beside: Literal["text", "items"] | None = None
     watch: str | None = None
@@ -132,6 +142,11 @@ class Kind:
 
     def check(self, task: Declared) -> None:
         """Raise `BadInput` where the task's own fields do not fit the kind."""
+
+    @property
+    def per(self) -> Form:
+        """What the outputs stand for: `layout`, or else the form of the cell."""
+        return self.layout or self.cell
 
     def outputs(self, task: Declared) -> int:
         """How many outputs a cell (or a place of it) has."""
@@ -166,7 +181,24 @@ class Kind:
             return f"has one class only ({task.classes[int(value)]!r} in all {count} labels)"
         return f"is constant ({value:g} in all {count} labels)"
 
+    def constant(self, task: Declared, values: Values, weight: NDArray[np.float64]) -> Any:
+        """The best constant prediction of one row by the kind's loss, from labels and their weights [n]."""
+        if isinstance(values, np.ndarray):
+            return constants.mean(values, weight)
+        some = values[: max(1, len(values) * CONSTANT_BYTES // max(1, values.nbytes))]
+        found = np.asarray(some)
+        places = torch.from_numpy(found[some.there()] if isinstance(some, Maps) else found)
+        begin = self.start(places, len(task.classes))
+        outputs = begin.expand(1, 1, -1) if self.per == "list" else begin[None]
+        if self.per == "map":
+            outputs = begin[None, :, None, None].expand(-1, -1, *found.shape[1:3])
+        return self.link(outputs)[0].double().numpy()
+
     # A prediction file
+
+    def found_in(self, name: str, columns: Collection[str]) -> dict[str, Any] | None:
+        """What the columns of a prediction file say of a task called `name` (classes, levels); None: they hold another kind."""
+        return {} if name in columns else None
 
     def columns(self, task: Declared) -> tuple[str, ...]:
         """The columns of a prediction file that hold what is judged."""
@@ -191,6 +223,12 @@ class Kind:
     def schema(self, task: Declared) -> dict[str, Schema]:
         """Column → JSON schema of the cells that `write` gives."""
         return {name: {"type": "number"} for name in self.columns(task)}
+
+
+def side_by_side(kind: Kind, task: Declared, columns: Mapping[str, Column]) -> tuple[NDArray[np.float64], Empty]:
+    """The numbers of several columns of a prediction file [n, k], and which rows lack any of them [n]."""
+    values = np.stack([numbers_of(columns[name], kind.name) for name in kind.columns(task)], 1)
+    return values, np.asarray(~np.isfinite(values).all(1))
 
 
 def _takes(function: Callable[..., Any]) -> int:
@@ -254,4 +292,5 @@ __all__ = [
     "kind",
     "names",
     "register",
+    "side_by_side",
 ]
