@@ -208,7 +208,6 @@ LINES_THAT_ASK: dict[str, int] = {
     "tabular/network.py": 1,
     "tabular/retrieval.py": 3,
     "tabular/two_tower.py": 1,
-    "text/network.py": 1,
 }
 
 

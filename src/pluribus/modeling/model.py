@@ -9,16 +9,19 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
 
 from pluribus.data import Rows
-from pluribus.errors import unknown
+from pluribus.errors import BadInput, unknown
 from pluribus.modeling.features import Features, Outputs, Shared
 from pluribus.modeling.heads import Heads
 from pluribus.tasks import Task
+from pluribus.tasks.forms import NOTHING, Form
+
+FORMS: dict[Form, str] = {"value": "row", "list": "place of a list", "map": "place of a map"}
 
 
 class Encoder(nn.Module, ABC):
@@ -31,9 +34,19 @@ class Encoder(nn.Module, ABC):
 
 
 class Sharing(nn.Module, ABC):
-    """Features → one Features per requested task. `width` is what the heads receive."""
+    """Features → one Features per requested task.
+
+    Attributes
+    ----------
+    width : int
+        The size of the last (of maps: the channel) dimension that the heads receive.
+    cells : frozenset of {"value", "list", "map"}
+        What it serves: tasks that answer by one row of outputs a cell, by place of a list, by place of a map. Those of different
+        forms go through it in passes of their own.
+    """
 
     width: int
+    cells: ClassVar[frozenset[Form]] = frozenset({"value"})
 
     @abstractmethod
     def forward(self, features: Features, rows: Rows) -> Shared: ...
@@ -55,8 +68,17 @@ class MultiTaskModel(nn.Module):
 
     Parameters
     ----------
-    tasks: what is predicted, in order.
-    encoder, sharing: the parts; the heads are built to fit (`Heads(tasks, sharing.width)`) unless given.
+    tasks : sequence of Task
+        What is predicted, in order.
+    encoder : Encoder
+    sharing : Sharing
+    heads : Heads or None
+        Default: built to fit, `Heads(tasks, sharing.width)`.
+
+    Raises
+    ------
+    BadInput
+        The sharing architecture does not serve what a task answers by.
     """
 
     def __init__(self, tasks: Sequence[Task], encoder: Encoder, sharing: Sharing, heads: Heads | None = None) -> None:
@@ -65,6 +87,12 @@ class MultiTaskModel(nn.Module):
         self.encoder = encoder
         self.sharing = sharing
         self.heads = heads or Heads(tasks, sharing.width)
+        self.form: dict[str, Form] = {task.name: task.record.per for task in tasks}
+        for name, form in self.form.items():
+            if form not in sharing.cells:
+                served = " and ".join(FORMS[form] for form in FORMS if form in sharing.cells)
+                what = f"answers by {FORMS[form]}, and {type(sharing).__name__} serves tasks that answer by {served}"
+                raise BadInput(what, where=f"task {name!r}", remedy="take another sharing architecture, shared_bottom for one")
 
     def requested(self, rows: Rows | None) -> Rows:
         """Every task on every row where `rows` is None; an unknown task is an error."""
@@ -78,26 +106,56 @@ class MultiTaskModel(nn.Module):
     def forward(self, inputs: Any, rows: Rows | None = None, context: Mapping[str, Tensor] | None = None) -> Outputs:
         """Outputs of the requested cells. `rows`: task → row indices (None: all rows); tasks not named do not run."""
         rows = self.requested(rows)
-        features = self.encoder(inputs, context or {})
+        return self.outputs(self.encoder(inputs, context or {}), rows)
+
+    def outputs(self, features: Features, rows: Rows) -> Outputs:
+        """From the features of every row to the outputs of the requested cells."""
         shared = self.share(features, rows)
-        outputs = self.heads(shared.tasks, rows)
-        return Outputs(outputs, shared=(features.main,), penalties=shared.penalties, extra=shared.extra)
+        forms = dict.fromkeys(self.form[name] for name in rows) or {"value": None}
+        places = {}
+        if features.mask is not None:
+            for name, where in rows.items():
+                if self.form[name] == "list":
+                    places[name] = features.mask if where is None or features.selected else features.mask[where]
+        read = tuple(features.per(form).main for form in forms)
+        return Outputs(self.heads(shared.tasks, rows), read, shared.penalties, shared.extra, places)
 
     def share(self, features: Features, rows: Rows) -> Shared:
-        """What the sharing makes of the features for the requested cells. Where no task is asked for (a process's share of a
-        batch may have no label) nothing runs."""
-        shared: Shared = self.sharing(features, rows) if rows else Shared({})
-        return shared
+        """What the sharing makes of the features for the requested cells.
+
+        Tasks that answer by one row of outputs a cell read `features.main`; those that answer by place of a list or of a map
+        read the levels of that form, where there are any (`Features.per`). Each form has a pass of its own. Where no task is
+        asked for (a process's share of a batch may have no label) nothing runs.
+        """
+        found = Shared({})
+        for form in dict.fromkeys(self.form[name] for name in rows):
+            one: Shared = self.sharing(features.per(form), {name: rows[name] for name in rows if self.form[name] == form})
+            found = found.beside(one)
+        return found
 
     def predict(self, inputs: Any, rows: Rows | None = None, context: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        """What files and metrics see, in the tasks' own units: the link of the outputs, in eval mode, without gradients."""
+        """What files and metrics see, in the tasks' own units: the link of the outputs, in eval mode, without gradients.
+
+        Returns
+        -------
+        dict
+            Task → [m] or [m, C]; lists [m, L] or [m, L, w], -1 behind the last place of a row; maps as large as the labels.
+        """
         training = self.training
         self.eval()
         try:
             with torch.no_grad():
-                return self.heads.link(self(inputs, rows, context))
+                return self.link(self(inputs, rows, context))
         finally:
             self.train(training)
+
+    def link(self, outputs: Outputs) -> dict[str, Tensor]:
+        """Predictions from outputs (see `predict`)."""
+        found = self.heads.link(outputs)
+        for name, mask in outputs.places.items():
+            there = mask if found[name].ndim == mask.ndim else mask[..., None]
+            found[name] = found[name].masked_fill(~there, NOTHING)
+        return found
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Parameters of the part that every task's features come from: the encoder."""

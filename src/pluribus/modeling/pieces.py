@@ -6,16 +6,21 @@ the other.
     each = bytes_per_row(run, rows)             # run: slice → (inputs, outputs); it runs on a few rows
     for piece in pieces(rows, each):
         inputs, outputs = run(piece)
+    predictions = collected(form, [outputs, …])
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 from torch.utils import _pytree as pytree
+
+from pluribus.tasks.forms import Form, Maps, Ragged, joined
+from pluribus.tasks.kinds.record import Predictions
 
 LIMIT = 64 * 2**20  # bytes of inputs and outputs of one forward pass
 MOST = 8192  # rows of one forward pass: what lies between inputs and outputs is larger than both where these are small
@@ -81,3 +86,23 @@ def pieces(rows: int, bytes_each: float, *, limit: int = LIMIT, most: int = MOST
     size = max(1, min(most, int(limit // max(1.0, bytes_each))))
     for start in range(0, max(1, rows), size):
         yield slice(start, min(rows, start + size))
+
+
+def collected(form: Form, parts: Sequence[Tensor]) -> Predictions:
+    """The predictions of several forward passes, one below the other.
+
+    Parameters
+    ----------
+    form : {"value", "list", "map"}
+        What the task answers by (`Kind.per`).
+    parts : sequence of Tensor
+        What `MultiTaskModel.predict` gives of a task, one tensor a pass; at least one.
+
+    Returns
+    -------
+    float64 [m] or [m, C]; lists without their padding; maps in the type that they have.
+    """
+    if form == "list":
+        return joined([Ragged.of_padded(part.cpu().numpy()) for part in parts])
+    whole = (parts[0] if len(parts) == 1 else torch.cat(list(parts))).cpu()
+    return Maps(whole.numpy()) if form == "map" else whole.double().numpy()

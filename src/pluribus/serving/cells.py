@@ -7,26 +7,30 @@ costs the others nothing but time.
 from __future__ import annotations
 
 import logging
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
 from pluribus.evaluation import calibration
 from pluribus.modeling import Fitted
-from pluribus.modeling.artefact.fitted import Array, Wanted
+from pluribus.modeling.artefact.fitted import Wanted
 from pluribus.serving.encoding import RowEncoder
 from pluribus.tasks import Task
+from pluribus.tasks.forms import Maps, Ragged
+from pluribus.tasks.kinds.record import Predictions
 
 PROBES = 64  # encodings spent on finding the rows that cannot be encoded
 _log = logging.getLogger("pluribus.serving")
 
 
-def shielded(fitted: Fitted, data: Prepared, wanted: Wanted) -> tuple[dict[str, Array], dict[str, str]]:
+def shielded(fitted: Fitted, data: Prepared, wanted: Wanted) -> tuple[dict[str, Any], dict[str, str]]:
     """Predictions, calibrated, and the tasks that failed with the reason; one failing task does not stop the others."""
-    found: dict[str, Array] = {}
+    found: dict[str, Any] = {}
     failed: dict[str, str] = {}
     try:
         found = fitted.answer(data, wanted)
@@ -48,9 +52,24 @@ def shielded(fitted: Fitted, data: Prepared, wanted: Wanted) -> tuple[dict[str, 
     return found, failed
 
 
-def decoded(fitted: Fitted, task: Task, value: Array) -> dict[str, list[Any]]:
+def decoded(fitted: Fitted, task: Task, value: Predictions) -> dict[str, list[Any]]:
     """A task's columns of a prediction file, as plain lists."""
-    return {column: np.asarray(cells).tolist() for column, cells in fitted.decoded(task, value).items()}
+    found = fitted.decoded(task, value).items()
+    return {name: cells.tolist() if isinstance(cells, np.ndarray) else [_plain(cell) for cell in cells] for name, cells in found}
+
+
+def _plain(cell: Any) -> Any:
+    return cell.tolist() if isinstance(cell, np.ndarray | np.generic) else cell
+
+
+def answered(value: Predictions) -> NDArray[np.bool_]:
+    """Which rows have an answer: all of their numbers are finite; of a map, some are."""
+    if isinstance(value, Maps):
+        return np.asarray(np.isfinite(value.values).reshape(len(value), -1).any(1))
+    if isinstance(value, Ragged):
+        flat = np.isfinite(value.values).reshape(len(value.values), math.prod(value.values.shape[1:]))
+        return np.asarray(value.sums(np.asarray(~flat.all(1))) == 0)
+    return np.asarray(np.isfinite(value.reshape(len(value), -1)).all(1))
 
 
 class Answerer:
@@ -86,7 +105,7 @@ class Answerer:
                     wanted.setdefault(task, []).append(position)
             order = {name: np.asarray(wanted[name], np.int64) for name in self.by_name if name in wanted}
         found, failed = shielded(self.fitted, data, order)
-        if order and not failed and all(len(value) == len(rows) and np.isfinite(value).all() for value in found.values()):
+        if order and not failed and all(len(value) == len(rows) and answered(value).all() for value in found.values()):
             return self._whole(found)
         for place in good:
             slots[place]["values"] = {}
@@ -96,7 +115,7 @@ class Answerer:
                     slots[good[position]].setdefault("failed", {})[name] = failed[name]
                 continue
             value = found[name]
-            finite = np.asarray(np.isfinite(value.reshape(len(value), -1)).all(axis=1))
+            finite = answered(value)
             for column, cells in decoded(self.fitted, self.by_name[name], value).items():
                 for position, sound, cell in zip(positions.tolist(), finite.tolist(), cells):
                     if sound:
@@ -106,7 +125,7 @@ class Answerer:
                     slots[good[position]].setdefault("failed", {})[name] = self.fitted.unanswered
         return slots
 
-    def _whole(self, found: Mapping[str, Array]) -> list[dict[str, Any]]:
+    def _whole(self, found: Mapping[str, Any]) -> list[dict[str, Any]]:
         """Slots where every row asked for the same tasks and every cell has its answer."""
         columns: dict[str, list[Any]] = {}
         for name, task in self.by_name.items():

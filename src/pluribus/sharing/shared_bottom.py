@@ -7,6 +7,7 @@ layer of its own between the shared features and each task's output (the usual f
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -17,10 +18,23 @@ from pluribus.modeling import Features, Shared, Sharing
 from pluribus.modeling.experts import Bank
 from pluribus.sharing.stacked import at_least
 from pluribus.tasks import Task
+from pluribus.tasks.forms import FORMS
 
 
 class SharedBottom(Sharing):
-    """tasks: in order. width: of the incoming features. tower: hidden units per task, 0 for none."""
+    """Every task reads the same features, or its own tower's.
+
+    Parameters
+    ----------
+    tasks : sequence of Task
+        In order.
+    width : int
+        Of the incoming features.
+    tower : int
+        Hidden units per task, 0 for none; at each place of lists and maps.
+    """
+
+    cells = frozenset(FORMS)
 
     def __init__(self, tasks: Sequence[Task], width: int, *, tower: int = 0) -> None:
         super().__init__()
@@ -38,8 +52,11 @@ class SharedBottom(Sharing):
             order = list(rows)
         else:
             order = list(self.index)
-        hidden = F.relu(self.towers(features.main, active))
-        return Shared({name: Features(hidden[i], context=features.context) for i, name in enumerate(order)})
+        main = features.main.movedim(1, -1) if features.main.ndim == 4 else features.main
+        hidden = F.relu(self.towers(main.flatten(0, -2), active))
+        hidden = hidden.reshape(len(hidden), *main.shape[:-1], self.width)
+        each = [one.movedim(-1, 1) if one.ndim == 4 else one for one in hidden]
+        return Shared({name: replace(features, main=each[i], levels=()) for i, name in enumerate(order)})
 
     def reads(self, task: str) -> tuple[str, ...]:
         return () if self.towers is None else ("towers",)

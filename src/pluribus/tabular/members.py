@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from pluribus.data import Labels
+from pluribus.errors import BadInput
 from pluribus.modeling import Encoder, Heads
 from pluribus.tasks import Task
 from pluribus.tasks.kinds import Kind
@@ -29,6 +30,9 @@ class MemberHeads(Heads):
 
     def __init__(self, tasks: Sequence[Task], width: int, members: int) -> None:
         super().__init__(tasks, width)
+        if other := next((task.name for task in tasks if task.record.per != "value"), None):
+            remedy = "take an encoder without members"
+            raise BadInput("an ensemble of members answers one row of outputs a cell", where=f"task {other!r}", remedy=remedy)
         self.members = members
         bound, outputs = 1 / math.sqrt(max(width, 1)), len(self.bias)
         self.weight = nn.Parameter(torch.empty(outputs, members, width).uniform_(-bound, bound))

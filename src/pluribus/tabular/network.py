@@ -26,10 +26,11 @@ from pluribus import catalog
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
 from pluribus.modeling import Costs, Fitted, MultiTaskModel
-from pluribus.modeling.artefact.fitted import Array, Wanted
+from pluribus.modeling.artefact.fitted import Wanted
 from pluribus.modeling.experts import pack
-from pluribus.modeling.pieces import bytes_per_row, pieces
+from pluribus.modeling.pieces import bytes_per_row, collected, pieces
 from pluribus.tasks import Task
+from pluribus.tasks.kinds.record import Predictions
 
 if TYPE_CHECKING:
     from pluribus.data.columns import FittedColumns
@@ -88,7 +89,7 @@ class Network(Fitted):
         pack(self.model)
         self._outputs: float | None = None  # bytes of what a row becomes
 
-    def answer(self, data: Prepared, wanted: Wanted) -> dict[str, Array]:
+    def answer(self, data: Prepared, wanted: Wanted) -> dict[str, Predictions]:
         """All rows in common forward passes: each row is encoded once, and a task's part of the network sees the rows that ask
         for it."""
         if not wanted:
@@ -102,14 +103,10 @@ class Network(Fitted):
             batch = data.whole() if everything else data.batch(torch.from_numpy(used[piece]), tasks=())
             cells = dict.fromkeys(wanted) if places is None else _cells(places, piece)
             with torch.inference_mode():
-                for name, value in self.model.heads.link(self.model(batch.inputs, cells, batch.context)).items():
+                for name, value in self.model.link(self.model(batch.inputs, cells, batch.context)).items():
                     found[name].append(value)
-        answers: dict[str, Array] = {}
-        for name, values in found.items():
-            answers[name] = (values[0] if len(values) == 1 else torch.cat(values)).double().numpy()
-            if name in order:
-                answers[name] = answers[name][order[name]]
-        return answers
+        answers = {name: collected(self.model.form[name], parts) for name, parts in found.items()}
+        return {name: value[order[name]] if name in order else value for name, value in answers.items()}
 
     def _bytes(self, data: Prepared, rows: IntArray) -> float:
         """Bytes of a row's inputs, of its features and of its predictions for all tasks; 0 where there are few rows."""
@@ -123,7 +120,7 @@ class Network(Fitted):
             batch = data.batch(torch.from_numpy(rows[some]), tasks=())
             with torch.inference_mode():
                 found = self.model(batch.inputs, None, batch.context)
-                return dict(found), found.shared, self.model.heads.link(found)
+                return dict(found), found.shared, self.model.link(found)
 
         if self._outputs is None:
             self._outputs = bytes_per_row(outputs, len(rows))

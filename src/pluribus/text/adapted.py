@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -17,7 +18,7 @@ from torch import Tensor, nn
 from pluribus import catalog
 from pluribus.data import Rows
 from pluribus.data.prepared import Prepared
-from pluribus.modeling import Features, LogUniform, Outputs, SearchSpace
+from pluribus.modeling import LogUniform, Outputs, SearchSpace
 from pluribus.modeling.model import Slices
 from pluribus.tasks import Task
 from pluribus.text.candidates import DEFAULTS, Outcome, Ready, TextCandidate, run, trained
@@ -81,33 +82,34 @@ class AdaptedText(TextModel):
         if not self.routed:
             with route(EVERYBODY) as taken:
                 features = self.encoder(inputs, context)
-            return self._with_penalty(self.answer(features, rows), taken)
+            return self._with_penalty(self.outputs(features, rows), taken)
         names, n_rows = list(rows), len(inputs["numeric"])
         every = torch.arange(n_rows, device=inputs["numeric"].device)
         places = [every if (where := rows[name]) is None else where for name in names]
         whole = torch.cat(places or [every[:0]])
         if not len(whole):  # nobody is asked for: as whichever task
             with route(torch.zeros(max(1, n_rows), dtype=torch.int64, device=whole.device), [next(iter(self.tasks))]):
-                return self.answer(self.encoder(inputs, context), rows)
+                return self.outputs(self.encoder(inputs, context), rows)
         ids = torch.repeat_interleave(torch.arange(len(names)), torch.tensor([len(p) for p in places]))
         same = len(whole) == n_rows and bool((whole == every).all())
         expanded = inputs if same else at(inputs, whole)
         with route(ids.to(whole.device), names) as taken:
             features = self.encoder(expanded, {name: value[whole] for name, value in context.items()})
         sizes = [len(p) for p in places]
-        mine = {name: Features(part, selected=True) for name, part in zip(names, features.main.split(sizes))}
-        if features.levels:
-            words = features.levels[0].split(sizes)
-            mine |= {name: Features(words[i], selected=True) for i, name in enumerate(names) if name in self.tagging}
-        shared = {name: self.sharing(each, {name: None}).tasks[name] for name, each in mine.items()}
-        outputs = self.heads(shared, dict.fromkeys(names))
-        return self._with_penalty(Outputs(outputs, shared=(features.main,)), taken)
+        cuts = zip(names, torch.split(torch.arange(len(whole), device=whole.device), sizes))
+        each = [self.outputs(features.at(cut), {name: None}) for name, cut in cuts]
+        outputs = Outputs(
+            {name: value for one in each for name, value in one.items()},
+            shared=tuple(features.per(form).main for form in dict.fromkeys(self.form[name] for name in names)),
+            places={name: mask for one in each for name, mask in one.places.items()},
+        )
+        return self._with_penalty(outputs, taken)
 
     def _with_penalty(self, outputs: Outputs, taken: Any) -> Outputs:
         """The auxiliary losses that adapters left on the route (a mixture's load balance)."""
         if not taken.penalties:
             return outputs
-        return Outputs(outputs.tasks, outputs.shared, {**outputs.penalties, "adapters": taken.penalty()}, outputs.extra)
+        return replace(outputs, penalties={**outputs.penalties, "adapters": taken.penalty()})
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """What every task's features come from and trains: the adapters' common part."""

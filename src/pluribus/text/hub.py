@@ -31,8 +31,10 @@ from pluribus.data.prepared import Prepared
 from pluribus.data.ragged import Ragged
 from pluribus.errors import BadInput, unknown
 from pluribus.modeling import Costs, Fitted
-from pluribus.modeling.artefact.fitted import Array, Wanted
+from pluribus.modeling.artefact.fitted import Wanted
 from pluribus.tasks import Task
+from pluribus.tasks.forms import joined
+from pluribus.tasks.kinds.record import Predictions
 from pluribus.text import backbones
 from pluribus.text.adapted import AdaptedText
 from pluribus.text.encoder import TextEncoder
@@ -169,10 +171,10 @@ class TextHub(Fitted):
 
     # Prediction
 
-    def answer(self, data: Prepared, wanted: Wanted) -> dict[str, Array]:
+    def answer(self, data: Prepared, wanted: Wanted) -> dict[str, Predictions]:
         """Rows of different tasks at once: as few forward passes as lengths and the budget allow."""
         by_name = {task.name: task for task in self.tasks}
-        words = any(by_name[name].kind == "tagging" for name in wanted)
+        words = any(by_name[name].record.beside == "text" for name in wanted)
         distinct = np.unique(np.concatenate([np.empty(0, np.int64), *wanted.values()]))
         found = {name: sized(by_name[name], torch.empty(0), np.empty(0, np.int64)) for name in wanted}
         if not len(distinct):
@@ -182,7 +184,7 @@ class TextHub(Fitted):
         lengths = ready.ragged["text.tokens"].lengths
         counts = word_counts(ready, self.config["text"][0]) if words else np.empty(0, np.int64)
         for names in self._groups(wanted):
-            pieces: dict[str, list[tuple[NDArray[np.int64], Array]]] = {name: [] for name in names}
+            pieces: dict[str, list[tuple[NDArray[np.int64], Predictions]]] = {name: [] for name in names}
             rows = np.concatenate([np.searchsorted(distinct, wanted[name]) for name in names])
             ids = np.repeat(np.arange(len(names)), [len(wanted[name]) for name in names])
             own = np.concatenate([np.arange(len(wanted[name])) for name in names])
@@ -198,14 +200,12 @@ class TextHub(Fitted):
                             pieces[name].append((own[some][here], sized(task, value, counts[mine] if words else mine)))
             for name, each in pieces.items():
                 if each:
-                    order, values = np.concatenate([o for o, _ in each]), _stacked([v for _, v in each])
-                    found[name] = np.empty_like(values)
-                    found[name][order] = values
+                    found[name] = joined([value for _, value in each])[np.argsort(np.concatenate([own for own, _ in each]))]
         return found
 
     def _answer(self, task: Task, features: Any, here: Tensor, route: Route) -> Tensor:
         weight, bias = self.pool.heads[task.name]
-        main = features.levels[0] if task.kind == "tagging" else features.main
+        main = features.per(task.record.per).main
         linked = task.record.link(torch.nn.functional.linear(main[here], weight, bias))
         mean, scale = self.config["units"][task.name]
         return linked * scale + mean if task.record.standardise else linked
@@ -270,14 +270,6 @@ class TextHub(Fitted):
         tokenizer = Tokenizer.read(folder / "tokenizer.json", max_length=config["max_length"])
         store = {name: folder / path for name, path in manifest["files"].items()}
         return cls(tasks, columns, config, tokenizer, encoder, store)
-
-
-def _stacked(pieces: Sequence[Array]) -> Array:
-    """Predictions one below the other; tags as wide as the widest, −1 behind a row's last word."""
-    width = max(piece.shape[1] for piece in pieces) if pieces[0].ndim > 1 else 0
-    if all(piece.ndim == 1 or piece.shape[1] == width for piece in pieces):
-        return np.concatenate(pieces)
-    return np.concatenate([np.pad(p, ((0, 0), (0, width - p.shape[1])), constant_values=-1) for p in pieces])
 
 
 def _chunks(lengths: NDArray[np.int64]) -> Iterator[NDArray[np.int64]]:

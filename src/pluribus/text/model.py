@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pluribus import catalog
 from pluribus.data import Rows
-from pluribus.modeling import Features, MultiTaskModel, Outputs
+from pluribus.modeling import MultiTaskModel, Outputs
 from pluribus.tasks import Task
 from pluribus.text.encoder import POOLED, SEGMENTS, SPOKEN, TOKENS, WORDS, Pooling, TextEncoder
 
@@ -41,7 +41,6 @@ class TextModel(MultiTaskModel):
         chosen = sharing or {"name": "shared_bottom", "settings": {}}
         made = catalog.get("sharing", chosen["name"]).resolve()
         super().__init__(tasks, encoder, made(tasks, encoder.width, **chosen["settings"]))
-        self.tagging = tuple(task.name for task in tasks if task.kind == "tagging")
 
     @classmethod
     def of(
@@ -56,25 +55,6 @@ class TextModel(MultiTaskModel):
     ) -> TextModel:
         """A freshly initialised model for tables that `columns` encodes; settings as those of `TextEncoder.of`."""
         return cls(tasks, TextEncoder.of(columns, backbone=backbone, pooling=pooling, table=table), sharing)
-
-    def forward(self, inputs: Any, rows: Rows | None = None, context: Mapping[str, Tensor] | None = None) -> Outputs:
-        rows = self.requested(rows)
-        return self.answer(self.encoder(inputs, context or {}), rows)
-
-    def answer(self, features: Features, rows: Rows) -> Outputs:
-        """Features of every row → outputs of the requested cells."""
-        tags = {name: where for name, where in rows.items() if name in self.tagging}
-        plain = {name: where for name, where in rows.items() if name not in tags}
-        found: dict[str, Features] = {}
-        penalties: dict[str, Tensor] = {}
-        for some, main in ((plain, features.main), (tags, features.levels[0] if tags else features.main)):
-            if some:
-                shared = self.sharing(Features(main, context=features.context, selected=features.selected), some)
-                found |= shared.tasks
-                for name, value in shared.penalties.items():
-                    penalties[name] = penalties[name] + value if name in penalties else value
-        outputs = self.heads(found, rows)
-        return Outputs({name: outputs[name] for name in rows}, shared=(features.main,), penalties=penalties)
 
     def predict(self, inputs: Any, rows: Rows | None = None, context: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
         """As every model's, in chunks of similar length; tags [m, W] with 0 where a row has no word, W the task's size or what
@@ -104,6 +84,12 @@ class TextModel(MultiTaskModel):
             answers[name] = torch.empty_like(value).index_copy_(0, order, value)
         return answers
 
+    def link(self, outputs: Outputs) -> dict[str, Tensor]:
+        """As every model's, but 0 where a row has no word: words that the tokenizer cut off are answered by the first class, and
+        how many words a row has is known to who has its text."""
+        found = self.heads.link(outputs)
+        return {n: value.masked_fill(~outputs.places[n], 0) if n in outputs.places else value for n, value in found.items()}
+
     def _chunks(self, inputs: Any, n_rows: int) -> Iterator[Tensor]:
         if POOLED in inputs or n_rows == 0:
             yield torch.arange(n_rows)
@@ -116,11 +102,11 @@ class TextModel(MultiTaskModel):
                 start = end
 
     def _sized(self, name: str, value: Tensor, inputs: Mapping[str, Any]) -> Tensor:
-        """Tags of a chunk [m, W'] as wide as those of all rows."""
-        if name not in self.tagging:
+        """Lists of a chunk [m, W'] as wide as those of all rows."""
+        if self.form[name] != "list":
             return value
         width = max(self.tasks[name].size or 0, inputs[WORDS]["values"].shape[1])
-        return F.pad(value, (0, width - value.shape[1]))
+        return F.pad(value, (0, width - value.shape[1]), value=0)
 
 
 def at(inputs: Mapping[str, Any], rows: Tensor) -> dict[str, Any]:

@@ -27,8 +27,9 @@ from pluribus.data.prepared import Prepared
 from pluribus.data.ragged import Ragged
 from pluribus.errors import BadInput
 from pluribus.modeling import Costs, Fitted
-from pluribus.modeling.artefact.fitted import Array, Wanted
+from pluribus.modeling.artefact.fitted import Wanted
 from pluribus.tasks import Task
+from pluribus.tasks.kinds.record import Predictions
 from pluribus.text.encoder import SEGMENTS, TOKENS, WORDS
 from pluribus.text.model import TextModel
 from pluribus.text.tokens import Tokenised, Tokenizer
@@ -104,9 +105,9 @@ class TextNetwork(Fitted):
         super().__init__(tasks, columns)
         self.config, self.tokenizer = dict(config), tokenizer
         self.models = [model.eval() for model in models]
-        self.words = any(task.kind == "tagging" for task in tasks)
+        self.words = any(task.record.beside == "text" for task in tasks)
 
-    def answer(self, data: Prepared, wanted: Wanted) -> dict[str, Array]:
+    def answer(self, data: Prepared, wanted: Wanted) -> dict[str, Predictions]:
         """Texts that several tasks ask for are tokenised once, and each member runs once, on the rows of its own tasks."""
         by_name = {task.name: task for task in self.tasks}
         distinct = np.unique(np.concatenate([np.empty(0, np.int64), *wanted.values()]))
@@ -193,20 +194,18 @@ def word_counts(data: Prepared, column: str) -> NDArray[np.int64]:
     return np.array([len((text or "").split()) for text in data.texts[column]], np.int64)
 
 
-def sized(task: Task, value: Tensor, counts: NDArray[np.int64]) -> Array:
-    """Linked outputs as predictions: tags [m, W], −1 behind a row's last word and 0 for words beyond the longest sequence, W the
-    task's size or the longest row's words; others as they are. Without a row, the shape that they would have."""
-    if not len(value):
-        many = task.size or 0 if task.kind == "tagging" else len(task.classes) if task.kind != "binary" else 0
-        return np.empty((0, many) if many else 0)
-    found: Array = value.double().numpy()
-    if task.kind != "tagging":
-        return found
-    width = max(task.size or 0, int(counts.max(initial=0)))
-    whole = np.zeros((len(found), width))
-    whole[:, : found.shape[1]] = found[:, :width]
-    whole[np.arange(width) >= counts[:, None]] = -1
-    return whole
+def sized(task: Task, value: Tensor, counts: NDArray[np.int64]) -> Predictions:
+    """Linked outputs as predictions; without a row, in the shape that they would have.
+
+    Of words, a list as long as the row's words, 0 for those beyond the longest sequence; of a text [m] or [m, C].
+    """
+    if task.record.beside != "text":
+        return value.double().numpy() if len(value) else np.empty((0, *task.record.shape(task)))
+    width = int(counts.max(initial=0))
+    whole = np.zeros((len(value), width), np.int32)
+    if len(value):
+        whole[:, : value.shape[1]] = value[:, :width].int().numpy()
+    return Ragged.of_padded(whole, np.arange(width) < counts[:, None])
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:

@@ -99,8 +99,8 @@ class Fitted(ABC):
         Returns
         -------
         dict
-            Task → predictions in the order of its rows, uncalibrated, as the kind's link gives them: [m], [m, C], lists or
-            maps. A row that cannot be answered has NaN (`unanswered` says why).
+            Task → predictions in the order of its rows, uncalibrated, as the kind's link gives them: [m], [m, C], `Ragged` or
+            `Maps`. A row that cannot be answered has NaN (`unanswered` says why).
         """
 
     def scores(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str]) -> dict[str, Any]:
@@ -173,7 +173,7 @@ class Fitted(ABC):
                 raise unknown("task", name, names)
         return names if tasks is None else [name for name in names if name in tasks]
 
-    def calibrated(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str] | None = None) -> dict[str, Array]:
+    def calibrated(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str] | None = None) -> dict[str, Any]:
         """Predictions as files and metrics see them: `scores`, calibrated where the artefact carries a calibration."""
         found = self.scores(data, rows, self.requested(tasks))
         return {
@@ -200,7 +200,7 @@ class Fitted(ABC):
             found |= self.decoded(task, values[task.name])
         return pd.DataFrame(found, index=table.index)
 
-    def decoded(self, task: Task, value: Array) -> dict[str, Any]:
+    def decoded(self, task: Task, value: Any) -> dict[str, Any]:
         """A task's columns of a prediction file, one cell a row, from what `calibrated` yields."""
         return dict(task.record.write(task, value, self.thresholds.get(task.name, 0.5)))
 
