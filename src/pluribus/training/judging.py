@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
@@ -34,27 +34,41 @@ def predict(
     rows : mapping of str to Tensor
         Task → the rows asked for (int64 [m]).
     bytes_each : float or None
-        Bytes of a row's inputs and outputs; None: measured here (see `pluribus.modeling.pieces`).
+        Bytes of a row's inputs and outputs, as `row_bytes` found them; None: measured here.
 
     Returns
     -------
     dict of str to ndarray of float64
         Task → [m] or [m, C], in the order of its rows.
     """
-    device = next(model.parameters()).device
-    union = torch.unique(torch.cat(list(rows.values()))) if rows else torch.zeros(0, dtype=torch.int64)
+    union, run = _passes(model, data, rows)
     parts: dict[str, list[Tensor]] = {name: [] for name in rows}
-
-    def run(piece: slice) -> tuple[Any, dict[str, Tensor]]:
-        batch = data.batch(union[piece], ()).to(device)
-        return batch.inputs, model.predict(batch.inputs, dict.fromkeys(rows), batch.context)
-
     if not len(union):
         return {name: np.zeros(0) for name in rows}
     for piece in pieces(len(union), bytes_per_row(run, len(union)) if bytes_each is None else bytes_each):
         for name, value in run(piece)[1].items():
             parts[name].append(value.double().cpu())
     return {name: torch.cat(parts[name])[torch.searchsorted(union, rows[name].contiguous())].numpy() for name in rows}
+
+
+def row_bytes(model: MultiTaskModel, data: Dataset, rows: Mapping[str, Tensor]) -> float:
+    """Bytes of one row's inputs and outputs (see `pluribus.modeling.pieces`), for `predict` of the same rows again and again."""
+    union, run = _passes(model, data, rows)
+    return bytes_per_row(run, len(union))
+
+
+def _passes(
+    model: MultiTaskModel, data: Dataset, rows: Mapping[str, Tensor]
+) -> tuple[Tensor, Callable[[slice], tuple[Any, dict[str, Tensor]]]]:
+    """The rows that any task asks for, each once, and the forward pass of a piece of them: (inputs, predictions)."""
+    device = next(model.parameters()).device
+    union = torch.unique(torch.cat(list(rows.values()))) if rows else torch.zeros(0, dtype=torch.int64)
+
+    def run(piece: slice) -> tuple[Any, dict[str, Tensor]]:
+        batch = data.batch(union[piece], ()).to(device)
+        return batch.inputs, model.predict(batch.inputs, dict.fromkeys(rows), batch.context)
+
+    return union, run
 
 
 class Judge:

@@ -24,7 +24,7 @@ from pluribus.modeling.pieces import FEW, LIMIT, bytes_of
 from pluribus.training import processes
 from pluribus.training.callbacks import Callback
 from pluribus.training.history import EpochSums, History
-from pluribus.training.judging import Judge, predict, rule
+from pluribus.training.judging import Judge, predict, row_bytes, rule
 from pluribus.training.snapshot import read_snapshot, write_snapshot
 from pluribus.training.stage import Stage
 from pluribus.training.state import StageState
@@ -129,13 +129,14 @@ class Trainer:
         """Train a stage to its end."""
         stage, history = state.stage, state.history
         judges = [Judge(self.model.tasks[name], data) for name in state.tasks]
+        bytes_each = row_bytes(self.model, data, _rows(judges))
         parameters = sum(p.numel() for p in state.stepper.update.parameters)
         plan = {"stage": state.index, "epochs": stage.epochs, "tasks": list(state.tasks), "parameters": parameters}
         self._call("start", plan)
         reason = state.stopped()
         while reason is None:
             losses, weights, complete = self._epoch(state, data)
-            scores, skills = self._evaluate(data, judges)
+            scores, skills = self._evaluate(data, judges, bytes_each)
             value = rule(stage.rule, skills, self.model.tasks)
             history.add(losses=losses, scores=scores, weights=weights)
             history.times.append(history.seconds + self._seconds())
@@ -189,9 +190,9 @@ class Trainer:
             source = (data.batch(processes.share(rows[i : i + size]), live) for i in range(0, len(rows), size))
         return (batch for batch in source if batch.labels or processes.world()[1] > 1)
 
-    def _evaluate(self, data: Dataset, judges: list[Judge]) -> tuple[dict[str, float], dict[str, float]]:
+    def _evaluate(self, data: Dataset, judges: list[Judge], bytes_each: float) -> tuple[dict[str, float], dict[str, float]]:
         """Main metric and skill of every judged task on validation; rows are shared out over processes and gathered."""
-        predictions = predict(self.model, data, {j.task.name: processes.share(torch.from_numpy(j.cells.rows)) for j in judges})
+        predictions = predict(self.model, data, _rows(judges), bytes_each=bytes_each)
         scores, skills = {}, {}
         for judge in judges:
             order = processes.gather(processes.share(torch.arange(len(judge.cells))).numpy().astype(np.float64)).astype(int)
@@ -232,6 +233,11 @@ class Trainer:
         for name in ("train", "valid"):
             digest.update(np.ascontiguousarray(data.parts[name]).tobytes())
         return digest.hexdigest()
+
+
+def _rows(judges: Sequence[Judge]) -> dict[str, torch.Tensor]:
+    """This process's share of the rows that each task is judged on."""
+    return {judge.task.name: processes.share(torch.from_numpy(judge.cells.rows)) for judge in judges}
 
 
 def first_labels(data: Dataset, task: str, most: int = STARTING) -> Labels:
