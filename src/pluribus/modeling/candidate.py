@@ -11,6 +11,7 @@ from pluribus.errors import unknown
 from pluribus.modeling.artefact.fitted import Array, Costs, Fitted
 from pluribus.modeling.budget import Budget, in_turn
 from pluribus.modeling.search import Choice, IntRange, LogUniform, SearchSpace, Uniform
+from pluribus.tasks.forms import Form
 
 
 class Candidate(ABC):
@@ -28,9 +29,11 @@ class Candidate(ABC):
     per_task: ClassVar[bool] = False
     """Whether this is a specialist: one model per task, nothing shared (a reference of the verdict)."""
     reads: ClassVar[frozenset[str]] = frozenset()
-    """What it reads beside plain columns: "text", "sequence" or both."""
-    ranks: ClassVar[bool] = False
-    """Whether it predicts tasks of kind next_item, and nothing else."""
+    """The types of input that it reads beside those that become plain numbers and categories: "text", "sequence" …"""
+    cells: ClassVar[frozenset[Form]] = frozenset({"value"})
+    """What the tasks that it predicts answer by: one row of outputs a cell, place of a list, place of a map (`Kind.per`)."""
+    heads: ClassVar[frozenset[str | None]] = frozenset({None})
+    """What answers the tasks that it predicts (`Kind.head`); None: a linear map of features."""
     processes: ClassVar[bool] = False
     """Whether `fit` may be called on all ranks of a running `torch.distributed` group together, and then shares the work."""
     encoder: ClassVar[str | None] = None
@@ -53,10 +56,10 @@ class Candidate(ABC):
     def unreadable(self, data: Prepared) -> str | None:
         """Why it cannot run on `data` for want of something to read (all inputs are of types that it does not read) or because
         it does not predict what there is to predict; else None."""
-        if any((task.kind == "next_item") != self.ranks for task in data.tasks):
-            return "it predicts next items and nothing else" if self.ranks else "it does not rank items"
-        if any(task.record.per == "list" for task in data.tasks) and "text" not in self.reads:
-            return "it does not label words"
+        for task in data.tasks:
+            record = task.record
+            if record.head not in self.heads or record.per not in self.cells:
+                return f"it does not {record.verb or f'predict tasks of kind {record.name}'}"
         kinds = sorted({i.type for i in data.columns.inputs})
         if data.columns.names or len(self.ignored(data)) < len(data.columns.inputs):
             return None

@@ -47,7 +47,7 @@ def chains(tasks: Sequence[Task]) -> dict[str, tuple[str, ...]]:
             remedy = "name the last step only; its own parents follow"
             raise BadInput(f"a step of a funnel has one parent, not {len(parents)}", where=f"task {name!r}, after", remedy=remedy)
         for step in (*parents, name) if parents else ():
-            if by_name[step].kind != "binary":
+            if not by_name[step].record.positive:
                 raise BadInput(f"a step of a funnel is binary, not {by_name[step].kind}", where=f"task {step!r}")
         found[name] = (*(found[parents[0]] if parents else ()), name)
     return found

@@ -50,6 +50,7 @@ class NextItem(Kind):
     """A key of an item table in TASK; predictions are lists of keys, best first."""
 
     phrase = "is an item"
+    verb = "rank items"
 
     def read(self, task: Declared, column: Column) -> tuple[Values, Empty]:
         """Rows of the item table [n]; empty where the cell is, or where the table lacks the item."""

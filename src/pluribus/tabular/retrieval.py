@@ -278,7 +278,7 @@ class RankingCandidate(Candidate):
     """
 
     road = "train"
-    ranks = True
+    heads = frozenset({"catalogue"})
     defaults: ClassVar[Mapping[str, Any]] = {
         "epochs": 30,
         "patience": 3,
@@ -306,9 +306,13 @@ class RankingCandidate(Candidate):
         """The item table that the task is joined to."""
         return next(name for name, items in data.columns.items.items() if data.tasks[0].name in items.columns)
 
+    def unreadable(self, data: Prepared) -> str | None:
+        if any(task.record.head not in self.heads for task in data.tasks):
+            return "it predicts next items and nothing else"
+        return super().unreadable(data)
+
     def unfit(self, data: Prepared) -> str | None:
-        ranks = [task for task in data.tasks if task.kind == "next_item"]
-        if len(ranks) != 1 or len(data.tasks) != 1:
+        if len(data.tasks) != 1 or data.tasks[0].record.head not in self.heads:
             return "it ranks the items of one task of kind next_item, alone"
         items = self.items_of(data)
         joined = [i.name for i in data.columns.inputs if i.type == "sequence" and data.columns.sequences[i.name].items == items]

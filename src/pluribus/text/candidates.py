@@ -84,6 +84,7 @@ class TextCandidate(Candidate):
 
     encoder = "text"
     reads = frozenset({"text"})
+    cells = frozenset({"value", "list"})
     defaults: ClassVar[Mapping[str, Any]] = DEFAULTS
     space = SPACE
     rates: ClassVar[tuple[float, float]] = (1e-4, 1e-3)
@@ -94,8 +95,11 @@ class TextCandidate(Candidate):
             return "the table has no text column"
         if importlib.util.find_spec("transformers") is None:
             return "it needs pip install 'pluribus[text]'"
-        if any(task.kind == "tagging" for task in data.tasks) and len(data.texts) > 1:
-            return "words are labelled in one text column, and there are several"
+        for task in data.tasks:
+            if task.record.per == "list" and task.record.beside != "text":
+                return f"the places of lists are words to it, and those of task {task.name!r} are not"
+            if task.record.beside == "text" and len(data.texts) > 1:
+                return "words are labelled in one text column, and there are several"
         return None
 
     def estimate(self, data: Prepared) -> float:
@@ -207,7 +211,7 @@ class Ready:
         elif tokenizer.size > config.get("vocab_size", math.inf):
             what = f"the tokenizer has {tokenizer.size} tokens, the backbone {found.name!r} knows {config['vocab_size']}"
             raise BadInput(what, where="text", remedy="use the backbone's own tokenizer")
-        words = any(task.kind == "tagging" for task in data.tasks)
+        words = any(task.record.beside == "text" for task in data.tasks)
         beside = settings["beside"] and bool(data.columns.bin_edges or data.columns.cardinalities)
         chosen = {"backbone": config, "pooling": settings["pooling"], "table": dict(TABLE) if beside else None}
         return cls(tokenised(data, tokenizer, text, words=words), text, tokenizer, found, chosen)

@@ -69,6 +69,7 @@ class Tagging(Kind):
     """A list in TASK, one tag for each word of the text."""
 
     phrase = "is a list of tags"
+    verb = "label words"
 
     def infer(self, column: Column) -> str | None:
         """Lists, of which half at least are as long as the one text."""

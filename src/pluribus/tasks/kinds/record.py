@@ -123,6 +123,8 @@ class Kind:
 
     phrase: ClassVar[str] = "is a number"
     """What a cell is, for messages: "a task whose cell …"."""
+    verb: ClassVar[str] = ""
+    """What who predicts it does, for messages: "it does not …"; "" where its name says so."""
 
     def __post_init__(self) -> None:
         if _takes(self.loss) == 2:
