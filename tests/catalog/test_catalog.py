@@ -131,3 +131,16 @@ def test_an_unknown_paper_names_the_entry() -> None:
     row = {"name": "new", "road": "train", "family": "balancer", "target": "a:b", "paper": "navon2022mutli"}
     with pytest.raises(BadInput, match="navon2022multi"):
         catalog.parse(row, where="catalog/x.toml")
+
+
+def test_a_script_adds_entries_of_its_own() -> None:
+    """If this fails, who writes a candidate in a notebook must make a distribution of it first."""
+    entry = catalog.Entry("mine_alone", "train", "candidate", "tests.catalog.test_catalog:test_a_script_adds_entries_of_its_own")
+    try:
+        assert catalog.register(entry) is entry
+        assert catalog.get("candidate", "mine_alone") is entry
+        assert entry in catalog.entries(family="candidate")
+        with pytest.raises(BadInput, match="family 'candidate' has an entry called 'mine_alone' already"):
+            catalog.register(entry)
+    finally:
+        del catalog._all()["candidate", "mine_alone"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,11 @@ from hypothesis import strategies as st
 from pluribus.boosting.baselines import LightGBMPerTask
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
+from pluribus.evaluation import metrics
 from pluribus.modeling import Budget, Choice, Fitted, IntRange, LogUniform, SearchSpace, Uniform
 from pluribus.modeling.budget import in_turn
+from pluribus.modeling.pieces import pieces
+from pluribus.tasks.metrics import Additive
 
 
 @given(seed=st.integers(0, 1000), count=st.integers(1, 20))
@@ -59,6 +63,33 @@ def test_predict_keeps_order_and_index(fitted: Fitted, mixed_frame: Any) -> None
     assert columns == ["grade__p_u", "grade__p_v", "grade__p_w"]
     assert (found["grade"] == found[columns].idxmax(axis=1).str.removeprefix("grade__p_")).all()
     assert list(fitted.predict(shuffled, tasks=["loss"]).columns) == ["loss"]
+
+
+def test_terms_are_what_metrics_are_made_of(fitted: Fitted, mixed: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Terms of rows that went through in pieces give the metric of the predictions, and halves add up; if this fails, a study of
+    maps, which keeps terms alone, judges other models than it trained."""
+    monkeypatch.setattr("pluribus.modeling.artefact.fitted.pieces", partial(pieces, most=13))
+    cells = {task.name: mixed.labelled(task.name, "valid") for task in mixed.tasks}
+    found = fitted.terms(mixed, cells)
+    assert set(found) == set(cells)
+    additive = 0
+    for task in mixed.tasks:
+        own = cells[task.name]
+        prediction = fitted.scores(mixed, own.rows, [task.name])[task.name]
+        assert set(found[task.name]) == {metric.name for metric in task.metrics if isinstance(metric, Additive)}
+        for metric in task.metrics:
+            if isinstance(metric, Additive):
+                additive += 1
+                terms = found[task.name][metric.name]
+                assert len(terms) == len(own)
+                value = metrics.compute(metric, prediction, own.values)
+                assert metric.finished(terms.sum(0)[None])[0] == pytest.approx(value)
+                halves = [fitted.terms(mixed, {task.name: own[some]}) for some in (slice(0, None, 2), slice(1, None, 2))]
+                total = sum(half[task.name][metric.name].sum(0) for half in halves)
+                np.testing.assert_allclose(total, terms.sum(0))
+    assert additive >= 3
+    empty = mixed.labelled("loss", "valid")[:0]
+    assert fitted.terms(mixed, {"loss": empty}) == {"loss": {}}
 
 
 def test_thresholds_move_labels_not_probabilities(fitted: Fitted, mixed_frame: Any) -> None:

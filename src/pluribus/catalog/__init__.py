@@ -2,7 +2,7 @@
 
 Entries are static: one TOML file a package beside this one, so that listing the catalog imports no method. `Entry.resolve`
 imports its target on demand. Other distributions add entries by an entry point of group ``pluribus.catalog`` whose value
-is a callable that returns an iterable of `Entry`.
+is a callable that returns an iterable of `Entry`; a script adds them with `register`, for its own process.
 
 A TOML file holds an array of tables ``[[entry]]`` with the fields of `Entry`; ``paper`` is a key of ``papers.bib``,
 ``verified_by`` a table {oracle = [test ids], property = [test ids], claim = path}.
@@ -197,6 +197,35 @@ def _all() -> dict[tuple[str, str], Entry]:
             raise BadInput(f"two catalog entries are called {entry.name!r} in family {entry.family!r}", where=entry.target)
         found[key] = entry
     return found
+
+
+def register(entry: Entry) -> Entry:
+    """Add an entry for as long as this process lives.
+
+    A distribution names its entries by an entry point instead (see above): every process finds those. Processes that this one
+    starts, the workers of a study with more than one job among them, do not know an entry that was registered here.
+
+    Parameters
+    ----------
+    entry : Entry
+        Its target may stand in any module that can be imported, a script's own ("__main__:MyCandidate") too.
+
+    Returns
+    -------
+    Entry
+        The same.
+
+    Raises
+    ------
+    BadInput
+        The family has an entry of that name.
+    """
+    key = (entry.family, entry.name)
+    if key in _all():
+        what = f"family {entry.family!r} has an entry called {entry.name!r} already"
+        raise BadInput(what, where=entry.target, remedy="choose another name")
+    _all()[key] = entry
+    return entry
 
 
 def entries(*, family: str | None = None, road: str | None = None) -> list[Entry]:

@@ -33,14 +33,14 @@ def bytes_of(tree: Any) -> int:
     Parameters
     ----------
     tree : tree
-        Nested dicts, lists and tuples; tensors and NumPy arrays in it count.
+        Nested dicts, lists and tuples; tensors, NumPy arrays, `Ragged` and `Maps` in it count.
 
     Returns
     -------
     int
         Bytes.
     """
-    return sum(leaf.nbytes for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor | np.ndarray))
+    return sum(leaf.nbytes for leaf in pytree.tree_leaves(tree) if isinstance(leaf, Tensor | np.ndarray | Ragged | Maps))
 
 
 def bytes_per_row(run: Callable[[slice], Any], rows: int) -> float:

@@ -14,12 +14,15 @@ from typing import TYPE_CHECKING, Any, ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from pluribus.data.cells import Cells
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput, unknown
 from pluribus.evaluation import calibration
 from pluribus.modeling.artefact import folder as folder_of_model
 from pluribus.modeling.artefact.record import FitRecord
+from pluribus.modeling.pieces import bytes_per_row, pieces
 from pluribus.tasks import Task
+from pluribus.tasks.metrics import Additive
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -125,6 +128,42 @@ class Fitted(ABC):
     def features(self, data: Prepared, rows: NDArray[np.int64]) -> dict[str, NDArray[Any]]:
         """What the artefact computes of rows on its way to their predictions: name → [m, …]; nothing unless it says so."""
         return {}
+
+    def terms(self, data: Prepared, cells: Mapping[str, Cells]) -> dict[str, dict[str, Array]]:
+        """The terms of the tasks' additive metrics, which take the place of predictions that are too large to keep.
+
+        Rows go through in pieces that fit into memory: no more maps or lists are held at a time.
+
+        Parameters
+        ----------
+        data : Prepared
+            A table encoded by `columns`.
+        cells : mapping
+            Task → labelled cells of `data`, as `data.labelled` gives them.
+
+        Returns
+        -------
+        dict
+            Task → metric → terms [m, k] in the order of the cells. Metrics that are not additive are left out.
+        """
+        metrics = {task.name: [m for m in task.metrics if isinstance(m, Additive)] for task in self.tasks}
+        found: dict[str, dict[str, list[Array]]] = {name: {m.name: [] for m in metrics[name]} for name in cells}
+        rows = np.unique(np.concatenate([np.empty(0, np.int64), *(own.rows for own in cells.values())]))
+
+        def run(piece: slice) -> tuple[dict[str, Any], dict[str, Cells]]:
+            true = {name: _at(own, rows[piece]) for name, own in cells.items()}
+            return self.answer(data, {name: own.rows for name, own in true.items() if len(own)}), true
+
+        def held(piece: slice) -> Any:
+            said, true = run(piece)
+            return said, [own.values for own in true.values()]
+
+        for piece in pieces(len(rows), bytes_per_row(held, len(rows))):
+            said, true = run(piece)
+            for name, prediction in said.items():
+                for metric in metrics[name]:
+                    found[name][metric.name].append(metric.each(*metric.checked(prediction, true[name].values)))
+        return {name: {m: np.concatenate(parts) for m, parts in each.items() if parts} for name, each in found.items()}
 
     @property
     def dials(self) -> Mapping[str, Any]:
@@ -232,6 +271,12 @@ def alike(wanted: Wanted) -> Iterator[tuple[NDArray[np.int64], list[str]]]:
     for task, rows in wanted.items():
         groups.setdefault(rows.tobytes(), (rows, []))[1].append(task)
     yield from groups.values()
+
+
+def _at(cells: Cells, rows: NDArray[np.int64]) -> Cells:
+    """The cells whose row is among some (ascending)."""
+    first = np.searchsorted(cells.rows, rows)
+    return cells[first[np.searchsorted(cells.rows, rows, "right") > first]]
 
 
 def _answer_by_scores(fitted: Fitted, data: Prepared, wanted: Wanted) -> dict[str, Any]:
