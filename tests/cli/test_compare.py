@@ -12,8 +12,8 @@ import pandas as pd
 import pytest
 
 from pluribus.cli import run
-from pluribus.cli.compare import pairs
 from pluribus.errors import BadInput
+from pluribus.options import pairs
 
 
 @pytest.fixture

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import click
 
-from pluribus.errors import BadInput
+from pluribus.options import pairs
 
 
 class _Files(click.Command):
@@ -27,18 +26,6 @@ class _Files(click.Command):
             else:
                 spread.append(word)
         return super().parse_args(ctx, spread)
-
-
-def pairs(words: Sequence[str], option: str) -> dict[str, str]:
-    """TASK=WORD options as a mapping; split at the last "=" since a task's name may hold one."""
-    found: dict[str, str] = {}
-    for word in words:
-        task, equals, value = word.rpartition("=")
-        if not equals or not task or not value:
-            raise BadInput(f"{word!r} is not TASK=WORD", where=option, remedy=f"write {option} TASK=WORD")
-        if found.setdefault(task, value) != value:
-            raise BadInput(f"task {task!r} is named twice", where=option, remedy="keep one")
-    return found
 
 
 @click.command(

@@ -8,8 +8,8 @@ from typing import Any
 
 import click
 
-from pluribus.cli.compare import pairs
 from pluribus.errors import BadInput
+from pluribus.options import pairs, roles, table_options
 
 EXAMPLE = """Examples:
 
@@ -23,18 +23,8 @@ EXAMPLE = """Examples:
 
 @click.command("study", epilog=EXAMPLE)
 @click.argument("table", type=click.Path(), metavar="TABLE|STUDY.yaml")
-@click.option("--target", "targets", multiple=True, metavar="NAME[:KIND]", help="A column to predict; repeat for each.")
-@click.option("--id", "id_", metavar="COL", help="Column kept beside predictions; distinct, never an input.")
-@click.option("--ignore", multiple=True, metavar="COL", help="Column that is no input; repeatable.")
-@click.option("--text", multiple=True, metavar="COL", help="Column of text, beside those that are found out; repeatable.")
-@click.option("--weight", metavar="COL", help="Column of row weights.")
-@click.option("--group", metavar="COL", help="Whoever must not stand in two parts; also the resampling unit.")
-@click.option("--task-column", metavar="COL", help="Long layout: the column that names each row's task.")
-@click.option("--split", metavar="SPEC", help="random | time:COL | column:COL (default: by time where there is a date).")
+@table_options
 @click.option("--metric", "metrics", multiple=True, metavar="TASK=METRIC", help="Main metric of a task; repeatable.")
-@click.option("--not-applicable", multiple=True, metavar="TASK=COL", help="TASK does not apply where COL is true.")
-@click.option("--delayed", multiple=True, metavar="TASK=COL", help="TASK's label is still to come where COL is true.")
-@click.option("--late", metavar="HOW", help="Delayed labels of binary targets: left_out (default) or weighed by time.")
 @click.option("--candidate", "candidates", multiple=True, metavar="NAME", help="Run these instead of the default ones.")
 @click.option("--balancers", metavar="NAMES|all", help="Also try these balancers on the shared bottom (a,b,…).")
 @click.option("--backbone", metavar="NAME|DIR", help="Text encoder: minilm, small or a folder (default: minilm if there).")
@@ -142,14 +132,12 @@ def _spec(table: str, options: dict[str, Any]) -> Any:
     from pluribus.study import spec as specs
 
     given: dict[str, Any] = {key: value for key, value in options.items() if value not in (None, ())}
-    for name in ("metrics", "not_applicable", "delayed"):
-        if name in given:
-            given[name] = pairs(given[name], f"--{name.rstrip('s').replace('_', '-')}")
-    for name in ("targets", "ignore", "text", "candidates"):
+    given |= roles(options)
+    if "metrics" in given:
+        given["metrics"] = pairs(given["metrics"], "--metric")
+    for name in ("targets", "candidates"):
         if name in given:
             given[name] = list(given[name])
-    if "id_" in given:
-        given["id"] = given.pop("id_")
     if "balancers" in given:
         given["balancers"] = [name.strip() for name in given["balancers"].split(",") if name.strip()]
     if "lgbm_params" in given:

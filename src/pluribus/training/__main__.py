@@ -33,6 +33,7 @@ from pluribus.data.table import Table
 from pluribus.errors import BadInput, unknown
 from pluribus.files import atomic_file, read_json
 from pluribus.modeling import Budget, Candidate, Fitted
+from pluribus.options import roles, table_options
 from pluribus.training.processes import Gone, together, world
 
 EXAMPLE = """Examples:
@@ -48,13 +49,7 @@ EXAMPLE = """Examples:
 @click.option("-o", "--output", required=True, type=click.Path(), metavar="DIR", help="The model folder to write.")
 @click.option("--candidate", default="shared_bottom_equal", show_default=True, metavar="NAME", help="See `pluribus catalog`.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the candidate; repeatable.")
-@click.option("--target", "targets", multiple=True, metavar="NAME[:KIND]", help="A column to predict; repeat for each.")
-@click.option("--id", "id_", metavar="COL", help="Column that is never an input.")
-@click.option("--ignore", multiple=True, metavar="COL", help="Column that is no input; repeatable.")
-@click.option("--weight", metavar="COL", help="Column of row weights.")
-@click.option("--group", metavar="COL", help="Whoever must not stand in two parts.")
-@click.option("--task-column", metavar="COL", help="Long layout: the column that names each row's task.")
-@click.option("--split", "how", metavar="SPEC", help="random | time:COL | column:COL.")
+@table_options
 @click.option("--seed", default=0, show_default=True, help="Of split, initial weights and shuffling.")
 @click.option("--budget", default=None, type=float, metavar="SECONDS", help="Core-seconds of all processes together.")
 @click.option("--work", default=None, type=click.Path(), metavar="DIR", help="Where the snapshot is kept (default: OUTPUT.work).")
@@ -68,7 +63,8 @@ def command(
     budget: float | None,
     work: str | None,
     keep: bool,
-    **roles: Any,
+    targets: tuple[str, ...],
+    **options: Any,
 ) -> None:
     """Train one candidate on TABLE (CSV or Parquet, with --target) or on a PREPARED folder, and write its model folder."""
     made = _candidate(candidate, settings)
@@ -79,14 +75,16 @@ def command(
     if size > 1 and not made.processes:
         raise BadInput(f"{candidate!r} trains in one process", where="--candidate", remedy="start it without torchrun")
     prepared = Path(table) if (Path(table) / "prepared.json").is_file() else place / "prepared"
+    named = roles(options)
     asked = {
         "table": str(Path(table).resolve()),
         "candidate": candidate,
         "settings": made.settings,
         "seed": seed,
-        **{name: list(value) if isinstance(value, tuple) else value for name, value in roles.items()},
+        "targets": list(targets),
+        **named,
     }
-    _first(rank, lambda: _ready(table, prepared, place, asked, roles, seed))
+    _first(rank, lambda: _ready(table, prepared, place, asked, named))
     data = Prepared.load(prepared)
     data = data.with_parts(**{name: data.parts[name] for name in ("train", "valid")})
     why = made.unfit(data)
@@ -135,32 +133,30 @@ def _first(rank: int, prepare_it: Callable[[], None]) -> None:
         raise wrong[0]
 
 
-def _ready(table: str, prepared: Path, place: Path, asked: dict[str, Any], roles: dict[str, Any], seed: int) -> None:
-    """Take the work folder, or refuse it where another training holds it; prepare the table unless that is done."""
+def _ready(table: str, prepared: Path, place: Path, asked: dict[str, Any], named: dict[str, Any]) -> None:
+    """Take the work folder, or refuse it where another training holds it; prepare the table (with the roles that were `named`)
+    unless that is done."""
     note = place / "training.json"
-    if note.is_file() and read_json(note) != json.loads(json.dumps(asked)):
+    if note.is_file() and _plain(read_json(note)) != _plain(json.loads(json.dumps(asked))):
         raise BadInput("holds another training", where=str(place), remedy="choose another --work, or remove it")
     if not (prepared / "prepared.json").is_file():
         if not Path(table).is_file():
             what = "no such file" if not Path(table).exists() else "is a folder without prepared.json"
             raise BadInput(what, where=table, remedy="give a CSV or Parquet file, or a folder of `Prepared.save`")
-        if not roles["targets"]:
+        if not asked["targets"]:
             raise BadInput("no target is named", where="--target", remedy="add --target COLUMN for each column to predict")
-        read = Table.read(
-            table,
-            list(roles["targets"]),
-            id=roles["id_"],
-            ignore=roles["ignore"],
-            weight=roles["weight"],
-            group=roles["group"],
-            task_column=roles["task_column"],
-            split=roles["how"],
-        )
-        prepare(read, split(read, seed)).save(prepared)
-    elif prepared.parent != place and roles["targets"]:
+        read = Table.read(table, asked["targets"], **named)
+        prepare(read, split(read, asked["seed"])).save(prepared)
+    elif prepared.parent != place and asked["targets"]:
         raise BadInput("a prepared folder knows its targets", where="--target", remedy="leave --target out")
     with atomic_file(note) as aside:
         aside.write_text(json.dumps(asked, indent=1), "utf-8")
+
+
+def _plain(asked: dict[str, Any]) -> dict[str, Any]:
+    """What a training was asked for, without what was not named. The first edition called two roles by other names."""
+    renamed = {"id_": "id", "how": "split"}
+    return {renamed.get(name, name): value for name, value in asked.items() if value not in (None, [])}
 
 
 def _scores(fitted: Fitted) -> str:
