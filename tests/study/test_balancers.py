@@ -37,7 +37,7 @@ def test_all_compared_roads_try_the_same_learning_rates(study_of: Any, loans: An
     """If this fails, a balancer is praised for a better learning rate."""
     settings = {"candidates": ["lightgbm_per_task"], "balancers": ["nash", "dwa"], "configurations": 4, "budget": "2h"}
     study = study_of(loans, **settings)
-    roads = {road.candidate: road for road in study._plan.roads}
+    roads = {road.candidate: road for road in study.plan().roads}
     assert set(roads) == {
         "lightgbm_per_task",
         "shared_bottom_equal",

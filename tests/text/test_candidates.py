@@ -143,13 +143,16 @@ def test_frozen_models_of_a_study_store_one_backbone(questions: Prepared, tmp_pa
     in which everything is one file are read."""
     from safetensors.torch import load_file, save_file
 
+    from pluribus.study.journal import Journal
     from pluribus.study.plan import Trial
     from pluribus.study.trial import run_trial
 
     questions.save(tmp_path / "prepared")
-    for epochs in (1, 2):
-        trial = Trial("final", "text_frozen", {**SMALL, "epochs": epochs}, 0, 60.0, epochs)
-        assert run_trial(str(tmp_path / "prepared"), str(tmp_path / "trials"), trial, 0)["status"] == "done"
+    with Journal(tmp_path / "trials") as journal:
+        for epochs in (1, 2):
+            trial = Trial("final", "text_frozen", {**SMALL, "epochs": epochs}, 0, 60.0, epochs)
+            assert run_trial(str(tmp_path / "prepared"), str(journal.scratch), trial, 0)["status"] == "done"
+            journal.keep(trial)
     one, two = (tmp_path / "trials" / f"final-text_frozen-{i}-s0" / "model" for i in (1, 2))
     assert (one / "backbone.safetensors").samefile(two / "backbone.safetensors")
     assert not (one / "network.safetensors").samefile(two / "network.safetensors")

@@ -83,7 +83,7 @@ def command(
     if as_json:
         click.echo(json.dumps(None if result.verdict is None else result.verdict.to_dict()))
         return
-    from pluribus.study.summary import spoken
+    from pluribus.study.report.terminal import spoken
 
     click.echo(spoken(result.folder))
 
@@ -100,7 +100,7 @@ def _of_checkpoints(table: str) -> bool:
 def _checkpoints(table: str, folder: str, evaluate: str | None, as_json: bool, options: dict[str, Any]) -> None:
     """A study of checkpoints."""
     from pluribus.study.checkpoints import CheckpointsStudy, code_of, load, parse
-    from pluribus.study.summary import spoken
+    from pluribus.study.report.terminal import spoken
 
     given = {key: value for key, value in options.items() if value not in (None, ())}
     for key in given:
@@ -118,7 +118,7 @@ def _checkpoints(table: str, folder: str, evaluate: str | None, as_json: bool, o
         folder=folder,
         named=evaluate,
         code=code,
-        say=(lambda line: None) if as_json else (lambda line: click.echo(line, err=True)),
+        say=None if as_json else (lambda line: click.echo(line, err=True)),
     )
     result = study.run()
     if as_json:

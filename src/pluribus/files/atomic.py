@@ -8,7 +8,7 @@ import os
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from safetensors import SafetensorError
@@ -76,24 +76,51 @@ def atomic_folder(path: str | Path) -> Iterator[Path]:
         for item in sorted(aside.rglob("*")):
             if item.is_file():
                 _fsync_path(item)
-        if path.exists():
-            old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
-            old.rmdir()
-            path.rename(old)
-            try:
-                aside.rename(path)
-            except OSError:
-                old.rename(path)
-                raise
-            shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink()
-        else:
-            aside.rename(path)
-        _fsync_path(path.parent)
+        _rename(aside, path)
     except _FAILURES as error:
         raise _cannot_write(path, error) from error
     finally:
         os.close(lock)
         shutil.rmtree(aside, ignore_errors=True)
+
+
+def place_folder(whole: Path, path: Path) -> None:
+    """Let a folder that is written whole take the place of `path`, on the same file system.
+
+    Parameters
+    ----------
+    whole : Path
+        The folder; it is not there any more afterwards.
+    path : Path
+        Where it goes. A folder that stood there is removed.
+
+    Raises
+    ------
+    BadInput
+        The file system refuses; what stood at `path` is intact.
+    """
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _rename(whole, path)
+    except OSError as error:
+        raise _cannot_write(path, error) from error
+
+
+def _rename(whole: Path, path: Path) -> None:
+    """Rename a folder onto another, which is moved aside first, removed last, and moved back if the rename fails."""
+    if path.exists():
+        old = Path(tempfile.mkdtemp(prefix=f".{path.name}.", suffix=".old", dir=path.parent))
+        old.rmdir()
+        path.rename(old)
+        try:
+            whole.rename(path)
+        except OSError:
+            old.rename(path)
+            raise
+        shutil.rmtree(old, ignore_errors=True) if old.is_dir() else old.unlink()
+    else:
+        whole.rename(path)
+    _fsync_path(path.parent)
 
 
 def _sweep(path: Path) -> None:
@@ -112,10 +139,17 @@ def _sweep(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def file_lock(path: str | Path) -> Iterator[None]:
-    """Hold an exclusive lock on `path` (created if absent) while the block runs; other processes wait."""
+def file_lock(path: str | Path, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:
+    """Hold an exclusive lock on `path` (created if absent) while the block runs; other processes wait.
+
+    waiting: called once where another process holds the lock, before waiting for it.
+    """
     with open(path, "a+b") as handle:
-        fcntl.flock(handle, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            waiting()
+            fcntl.flock(handle, fcntl.LOCK_EX)
         try:
             yield
         finally:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 from pluribus.data.flights import flights
+from pluribus.study.report.terminal import spoken
 from pluribus.study.study import Study
-from pluribus.study.summary import spoken
 
 ROWS = 60_000
 

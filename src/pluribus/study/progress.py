@@ -1,4 +1,4 @@
-"""What a running study tells: progress bars on a terminal, lines elsewhere, and `log.jsonl`."""
+"""What a running study tells: lines, `log.jsonl`, and for trainings a progress bar where there is a terminal."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import contextlib
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,14 +15,32 @@ from pluribus.study.plan import Plan, Trial
 SCALARS = ("conflict_ratio", "effective_tasks", "pareto_gap")  # of the tasks' gradients, as `balancing.Diagnostics` has them
 
 
-class Reporter:
-    """Tells a study's progress. quiet: only the log is written."""
+def on_terminal(line: str) -> None:
+    """Say a line on the terminal, beside what a command prints."""
+    print(line, file=sys.stderr, flush=True)
 
-    def __init__(self, folder: Path, jobs: int, *, quiet: bool) -> None:
-        self.log = folder / "log.jsonl"
-        self.jobs, self.quiet = jobs, quiet
+
+class Reporter:
+    """Tells a study's progress.
+
+    Parameters
+    ----------
+    folder : Path
+        The run's folder; `log.jsonl` grows there.
+    say : callable or None
+        Gets each line that is for people; None: only the log is written.
+    """
+
+    def __init__(self, folder: Path, say: Callable[[str], None] | None = on_terminal) -> None:
+        self.log, self.say = folder / "log.jsonl", say
+        self.began = time.monotonic()
         self.bar: Any = None
         self.line: Any = None
+
+    @property
+    def seconds(self) -> float:
+        """Since the reporter was made."""
+        return time.monotonic() - self.began
 
     def event(self, name: str, **fields: Any) -> None:
         """A line of the log."""
@@ -30,22 +48,24 @@ class Reporter:
             handle.write(json.dumps({"event": name, "time": round(time.time(), 3), **fields}) + "\n")
 
     def note(self, text: str) -> None:
+        """A line for people and for the log."""
         self.event("note", text=text)
         self._say(text)
 
     def warn(self, text: str) -> None:
+        """A warning for people and for the log."""
         self.event("warning", text=text)
         self._say(f"warning: {text}")
 
     def _say(self, text: str) -> None:
-        if not self.quiet:
-            print(text, file=sys.stderr, flush=True)
+        if self.say is not None:
+            self.say(text)
 
     @contextlib.contextmanager
     def running(self, planned: Plan) -> Iterator[None]:
         """Show a bar over the trials while the block runs."""
         total = sum(len(road.screens(0)) + len(planned.seeds) for road in planned.roads)
-        if self.quiet:
+        if self.say is None:
             yield
             return
         from rich.console import Console

@@ -62,7 +62,22 @@ class Choice:
     reason: str
 
     def to_dict(self) -> dict[str, Any]:
+        """What `choice.json` holds."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, row: Mapping[str, Any]) -> Choice:
+        """The choice that `choice.json` holds.
+
+        Raises
+        ------
+        BadInput
+            It is no choice of a table's study.
+        """
+        try:
+            return cls(**row)
+        except TypeError as error:
+            raise BadInput("is not a choice of this study", where="choice.json", remedy="restore the file") from error
 
 
 def best_configuration(results: Sequence[Mapping[str, Any]]) -> int:

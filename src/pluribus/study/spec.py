@@ -170,6 +170,21 @@ def _task(spec: TaskSpec) -> str | Task:
     return Task.from_dict({**spec.model_dump(), "metrics": spec.metrics})
 
 
+def row_of(task: Task) -> dict[str, Any]:
+    """A task as a `TaskSpec` mapping."""
+    return {
+        "name": task.name,
+        "kind": task.kind,
+        "classes": list(task.classes),
+        "metrics": [m.name for m in task.metrics],
+        "weight": task.weight,
+        "role": task.role,
+        "absent": task.absent,
+        "after": list(task.after),
+        "tolerance": task.tolerance,
+    }
+
+
 def parse(row: Any, *, where: str) -> TableStudy:
     """Check settings; the first thing that is wrong becomes one line with the field's name and a remedy."""
     if not isinstance(row, Mapping):

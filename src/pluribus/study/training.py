@@ -1,6 +1,6 @@
 """The trainings of a study: screening, the finals, and the second rows that what is left of the budget pays for.
 
-A trial is a folder that is there or not; those of an earlier run are taken as they are.
+Trials that the journal holds from an earlier call are taken as they are.
 """
 
 from __future__ import annotations
@@ -13,14 +13,13 @@ from typing import Any
 
 import numpy as np
 
-from pluribus.files import read_json
 from pluribus.study import selection
+from pluribus.study.crews import Crew
+from pluribus.study.journal import Journal
 from pluribus.study.plan import EQUAL, EQUAL_TIME, RESERVE, Plan, Road, Trial, is_balanced, make
-from pluribus.study.pool import Workers
 from pluribus.study.progress import Reporter
 from pluribus.study.selection import Finalist
-from pluribus.study.teams import run_together
-from pluribus.study.trial import finished, run_trial, valid_predictions
+from pluribus.study.trial import run_trial
 
 UNENDING = 1_000_000  # epochs
 
@@ -42,32 +41,39 @@ class Trained:
 
 @dataclass
 class Training:
-    """A plan's trainings below `work` (`prepared/` is there, `trials/` is filled); `seed` is the study's.
+    """The trainings of a plan.
 
-    Trials go to `workers`; joint networks, where `processes` > 1, to `teams` teams of so many processes.
+    Parameters
+    ----------
+    prepared : Path
+        The folder of the prepared data.
+    journal : Journal
+        Where finished trials are found and kept.
+    planned : Plan
+        The roads, and how the budget is shared out over them.
+    report : Reporter
+        Who is told of each trial.
+    crew : Crew
+        Who trains. Joint networks are trained together where the crew has processes for it.
+    seed : int
+        The study's.
     """
 
-    work: Path
+    prepared: Path
+    journal: Journal
     planned: Plan
     report: Reporter
-    workers: Workers
-    teams: int
-    processes: int
+    crew: Crew
     seed: int
 
     def run(self, n_tasks: int, *, balancers: bool) -> Trained:
         """All trainings: the roads' own, then the second rows: of the specialists of `n_tasks` tasks, and, where balancers are
         compared, of equal weights."""
-        self.trials.mkdir(parents=True, exist_ok=True)
         trained = self._roads()
         second = [self._longer(trained, n_tasks), *([self._equal_time(trained)] if balancers else [])]
         trained.longer = [row for rows, _ in second for row in rows]
         trained.notes = [note for _, notes in second for note in notes]
         return trained
-
-    @property
-    def trials(self) -> Path:
-        return self.work / "trials"
 
     def _left(self, trained: Trained) -> float:
         """Core-seconds that screening and finals left over."""
@@ -151,7 +157,7 @@ class Training:
 
     def _seconds(self, f: Finalist) -> float:
         """Mean core-seconds of a finalist's trainings."""
-        return float(np.mean([read_json(self.trials / t / "result.json")["seconds"] for t in f.trials]))
+        return float(np.mean([self.journal.result(t)["seconds"] for t in f.trials]))
 
     def _good(self, todo: Sequence[Trial]) -> list[tuple[Trial, dict[str, Any]]]:
         """The trials that finished with their results, in the order of their seeds."""
@@ -161,19 +167,22 @@ class Training:
         """Results of trials in the order in which they finish; those of an earlier run come first."""
         missing = []
         for trial in todo:
-            result = finished(self.trials, trial)
+            result = self.journal.finished(trial)
             if result is None:
                 missing.append(trial)
             else:
                 self.report.trial(trial, result, again=True)
                 yield trial, result
-        shared = [self.processes > 1 and make(trial.candidate, {}).processes for trial in missing]
+        shared = [self.crew.processes > 1 and make(trial.candidate, {}).processes for trial in missing]
         for together in (False, True):
             mine = [trial for trial, flag in zip(missing, shared) if flag == together]
-            calls = [(str(self.work / "prepared"), str(self.trials), trial, self.seed) for trial in mine]
-            teams = run_together(run_trial, calls, self.teams, self.processes) if together else None
-            for i, outcome in teams or self.workers.run(run_trial, calls):
-                result = {"status": "failed", "error": outcome} if isinstance(outcome, str) else outcome
+            calls = [(str(self.prepared), str(self.journal.scratch), trial, self.seed) for trial in mine]
+            for i, outcome in self.crew.run(run_trial, calls, together=together):
+                if isinstance(outcome, str):
+                    result = {"status": "failed", "error": outcome}
+                else:
+                    result = outcome
+                    self.journal.keep(mine[i])
                 self.report.trial(mine[i], result)
                 yield mine[i], {**vars(mine[i]), **result}
 
@@ -188,6 +197,6 @@ class Training:
             tuple(trial.id for trial, _ in good),
             tuple(trial.seed for trial, _ in good),
             tuple(-math.inf if r["rule"] is None else float(r["rule"]) for _, r in good),
-            tuple(valid_predictions(self.trials, trial.id) for trial, _ in good),
+            tuple(self.journal.predictions(trial.id) for trial, _ in good),
             frozenset(name for _, r in good for name in r["undertrained"]),
         )

@@ -1,7 +1,7 @@
 """One trial: configuration in, a folder out; a pure function that runs in a worker process of its own.
 
 The folder appears whole or not at all: `result.json`, `valid.npz` (predictions on the valid part, calibrated by fits that did not
-see the row), and for finals `model/`. A finished trial is one whose folder is there; that is the study's journal.
+see the row), and for finals `model/`. The study's own process takes it from there into its journal.
 """
 
 from __future__ import annotations
@@ -20,7 +20,6 @@ from pluribus.errors import BadInput
 from pluribus.evaluation import calibration, metrics
 from pluribus.evaluation.skill import best_constant
 from pluribus.files import atomic_folder, read_json
-from pluribus.files.linked import link_equal
 from pluribus.files.plain import plain
 from pluribus.modeling import Budget, Fitted
 from pluribus.study.plan import Trial, make, screening_part
@@ -31,10 +30,27 @@ Predictions = dict[str, NDArray[np.float64]]
 KEPT = ("rules", "times", "diagnostics", "expert_health")  # of a fit's record, where it is there
 
 
-def run_trial(prepared: str, trials: str, trial: Trial, screening_seed: int) -> dict[str, Any]:
+def run_trial(prepared: str, scratch: str, trial: Trial, screening_seed: int) -> dict[str, Any]:
     """Fit and judge on the valid part. A diverged or refused fit is a failed trial, with the reason, not an exception.
 
-    In the processes of a team all fit, and the first judges and writes."""
+    In the processes of a team all fit, and the first judges and writes.
+
+    Parameters
+    ----------
+    prepared : str
+        The folder of the prepared data, without test labels.
+    scratch : str
+        The folder below which the trial's own, `TRIAL.id`, is left.
+    trial : Trial
+        What is fitted.
+    screening_seed : int
+        Seed of the rows that a screening trial trains on.
+
+    Returns
+    -------
+    dict
+        What `result.json` holds.
+    """
     import torch
 
     from pluribus.training import processes
@@ -46,7 +62,7 @@ def run_trial(prepared: str, trials: str, trial: Trial, screening_seed: int) -> 
     data = Prepared.load(prepared, mmap=True)
     began = time.process_time()
     result: dict[str, Any] = {"trial": trial.id, **vars(trial)}
-    with atomic_folder(Path(trials) / trial.id) as aside:
+    with atomic_folder(Path(scratch) / trial.id) as aside:
         try:
             part = screening_part(data, screening_seed) if trial.phase == "screen" else data
             candidate = make(trial.candidate, trial.settings)
@@ -69,8 +85,6 @@ def run_trial(prepared: str, trials: str, trial: Trial, screening_seed: int) -> 
             }
             if trial.phase != "screen":
                 fitted.save(aside / "model")
-                for file in (aside / "model").glob("*.safetensors"):  # a backbone that trains with nobody is stored once
-                    link_equal(file, sorted(Path(trials).glob(f"*/model/{file.name}")))
                 result["costs"] = fitted.costs().to_dict()
         except (BadInput, ArithmeticError, MemoryError) as error:
             result |= {"status": "failed", "error": str(error), "seconds": time.process_time() - began}
@@ -102,12 +116,17 @@ def _together(fitted: Fitted, spent: float) -> None:
 
 
 def finished(trials: Path, trial: Trial) -> dict[str, Any] | None:
-    """The result of a trial that is done already, or None."""
+    """The result of a trial that is done already, or None: its folder is there, and holds this very trial.
+
+    The seconds that a trial may spend are no part of what it is: those of a second row depend on what a study has left.
+    """
     path = trials / trial.id / "result.json"
     if not path.is_file():
         return None
     found: dict[str, Any] = read_json(path)
-    return found
+    asked = {name: value for name, value in vars(trial).items() if name != "seconds"}
+    same = {name: found.get(name) for name in asked} == json.loads(json.dumps(plain(asked)))
+    return found if same else None
 
 
 def valid_predictions(trials: Path, trial_id: str) -> Predictions:

@@ -1,7 +1,8 @@
 """The report: one HTML file, drawn from `report.json` of a run and from nothing else.
 
 `words` says figures in words, `figures` builds the pictures (plain plotly JSON), `tables` the markup, `verdict`, `evidence` and
-`protocol` the three parts of the page, `page` puts them together with the style, the script and plotly, all inlined.
+`protocol` the three parts of the page, `page` puts them together with the style, the script and plotly, all inlined. `terminal`
+says the end of a study in a few lines.
 """
 
 from __future__ import annotations
@@ -10,18 +11,30 @@ from pathlib import Path
 
 from pluribus.errors import BadInput
 from pluribus.files import atomic_file, read_json
+from pluribus.study.report.page import page
+
+SCHEMA_VERSION = 1
+"""Of `report.json`: what this version writes, and the newest that it can draw."""
 
 
 def write_report(folder: Path) -> Path:
     """Draw `report.html` from `report.json` and return its path.
 
+    Parameters
+    ----------
+    folder : Path
+        A run's folder.
+
+    Returns
+    -------
+    Path
+        The page.
+
     Raises
     ------
-    BadInput: there is no `report.json`, or it is not one that this version can draw.
+    BadInput
+        There is no `report.json`, or it is not one that this version can draw.
     """
-    from pluribus.study.report.page import page
-    from pluribus.study.summary import SCHEMA_VERSION
-
     folder = Path(folder)
     if not (folder / "report.json").is_file():
         raise BadInput("holds no report.json", where=str(folder), remedy="run `pluribus study` first")

@@ -32,7 +32,7 @@ _PLACES = {
 def page(summary: Row) -> str:
     """The whole report as text."""
     pictures = Pictures()
-    places, parts = (checkpoints.PLACES, checkpoints.parts) if summary.get("kind") == "checkpoints" else (_PLACES, _parts)
+    places, parts = _PAGES.get(summary.get("kind", "table"), (_PLACES, _short))
     first, *rest = parts(summary, pictures)
     there = {key: name for key, name in places.items() if any(f'id="{key}"' in part for part in rest)}
     links = tag("ul", *(tag("li", tag("a", name, href=f"#{key}")) for key, name in there.items()))
@@ -89,6 +89,15 @@ def _parts(summary: Row, pictures: Pictures) -> list[Html]:
         protocol.settings(summary),
         protocol.reading(summary),
     ]
+
+
+def _short(summary: Row, pictures: Pictures) -> list[Html]:
+    """What can be shown of any study: the verdict, and the gains."""
+    return [verdict.top(summary), evidence.gains(summary, pictures)]
+
+
+_PAGES = {"table": (_PLACES, _parts), "checkpoints": (checkpoints.PLACES, checkpoints.parts)}
+"""Kind of study → the names of its sections, and what makes them."""
 
 
 def plotly() -> str:

@@ -1,4 +1,4 @@
-"""Worker processes for trials: spawned, one thread each, gone when their study is gone."""
+"""One call a process: worker processes that are spawned, compute on one thread each, and end when their study ends."""
 
 from __future__ import annotations
 
@@ -11,6 +11,8 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from typing import Any
+
+from pluribus.study.crews import Outcome
 
 THREAD_VARIABLES = ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS", "NUMEXPR_NUM_THREADS")
 
@@ -42,13 +44,16 @@ def one_thread_each() -> Iterator[None]:
 
 
 class Workers:
-    """`jobs` worker processes for the calls of a whole study; they start as calls come, and end with the block.
+    """Worker processes for the calls of a whole study; they start as calls come, and end with the block.
 
-    With one job the calls run in this process, in order.
+    Parameters
+    ----------
+    jobs : int
+        Calls at a time. With 1 the calls run in this process, in order.
     """
 
     def __init__(self, jobs: int) -> None:
-        self.jobs = jobs
+        self.jobs, self.processes = jobs, 1
         self._pool: ProcessPoolExecutor | None = None
 
     def __enter__(self) -> Workers:
@@ -58,9 +63,9 @@ class Workers:
         self._end()
 
     def run(
-        self, function: Callable[..., dict[str, Any]], calls: Sequence[tuple[Any, ...]]
-    ) -> Iterator[tuple[int, dict[str, Any] | str]]:
-        """Yield (position, result) as calls finish; a worker that dies (out of memory, say) yields the reason instead."""
+        self, function: Callable[..., dict[str, Any]], calls: Sequence[tuple[Any, ...]], *, together: bool = False
+    ) -> Iterator[tuple[int, Outcome]]:
+        """Make each call in one process (`together` changes nothing). See `Crew.run`."""
         if self.jobs == 1:
             for i, call in enumerate(calls):
                 yield i, function(*call)
@@ -84,7 +89,7 @@ class Workers:
                     for future in wait(running, return_when=FIRST_COMPLETED).done:
                         i = running.pop(future)
                         try:
-                            outcome: dict[str, Any] | str = future.result()
+                            outcome: Outcome = future.result()
                         except BrokenProcessPool:
                             broken = suspected = True
                             if not alone:

@@ -1,32 +1,29 @@
-"""What a finished study writes for programs: `results.parquet` (one row a method, seed, task and metric) and `report.json`,
-from which the report is drawn and can be drawn again."""
+"""What a finished study of a table writes for programs: the rows of `results.parquet`, and what `report.json` says of the data,
+the methods and the settings. The report is drawn from the latter, and can be drawn again."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 
 from pluribus.data import leakage
-from pluribus.data.leakage import Finding
 from pluribus.data.prepared import Prepared
-from pluribus.data.table import HOLES
+from pluribus.data.splitting import Split
+from pluribus.data.table import HOLES, Table
+from pluribus.evaluation.ledger import Row
 from pluribus.evaluation.verdict import Verdict
-from pluribus.files import atomic_file, read_json
-from pluribus.files.plain import plain
 from pluribus.modeling import Fitted
+from pluribus.study.journal import Journal
 from pluribus.study.plan import EQUAL, EQUAL_TIME, Plan, is_balanced
+from pluribus.study.report import SCHEMA_VERSION
 from pluribus.study.selection import CHAMPION, Choice, Finalist
+from pluribus.study.spec import TableStudy
 from pluribus.study.trial import Predictions, score
+from pluribus.tasks import Task
 
-if TYPE_CHECKING:
-    from pluribus.study.study import Study
-
-SCHEMA_VERSION = 1
 SELECTION = "best mean skill on validation"
 Scores = dict[str, list[dict[str, dict[str, float]]]]
 """Candidate → for each seed: task → metric → value."""
@@ -45,62 +42,34 @@ def scores_on_test(data: Prepared, test: Mapping[str, Sequence[Predictions]]) ->
     }
 
 
-def write_results(folder: Path, study: Study, finalists: Sequence[Finalist], scores: Scores) -> None:
-    """`results.parquet`: test figures of every method, with the ledger's columns."""
-    import pandas as pd
-
-    rows = []
+def rows(journal: Journal, tasks: Sequence[Task], finalists: Sequence[Finalist], scores: Scores) -> list[Row]:
+    """Test figures of every method, a row each seed, task and metric. A champion, which is a file, is seed 0."""
+    found = []
     for name, seeds in scores.items():
         f = next((f for f in finalists if f.candidate == name), None)
         for i, each in enumerate(seeds):
-            seconds = None if f is None else read_json(folder / "work" / "trials" / f.trials[i] / "result.json")["seconds"]
-            for task in study.table.tasks:
-                for m in task.metrics:
-                    if task.name in each:
-                        rows.append(
-                            {
-                                "method": name,
-                                "seed": 0 if f is None else f.seeds[i],
-                                "task": task.name,
-                                "metric": m.name,
-                                "value": each[task.name][m.name],
-                                "direction": m.direction,
-                                "selection": SELECTION,
-                                "seconds": seconds,
-                                "memory": None,
-                                "main": m.name == task.main_metric.name,
-                            }
+            seconds = None if f is None else journal.result(f.trials[i])["seconds"]
+            for task in tasks:
+                for m in task.metrics if task.name in each else ():
+                    found.append(
+                        Row(
+                            method=name,
+                            seed=0 if f is None else f.seeds[i],
+                            task=task.name,
+                            metric=m.name,
+                            value=each[task.name][m.name],
+                            direction=m.direction,
+                            selection=SELECTION,
+                            seconds=seconds,
+                            main=m.name == task.main_metric.name,
                         )
-    frame = pd.DataFrame(rows).astype({"seconds": "float64", "memory": "float64"})
-    with atomic_file(folder / "results.parquet") as aside:
-        frame.to_parquet(aside, index=False)
+                    )
+    return found
 
 
-def write_summary(
-    folder: Path,
-    study: Study,
-    planned: Plan,
-    finalists: Sequence[Finalist],
-    failed: dict[str, str],
-    choice: Choice,
-    verdict: Verdict | None,
-    scores: Scores,
-    model: Fitted,
-    findings: Sequence[Finding],
-    openings: int,
-    *,
-    notes: Sequence[str],
-    seconds: float,
-) -> None:
-    """`report.json`: everything the report says, as plain JSON."""
-    table, split = study.table, study.split
-    results = {f.candidate: [read_json(folder / "work" / "trials" / t / "result.json") for t in f.trials] for f in finalists}
-    summary = {
-        "schema_version": SCHEMA_VERSION,
-        "name": study.spec.run_name,
-        "headline": headline(choice, verdict),
-        "choice": choice.to_dict(),
-        "verdict": None if verdict is None else verdict.to_dict(),
+def of_data(table: Table, split: Split, learnable: Prepared, *, seed: int) -> dict[str, Any]:
+    """What the report says of the table: tasks, parts, holes."""
+    return {
         "tasks": [
             {
                 **task.to_dict(),
@@ -118,10 +87,18 @@ def write_summary(
         "split": table.split,
         "unit": split.unit,
         "units": {part: len(np.unique(split.units[rows])) for part, rows in split.parts.items()},
-        "notes": [*(study.notes() if verdict is None else verdict.notes), *notes],
-        "warnings": [finding.to_dict() for finding in findings],
-        "labelled_at_random": leakage.labelled_at_random(table, study.learnable, seed=study.spec.seed),
-        "holes": _hole_map(study),
+        "labelled_at_random": leakage.labelled_at_random(table, learnable, seed=seed),
+        "holes": _hole_map(table, split),
+    }
+
+
+def of_methods(
+    journal: Journal, finalists: Sequence[Finalist], choice: Choice, verdict: Verdict | None, model: Fitted
+) -> dict[str, Any]:
+    """What the report says of what was trained: every method, the balancers, the model that is left."""
+    results = {f.candidate: [journal.result(t) for t in f.trials] for f in finalists}
+    return {
+        "headline": headline(choice, verdict),
         "candidates": {
             f.candidate: {
                 "label": f.label,
@@ -138,33 +115,36 @@ def write_summary(
             }
             for f in finalists
         },
-        "diagnostics": {
-            f.candidate: found
-            for f in finalists
-            if (found := [r.get("diagnostics") for r in results[f.candidate]]) and any(found)
-        },
-        "expert_health": {
-            f.candidate: found
-            for f in finalists
-            if (found := [r.get("expert_health") for r in results[f.candidate]]) and any(found)
-        },
+        "diagnostics": _kept(results, "diagnostics"),
+        "expert_health": _kept(results, "expert_health"),
         "balancers": balancers(finalists, results),
         "grouping": grouping(results.get(choice.winner or "", [])),
-        "test": scores,
-        "champion": study.spec.champion,
-        "costs": {"model": model.costs().to_dict(), "specialists": specialists_costs(choice, results, table.names)},
+        "costs": {
+            "model": model.costs().to_dict(),
+            "specialists": specialists_costs(choice, results, [task.name for task in model.tasks]),
+        },
         "reliability": model.record["reliability"],
         "hashes": model.record["hashes"],
         "versions": model.record["versions"],
-        "openings": openings,
+    }
+
+
+def of_settings(spec: TableStudy, planned: Plan) -> dict[str, Any]:
+    """What the report says of what was asked for."""
+    return {
+        "schema_version": SCHEMA_VERSION,
+        "name": spec.run_name,
+        "champion": spec.champion,
         "plan": planned.text(),
         "left_out": planned.left_out,
-        "failed": failed,
-        "settings": study.spec.model_dump(),
-        "seconds": seconds,
+        "settings": spec.model_dump(),
     }
-    with atomic_file(folder / "report.json") as aside:
-        aside.write_text(json.dumps(plain(summary), allow_nan=False), "utf-8")
+
+
+def _kept(results: Mapping[str, Sequence[Mapping[str, Any]]], name: str) -> dict[str, list[Any]]:
+    """What the trials of each candidate say under a name, where any of them says something."""
+    each = {candidate: [r.get(name) for r in trials] for candidate, trials in results.items()}
+    return {candidate: found for candidate, found in each.items() if any(found)}
 
 
 def balancers(finalists: Sequence[Finalist], results: dict[str, list[dict[str, Any]]]) -> list[dict[str, Any]]:
@@ -244,28 +224,8 @@ def specialists_costs(choice: Choice, results: dict[str, list[dict[str, Any]]], 
     return {**total, "rows_per_second": 1 / time_per_row if time_per_row > 0 else None}
 
 
-def _hole_map(study: Study) -> dict[str, Any]:
+def _hole_map(table: Table, split: Split) -> dict[str, Any]:
     """Hole codes of evenly spaced rows, in the order of time where there is one, else of the table."""
-    table = study.table
-    order = np.argsort(study.split.units, kind="stable") if study.split.unit == "day" else np.arange(table.n_rows)
+    order = np.argsort(split.units, kind="stable") if split.unit == "day" else np.arange(table.n_rows)
     rows = order[np.linspace(0, table.n_rows - 1, min(HOLE_ROWS, table.n_rows)).astype(int)]
     return {"words": list(HOLES), "codes": {name: table.hole_codes[name][rows].tolist() for name in table.names}}
-
-
-def spoken(folder: Path) -> str:
-    """What the command line says at the end: the headline, a line a task, and where things are."""
-    summary = read_json(folder / "report.json")
-    lines = [summary["headline"], ""]
-    if summary["verdict"] is not None:
-        comparison = summary["verdict"]["comparisons"][0]
-        for row in comparison["tasks"]:
-            gain = row["gain"]["method"] or row["gain"]["file"]
-            low, high = gain["low"], gain["high"]
-            span = "" if low is None or high is None else f" (gain {gain['value']:+.4g}, {low:+.4g} to {high:+.4g})"
-            why = f": {row['reason']}" if row["word"] == "undecided" and row["reason"] else ""
-            lines.append(f"  {row['task']}: {row['word']} in {row['metric']}{span}{why}")
-        lines.append("")
-    lines.append(f"report  {folder / 'report.html'}")
-    lines.append(f"model   {folder / 'model'}   (pluribus predict {folder / 'model'} TABLE -o OUT.parquet)")
-    lines.append(f"the test split has been opened {summary['openings']} time(s)")
-    return "\n".join(lines)

@@ -1,7 +1,7 @@
-"""Teams: several processes of one thread each that train one trial together, all started and watched from here.
+"""Several processes share a call: teams of processes of one thread each, all started and watched from here.
 
-A team meets in a file (a TCP store would die with its first process) and stays for many trials. Where one of its processes
-ends, the others are ended, and the trial is tried once more by a fresh team.
+The processes of a team meet in a file (a TCP store would die with its first process), and the team stays for many calls. Where
+one of its processes ends, the others are ended, and the call is tried once more by a fresh team.
 """
 
 from __future__ import annotations
@@ -16,9 +16,33 @@ from multiprocessing.connection import Connection, wait
 from queue import SimpleQueue
 from typing import Any
 
-from pluribus.study.pool import one_thread_each, watch
+from pluribus.study.crews import Crew, Outcome
+from pluribus.study.crews.local import one_thread_each, watch
 
-Outcome = dict[str, Any] | str
+
+class Teams:
+    """A crew with teams for the calls that are made together; it leaves the others to another crew.
+
+    Parameters
+    ----------
+    alone : Crew
+        Who makes the calls that are not made together.
+    jobs : int
+        Teams at a time.
+    processes : int
+        Processes of a team. With 1 there is no team, and `alone` makes every call.
+    """
+
+    def __init__(self, alone: Crew, jobs: int, processes: int) -> None:
+        self.alone, self.jobs, self.processes = alone, jobs, processes
+
+    def run(
+        self, function: Callable[..., dict[str, Any]], calls: Sequence[tuple[Any, ...]], *, together: bool = False
+    ) -> Iterator[tuple[int, Outcome]]:
+        """Make each call by a team where it is made together. See `Crew.run`."""
+        if together and self.processes > 1:
+            return run_together(function, calls, self.jobs, self.processes)
+        return self.alone.run(function, calls)
 
 
 def run_together(
@@ -84,7 +108,7 @@ class Team:
         return found[0] if not self.closed else "the study was ended"
 
     def _ready(self, timeout: float | None = None) -> list[int]:
-        """Which processes have something to say, or have ended."""
+        """Which processes have sent something, or have ended."""
         try:
             ready = wait(self.pipes, timeout)
         except OSError:  # closed meanwhile

@@ -13,7 +13,7 @@ import pytest
 
 from pluribus.errors import BadInput
 from pluribus.files import read_json
-from pluribus.study.teams import Team, run_together
+from pluribus.study.crews.processes import Team, run_together
 
 
 def sum_of_ranks(folder: str, what: str) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import os
 import signal
 from typing import Any
 
-from pluribus.study.pool import Workers
+from pluribus.study.crews.local import Workers
 
 
 def _work(i: int) -> dict[str, Any]:

@@ -1,0 +1,388 @@
+"""What a study of a table compares: several roads to one model, and the specialists.
+
+read → split → prepare → plan → screen → finals → choose → open the test split → verdict → model, report
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+import pluribus
+from pluribus.data import ItemTable, leakage
+from pluribus.data.cells import Cells, feed
+from pluribus.data.prepared import Prepared, prepare
+from pluribus.data.splitting import Split, split
+from pluribus.data.table import Table
+from pluribus.evaluation import calibration
+from pluribus.evaluation.ledger import Row
+from pluribus.evaluation.verdict import TaskTruth, Verdict, judge
+from pluribus.files import atomic_file
+from pluribus.files.linked import link_equal
+from pluribus.modeling import Fitted, load
+from pluribus.modeling.artefact.committee import Committee
+from pluribus.options import ROLES
+from pluribus.study import generated, selection, table_summary
+from pluribus.study import spec as specs
+from pluribus.study.champion import Champion, read_champion
+from pluribus.study.crews import Crew
+from pluribus.study.journal import Journal
+from pluribus.study.plan import Plan, plan
+from pluribus.study.progress import Reporter
+from pluribus.study.run_folder import RunFolder
+from pluribus.study.selection import CHAMPION, Choice, Finalist
+from pluribus.study.training import Trained, Training
+from pluribus.study.trial import Predictions, cell_scores, constants
+from pluribus.tasks import Task
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+@dataclass
+class Compared:
+    """What the steps of a table's study leave to later ones.
+
+    Parameters
+    ----------
+    journal : Journal
+        The trials.
+    trained : Trained
+        Finalists, second rows, and what failed.
+    findings : list of Finding
+        What would make the study lie.
+    notes : tuple of str
+        What was inferred and what a reader must know.
+    scores : dict
+        Every metric on the test part; filled by `judge`.
+    model : Fitted
+        The recommended model; set by `deploy`.
+    """
+
+    journal: Journal
+    trained: Trained
+    findings: list[leakage.Finding]
+    notes: tuple[str, ...]
+    scores: table_summary.Scores = field(default_factory=dict)
+    model: Fitted = field(init=False)
+
+
+class TableArena:
+    """The roads to one model of a table, and the specialists.
+
+    Parameters
+    ----------
+    spec : TableStudy
+        The settings.
+    given : DataFrame or Table, optional
+        The table itself, where the settings only name it.
+    """
+
+    about = "settings or data"
+
+    def __init__(self, spec: specs.TableStudy, given: pd.DataFrame | Table | None = None) -> None:
+        self.spec, self._given = spec, given
+
+    # -- the data -------------------------------------------------------------------------------------------------
+
+    @cached_property
+    def table(self) -> Table:
+        """The table with its roles; kinds are inferred where none was given."""
+        spec, given = self.spec, self._given
+        if isinstance(given, Table):
+            table = given
+        elif given is not None:
+            table = Table(given, spec.tasks(), **self._roles())
+        elif isinstance(spec.table, str):
+            table = Table.read(spec.table, spec.tasks(), **self._roles())
+        else:
+            names = [t.rsplit(":", 1)[0] if isinstance(t, str) else t.name for t in spec.tasks()]
+            frame = generated.make(spec.table.model_dump(), names)
+            table = Table(frame, spec.tasks(), source=spec.table.generator, **self._roles())
+        table.tasks = specs.metrics_of(spec, table.tasks)
+        return table
+
+    def _roles(self) -> dict[str, Any]:
+        """The roles of the table's columns, as `Table` takes them."""
+        spec = self.spec
+        items = {
+            name: ItemTable.read(i.path, i.key, i.columns, ignore=i.ignore, text=i.text, max_length=spec.max_length)
+            for name, i in spec.items.items()
+        }
+        names = [role.name for role in ROLES]
+        return {**spec.model_dump(include=set(names)), "max_length": spec.max_length, "items": items}
+
+    @cached_property
+    def split(self) -> Split:
+        """The rows of the three parts."""
+        return split(self.table, self.spec.seed)
+
+    @cached_property
+    def data(self) -> Prepared:
+        """Everything encoded, test rows included; candidates are handed a copy without the test part's labels."""
+        return prepare(self.table, self.split)
+
+    @cached_property
+    def learnable(self) -> Prepared:
+        """What trials see: the train and valid parts, and no label of a test row."""
+        seen = {name: self.split.parts[name] for name in ("train", "valid")}
+        rows = np.sort(np.concatenate(list(seen.values())))
+        cells: dict[str, Cells] = {name: each.within(rows) for name, each in self.data.cells.items()}
+        return replace(self.data, parts=seen, cells=cells)
+
+    @cached_property
+    def champion(self) -> Champion | None:
+        """The user's own model, where the settings name its predictions."""
+        if self.spec.champion is None:
+            return None
+        held = np.sort(np.concatenate([self.split.parts["valid"], self.split.parts["test"]]))
+        needed = {name: cells.within(held).rows for name, cells in self.table.cells.items()}
+        return read_champion(self.spec.champion, self.table, needed)
+
+    @cached_property
+    def data_hash(self) -> str:
+        """One hash of all tasks' data and roles."""
+        lineage = leakage.lineage(self.table)
+        parts = hashlib.sha256(self.split.part_of().tobytes()).hexdigest()
+        return hashlib.sha256(json.dumps([lineage, parts], sort_keys=True).encode()).hexdigest()
+
+    @cached_property
+    def plan(self) -> Plan:
+        """What will be trained, and at what cost."""
+        return plan(self.spec, self.learnable)
+
+    # -- the steps of the arena -----------------------------------------------------------------------------------
+
+    def check(self) -> None:
+        """Read and plan everything; see `Arena`."""
+        _ = self.plan, self.champion
+
+    def configuration(self) -> str:
+        """Every setting but the name, and the data."""
+        return specs.configuration_hash(self.spec, self.data_hash)
+
+    def settings(self) -> dict[str, Any]:
+        """The study file, with what was inferred written out."""
+        targets = [specs.row_of(task) for task in self.table.tasks]
+        return {**self.spec.model_dump(), "targets": targets, "split": self.table.split}
+
+    def write_split(self, folder: RunFolder) -> None:
+        """`split.parquet`: the part of every row."""
+        with atomic_file(folder.path / "split.parquet") as aside:
+            self.split.to_frame(self.table).to_parquet(aside)
+
+    def trials(self, folder: RunFolder, crew: Crew, report: Reporter) -> Compared:
+        """Look for what would make the study lie, then train every road."""
+        report.event("plan", text=self.plan.text())
+        self.write_split(folder)
+        findings = leakage.check(self.table, self.split, self.learnable, seed=self.spec.seed)
+        for finding in findings:
+            report.warn(finding.text)
+        prepared = folder.work / "prepared"
+        if not (prepared / "prepared.json").is_file():
+            self.learnable.save(prepared)
+        with Journal(folder.work / "trials") as journal, report.running(self.plan):
+            training = Training(prepared, journal, self.plan, report, crew, self.spec.seed)
+            trained = training.run(len(self.table.tasks), balancers=bool(self.spec.balancers))
+        return Compared(journal, trained, findings, self._notes(crew.processes))
+
+    def _notes(self, processes: int) -> tuple[str, ...]:
+        """What was inferred and what a reader must know: kinds, the split, the champion, how joint networks were trained."""
+        notes = [*self.table.notes, *self.split.notes]
+        if self.champion is not None:
+            notes.append(f"{self.champion.path} must have been fitted on the train part only; this cannot be checked here")
+        if processes > 1:
+            notes.append(f"Joint networks were trained by {processes} processes each, one thread a process")
+        return tuple(notes)
+
+    def choose(self, results: Compared) -> dict[str, Any]:
+        """The winner, its references and the recommendation; see `selection`."""
+        champion = None
+        if self.champion is not None:
+            champion = {
+                name: self.champion.at(name, self.learnable.labelled(name, "valid").rows) for name in self.champion.values
+            }
+        spec = self.spec
+        return selection.choose(
+            self.learnable,
+            results.trained.finalists,
+            champion,
+            allow_committee=spec.allow_committee,
+            level=spec.level,
+            repeats=spec.repeats,
+            seed=spec.seed,
+            unit=self.split.unit,
+        ).to_dict()
+
+    def test_split(self) -> str:
+        """The hash of the test part's labels."""
+        digest = hashlib.sha256()
+        test = self.split.parts["test"]
+        for task in self.table.tasks:
+            cells = self.data.cells[task.name].within(test)
+            digest.update(task.name.encode())
+            feed(digest, cells.values, task.size or 0)
+        return digest.hexdigest()
+
+    def judge(self, folder: RunFolder, results: Compared, choice: Mapping[str, Any]) -> Verdict | None:
+        """Predict the test part with every finalist (only winner against reference is claimed), and judge."""
+        chosen, finalists = Choice.from_dict(choice), results.trained.finalists
+        test = self._predictions(results)
+        results.scores = table_summary.scores_on_test(self.data, test)
+        if chosen.winner is None or not chosen.specialists:
+            return None
+        tasks = [task for task in self.table.tasks if task.name in chosen.specialists]
+        references: dict[str, dict[str, list[Any]]] = {
+            "best specialists": {t.name: [p[t.name] for p in test[chosen.specialists[t.name]]] for t in tasks}
+        }
+        if chosen.same_encoder is not None:
+            references["same-encoder specialists"] = {t.name: [p[t.name] for p in test[chosen.same_encoder]] for t in tasks}
+        truth, units = selection.truth_of(self.data, "test", {task.name for task in tasks})
+        challenger = {t.name: [p[t.name] for p in test[chosen.winner]] for t in tasks}
+        settings: dict[str, Any] = {
+            "constants": constants(self.data),
+            "challenger_name": next(f.label for f in finalists if f.candidate == chosen.winner),
+            "unit": self.split.unit,
+            "level": self.spec.level,
+            "repeats": self.spec.repeats,
+            "seed": self.spec.seed,
+            "doubts": self._doubts(finalists, chosen),
+        }
+        notes = [*results.notes, *self._new_groups(tasks, truth, units, challenger, references, settings)]
+        return judge(tasks, truth, units, challenger, references, notes=notes, **settings)
+
+    def _predictions(self, results: Compared) -> dict[str, list[Predictions]]:
+        """Candidate → its predictions of the test part, one entry a seed; the champion's among them."""
+        found = {
+            f.candidate: [cell_scores(load(results.journal.model(t)), self.data, "test", calibrated=True) for t in f.trials]
+            for f in (*results.trained.finalists, *results.trained.longer)
+        }
+        if self.champion is not None:
+            found[CHAMPION] = [
+                {name: self.champion.at(name, self.data.labelled(name, "test").rows) for name in self.champion.values}
+            ]
+        return found
+
+    def _new_groups(
+        self,
+        tasks: Sequence[Task],
+        truth: Mapping[str, TaskTruth],
+        units: Any,
+        challenger: Mapping[str, list[Any]],
+        references: Mapping[str, Mapping[str, list[Any]]],
+        settings: Mapping[str, Any],
+    ) -> list[str]:
+        """One line on the test rows whose group was never seen in training, where other groups were (exploratory)."""
+        fresh = np.isin(self.split.parts["test"], self.split.new_groups)
+        if self.table.group is None or fresh.all():
+            return []
+        lead = f"New groups only ({int(fresh.sum())} of {len(fresh)} test rows, exploratory): "
+        kept = {name: fresh[one.rows] for name, one in truth.items()}
+        left = [task for task in tasks if kept[task.name].any()]
+        if not left:
+            return [lead + "no labelled row"]
+
+        def cut(side: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
+            return {t.name: [p[kept[t.name]] for p in side[t.name]] for t in left if t.name in side}
+
+        seen = {
+            name: TaskTruth(
+                one.rows[at := kept[name]],
+                one.target[at],
+                None if one.weight is None else one.weight[at],
+                None if one.groups is None else one.groups[at],
+            )
+            for name, one in truth.items()
+        }
+        first = next(iter(references))
+        verdict = judge(left, seen, units, cut(challenger), {first: cut(references[first])}, **settings)
+        return [lead + verdict.headline]
+
+    def _doubts(self, finalists: Sequence[Finalist], choice: Choice) -> dict[str, str]:
+        """Tasks about which no word is given, because a side was cut short by the budget."""
+        by_name = {f.candidate: f for f in finalists}
+        found = {}
+        for task in self.table.tasks:
+            for side in (choice.winner, choice.specialists.get(task.name)):
+                if side in by_name and task.name in by_name[side].undertrained:
+                    found[task.name] = f"{by_name[side].label} is undertrained: the budget ended before its early stop"
+        return found
+
+    def deploy(self, folder: RunFolder, results: Compared, choice: Mapping[str, Any], verdict: Verdict | None) -> None:
+        """Write the winner, or a committee, with everything that travels with it."""
+        chosen, journal = Choice.from_dict(choice), results.journal
+        members = {name: load(journal.model(chosen.trials[name])) for name in dict.fromkeys(chosen.answers.values())}
+        if len(members) == 1:
+            (model,) = members.values()
+        else:
+            model = Committee(self.table.tasks, self.data.columns, members, chosen.answers)
+        model.tasks = self.table.tasks
+        model.record = {
+            **(model.record if len(members) == 1 else {}),
+            "study": self.spec.run_name,
+            "recommended": chosen.recommended,
+            "answers": chosen.answers,
+            "hashes": {"data": self.data_hash, "code": code_hash(), "tasks": leakage.lineage(self.table)},
+            "versions": {"pluribus": pluribus.__version__, "python": platform.python_version()},
+            "reliability": self._reliability(results.trained.finalists, chosen),
+            "metrics": None if verdict is None else verdict.to_dict()["comparisons"][0]["tasks"],
+        }
+        model.save(folder.path / "model")
+        kept = [journal.model(chosen.trials[name]) for name in members]
+        for file in sorted(path for path in (folder.path / "model").rglob("*") if path.is_file()):  # weights are stored once
+            link_equal(file, [twin for member in kept for twin in sorted(member.rglob(file.name))])
+        results.model = model
+
+    def _reliability(self, finalists: Sequence[Finalist], choice: Choice) -> dict[str, Any]:
+        """Task with a positive class → reliability of the answering model's validation predictions (cross-fitted)."""
+        by_name = {f.candidate: f for f in finalists}
+        found = {}
+        for task in self.table.tasks:
+            if not task.record.positive:
+                continue
+            f = by_name[choice.answers[task.name]]
+            p = f.valid[int(np.argmax(f.rules))][task.name]
+            cells = self.learnable.labelled(task.name, "valid")
+            table = calibration.reliability(p, cells.numbers, cells.weight)
+            found[task.name] = [vars(row) for row in table]
+        return found
+
+    def rows(self, folder: RunFolder, results: Compared, choice: Mapping[str, Any]) -> list[Row]:
+        """Every metric of every method on the test part."""
+        return table_summary.rows(results.journal, self.table.tasks, self._everyone(results), results.scores)
+
+    def summary(self, folder: RunFolder, results: Compared, choice: Mapping[str, Any], verdict: Verdict | None) -> dict[str, Any]:
+        """What the report says of a table's study."""
+        return {
+            "notes": [*(results.notes if verdict is None else verdict.notes), *results.trained.notes],
+            "warnings": [finding.to_dict() for finding in results.findings],
+            "failed": results.trained.failed,
+            "test": results.scores,
+            **table_summary.of_data(self.table, self.split, self.learnable, seed=self.spec.seed),
+            **table_summary.of_methods(
+                results.journal, self._everyone(results), Choice.from_dict(choice), verdict, results.model
+            ),
+            **table_summary.of_settings(self.spec, self.plan),
+        }
+
+    @staticmethod
+    def _everyone(results: Compared) -> list[Finalist]:
+        return [*results.trained.finalists, *results.trained.longer]
+
+
+def code_hash() -> str:
+    """SHA-256 over the package's own sources."""
+    root = Path(pluribus.__file__).parent
+    digest = hashlib.sha256()
+    for path in sorted(root.rglob("*.py")):
+        digest.update(str(path.relative_to(root)).encode())
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
