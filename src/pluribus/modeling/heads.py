@@ -135,8 +135,11 @@ class Heads(nn.Module):
         """The kind's loss per cell [m], on the scale that the heads work in."""
         return record.loss(outputs, values, mask)
 
-    def link(self, outputs: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Predictions in the tasks' own units (see `pluribus.tasks.kinds`); maps at the size that the labels had at the start."""
+    def link(self, outputs: Mapping[str, Tensor], places: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
+        """Predictions in the tasks' own units (see `pluribus.tasks.kinds`); maps at the size that the labels had at the start.
+
+        places: of tasks that answer by place of a list, the places that there are [m, L]; -1 stands behind a row's last element.
+        """
         found = {}
         for name, value in outputs.items():
             i = self._index[name]
@@ -144,7 +147,8 @@ class Heads(nn.Module):
             if self._form[name] == "map":
                 height, width = self.extent[i].tolist()
                 value = resized(value, height, width) if height else value
-            linked = self.link_of(record, value)
+            mask = None if places is None else places.get(name)
+            linked = self.link_of(record, value) if mask is None else record.link(value, mask)
             found[name] = linked * self.scale[i] + self.mean[i] if record.standardise else linked
         return found
 

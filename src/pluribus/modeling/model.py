@@ -19,7 +19,7 @@ from pluribus.errors import BadInput, unknown
 from pluribus.modeling.features import Features, Outputs, Shared
 from pluribus.modeling.heads import Heads
 from pluribus.tasks import Task
-from pluribus.tasks.forms import NOTHING, Form
+from pluribus.tasks.forms import Form
 
 FORMS: dict[Form, str] = {"value": "row", "list": "place of a list", "map": "place of a map"}
 
@@ -151,11 +151,7 @@ class MultiTaskModel(nn.Module):
 
     def link(self, outputs: Outputs) -> dict[str, Tensor]:
         """Predictions from outputs (see `predict`)."""
-        found = self.heads.link(outputs)
-        for name, mask in outputs.places.items():
-            there = mask if found[name].ndim == mask.ndim else mask[..., None]
-            found[name] = found[name].masked_fill(~there, NOTHING)
-        return found
+        return self.heads.link(outputs, outputs.places)
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Parameters of the part that every task's features come from: the encoder."""

@@ -23,7 +23,7 @@ from torch import Tensor
 from pluribus.catalog.records import Records
 from pluribus.errors import BadInput
 from pluribus.tasks.columns import Column, numbers_of
-from pluribus.tasks.forms import Form, Maps, Ragged, Values, one_value
+from pluribus.tasks.forms import NOTHING, Form, Maps, Ragged, Values, one_value
 from pluribus.tasks.kinds import constants
 
 if TYPE_CHECKING:
@@ -68,7 +68,9 @@ class Kind:
         Values are [m]; [m, L] or [m, L, w]; [m, H, W] or [m, H, W, c]. The mask names the places that count ([m, L],
         [m, H, W]; None: all). A loss of two arguments is handed no mask.
     link : callable
-        Outputs → predictions, as metrics and files see them; of lists and maps in the padded form.
+        Outputs → predictions, as metrics and files see them: [m] or [m, C]; lists [m, K] or [m, K, w], -1 behind the last element
+        of a row; maps [m, H, W] or [m, H, W, c]. Where outputs are one row a place of a list, it is handed (outputs, mask [m, L]
+        of the places that there are); a link of one argument answers each place, and -1 is put where there is none.
     start : callable
         (values, number of classes) → outputs [width] of the best constant predictor; heads begin there. Values are [m]; lists
         padded with -1, [m, L] or [m, L, w]; of maps the places that have a label, [p] or [p, c].
@@ -106,7 +108,7 @@ class Kind:
     name: str
     width: Callable[[int], int]
     loss: Callable[..., Tensor]
-    link: Callable[[Tensor], Tensor]
+    link: Callable[..., Tensor]
     start: Callable[[Tensor, int], Tensor]
     metrics: tuple[str, ...]
     classes: bool = False
@@ -135,6 +137,15 @@ class Kind:
                 return plain(outputs, values)
 
             object.__setattr__(self, "loss", loss)
+        if self.per == "list" and _takes(self.link) == 1:
+            each = self.link
+
+            @functools.wraps(each)
+            def link(outputs: Tensor, mask: Tensor | None = None) -> Tensor:
+                found = each(outputs)
+                return found if mask is None else found.masked_fill(~mask.reshape(*mask.shape, *[1] * (found.ndim - 2)), NOTHING)
+
+            object.__setattr__(self, "link", link)
 
     # A task of this kind
 
