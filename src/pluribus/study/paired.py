@@ -35,7 +35,19 @@ SCOPE = "this file only"
 
 @dataclass(frozen=True)
 class Scored:
-    """A task's rows: whose metric is the mean of `score` [m]. unit [m]: what is resampled. direction: "max" or "min"."""
+    """A task's rows, whose mean score is its metric.
+
+    Parameters
+    ----------
+    metric : str
+        What the metric is called.
+    direction : {"max", "min"}
+        Whether more is better.
+    unit : array [m]
+        What is resampled: rows of one unit move together.
+    score : array of float [m]
+        Each row's score.
+    """
 
     metric: str
     direction: str
@@ -56,7 +68,24 @@ def compare_scores(
 ) -> Verdict:
     """Judge per-row scores against others of the same rows, in the same order.
 
-    challenger: task → its rows. references: name → task → scores. unit: what a unit is called.
+    Parameters
+    ----------
+    challenger : mapping of str to Scored
+        Task → its rows.
+    references : mapping
+        Name → task → scores [m] of the same rows.
+    name : str
+        What the challenger is called.
+    unit : str, default "row"
+        What a unit is called.
+    level : float, default 0.95
+        Of the intervals.
+    repeats : int, default 1000
+        Resamples.
+    seed : int, default 0
+        Of the resamples.
+    notes : sequence of str
+        What a reader must know; the verdict carries them.
     """
     tasks = list(challenger)
     sizes = [len(challenger[t].score) for t in tasks]

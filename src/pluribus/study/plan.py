@@ -38,9 +38,21 @@ EQUAL_TIME = "shared_bottom_equal_time"  # equal weights, trained on for the tim
 class Trial:
     """One training: a pure function of these fields and the prepared data.
 
-    phase: "screen" (subsample, one seed), "final", "longer" (specialists that the budget cut short, given up to T times their
-    share from what the roads left over) or "equaltime" (equal weights trained on for the time of the slowest balancer).
-    seconds: core-seconds it may spend.
+    Parameters
+    ----------
+    phase : {"screen", "final", "longer", "equaltime"}
+        A screening on a subsample with one seed; a final; specialists that the budget cut short, given up to T times their
+        share from what the roads left over; or equal weights, trained on for the time of the slowest balancer.
+    candidate : str
+        A name of the catalog, or `NAME+BALANCER`.
+    settings : dict
+        The candidate's settings.
+    seed : int
+        Of initial weights, sampling and shuffling.
+    seconds : float
+        Core-seconds it may spend.
+    index : int, default 0
+        Which of the candidate's configurations the settings are.
     """
 
     phase: str
@@ -52,13 +64,33 @@ class Trial:
 
     @property
     def id(self) -> str:
+        """The name of its folder in the journal."""
         return f"{self.phase}-{self.candidate}-{self.index}-s{self.seed}"
 
 
 @dataclass(frozen=True)
 class Road:
-    """One candidate's share: its screening trials (none: the defaults go straight to the final), the core-seconds of each
-    final, and the estimated core-seconds that a final needs to reach its early stop."""
+    """One candidate's share of the budget.
+
+    Parameters
+    ----------
+    candidate : str
+        Its name.
+    label : str
+        What people call it.
+    per_task : bool
+        Whether it is one model a task.
+    configurations : tuple of dict
+        What is screened; a single one goes straight to the finals.
+    screening_seconds : float
+        Core-seconds of each screening trial.
+    final_seconds : float
+        Core-seconds of each final.
+    estimate : float
+        Core-seconds that a final is estimated to need for its early stop.
+    trainings : int
+        How many models are trained in all.
+    """
 
     candidate: str
     label: str
@@ -70,6 +102,7 @@ class Road:
     trainings: int
 
     def screens(self, seed: int) -> list[Trial]:
+        """The screening trials; none where there is one configuration."""
         if len(self.configurations) < 2:
             return []
         return [
@@ -82,12 +115,25 @@ class Road:
         return [Trial("longer", self.candidate, self.configurations[chosen], seed, seconds, chosen) for seed in seeds]
 
     def finals(self, chosen: int, seeds: Sequence[int]) -> list[Trial]:
+        """The chosen configuration on all training rows, with each seed."""
         return [Trial("final", self.candidate, self.configurations[chosen], seed, self.final_seconds, chosen) for seed in seeds]
 
 
 @dataclass(frozen=True)
 class Plan:
-    """Roads that run, candidates that cannot with the reason, and the seeds of the finals."""
+    """What a study will train.
+
+    Parameters
+    ----------
+    roads : tuple of Road
+        The candidates that run.
+    left_out : dict of str to str
+        Candidate → why it cannot run.
+    seeds : tuple of int
+        The seeds of the finals.
+    budget : float
+        Core-seconds in all.
+    """
 
     roads: tuple[Road, ...]
     left_out: dict[str, str]
@@ -172,7 +218,20 @@ def _why_not(candidate: Candidate, data: Prepared) -> str | None:
 
 
 def plan(spec: TableStudy, data: Prepared) -> Plan:
-    """Share the budget out over the candidates that can run on this table."""
+    """Share the budget out over the candidates that can run on this table.
+
+    Parameters
+    ----------
+    spec : TableStudy
+        The settings.
+    data : Prepared
+        The train and valid parts.
+
+    Raises
+    ------
+    BadInput
+        Names or settings that nobody knows, or no candidate that can run.
+    """
     left_out: dict[str, str] = {}
     running: list[tuple[str, Candidate]] = []
     if spec.backbone is not None and not data.texts:

@@ -83,8 +83,8 @@ class Reporter:
         """A trial has finished (or had, in an earlier run)."""
         status = result["status"]
         fields = {key: result.get(key) for key in ("rule", "seconds", "undertrained", "error") if result.get(key) is not None}
-        heard = result.get("diagnostics") or {}
-        fields |= {key: round(heard[key], 4) for key in SCALARS if key in heard}
+        measured = result.get("diagnostics") or {}
+        fields |= {key: round(measured[key], 4) for key in SCALARS if key in measured}
         self.event("trial", trial=trial.id, status=status, again=again, **fields)
         if status == "done":
             phase = f"screen, configuration {trial.index + 1}" if trial.phase == "screen" else trial.phase

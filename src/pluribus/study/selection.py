@@ -22,7 +22,25 @@ CHAMPION = "champion"
 
 @dataclass(frozen=True)
 class Finalist:
-    """A candidate's finals: one entry a seed, in the order of the seeds."""
+    """A candidate's finals.
+
+    Parameters
+    ----------
+    candidate, label, encoder : str
+        Its name, what people call it, and its encoder (None: it has none).
+    per_task : bool
+        Whether it is one model a task.
+    settings : dict
+        The configuration that the finals share.
+    trials, seeds : tuple
+        The trial and the seed of each final, in the order of the seeds.
+    rules : tuple of float
+        The rule of each final: mean skill over the main tasks on validation.
+    valid : tuple of dict
+        The predictions of each final on the valid part.
+    undertrained : frozenset of str
+        Tasks that the budget cut short.
+    """
 
     candidate: str
     label: str
@@ -37,6 +55,7 @@ class Finalist:
 
     @property
     def rule(self) -> float:
+        """Mean over the seeds."""
         return float(np.mean(self.rules))
 
 
@@ -44,10 +63,28 @@ class Finalist:
 class Choice:
     """What was chosen, and by what.
 
-    winner: the joint candidate with the best rule, None where none ran. specialists: task → the specialist with the best
-    mean main metric ("champion" among them). same_encoder: the specialists with the winner's encoder, if they ran.
-    recommended: "one model", "committee" or "specialists". answers: task → candidate that answers in `model/`.
-    trials: candidate → the trial whose weights are deployed (the seed with the best rule).
+    Parameters
+    ----------
+    winner : str or None
+        The joint candidate with the best rule; None where none ran.
+    specialists : dict of str to str
+        Task → the specialist with the best mean main metric ("champion" among them).
+    same_encoder : str or None
+        The specialists with the winner's encoder, if they ran.
+    recommended : {"one model", "committee", "specialists"}
+        What is deployed.
+    answers : dict of str to str
+        Task → the candidate that answers in `model/`.
+    trials : dict of str to str
+        Candidate → the trial whose weights are deployed (the seed with the best rule).
+    settings : dict of str to dict
+        Candidate → its configuration.
+    rules : dict of str to float
+        Candidate → its mean rule.
+    valid_words : dict of str to str
+        Task → the word of the verdict on validation, which is never claimed.
+    reason : str
+        Why this is recommended.
     """
 
     winner: str | None
@@ -99,7 +136,26 @@ def choose(
     seed: int,
     unit: str,
 ) -> Choice:
-    """Choose the winner, its references and the recommendation on the valid part."""
+    """Choose the winner, its references and the recommendation on the valid part.
+
+    Parameters
+    ----------
+    data : Prepared
+        The train and valid parts.
+    finalists : sequence of Finalist
+        What can be chosen, in the catalog's order, which decides ties.
+    champion : dict or None
+        Task → predictions of the user's own model on the valid part.
+    allow_committee : bool
+        Whether one model may be deployed beside specialists where sharing hurts.
+    level, repeats, seed, unit
+        Of the intervals, as for `pluribus.evaluation.verdict.judge`.
+
+    Raises
+    ------
+    BadInput
+        Nothing finished.
+    """
     if not finalists:
         raise BadInput("every training failed", where="study", remedy="see log.jsonl for the reasons")
     joint = [f for f in finalists if not f.per_task]

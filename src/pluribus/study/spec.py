@@ -41,7 +41,18 @@ def seconds(text: str | float, *, where: str = "budget") -> float:
 def checked(model: type[Model], row: Mapping[str, Any], *, where: str, nested: Sequence[type[BaseModel]], schema: str) -> Model:
     """The settings as `model`; the first thing that is wrong becomes one line with the field's name and a remedy.
 
-    nested: the models of fields within. schema: the command that prints what may stand there.
+    Parameters
+    ----------
+    model : type
+        What they are checked against.
+    row : mapping
+        The settings.
+    where : str
+        Where they stand, for messages.
+    nested : sequence of type
+        The models of fields within.
+    schema : str
+        The command that prints what may stand there.
     """
     version = row.get("schema_version", 1)
     if isinstance(version, int) and version > SCHEMA_VERSION:

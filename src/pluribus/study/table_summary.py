@@ -184,16 +184,16 @@ def balancers(finalists: Sequence[Finalist], results: dict[str, list[dict[str, A
 
 def grouping(results: Sequence[dict[str, Any]]) -> list[list[str]]:
     """The tasks in at most two groups that help each other most by the measured affinity, mean over seeds."""
-    heard = [r["diagnostics"] for r in results if r.get("diagnostics")]
-    heard = [d for d in heard if d["tasks"] == heard[0]["tasks"]]
-    if not heard or len(heard[0]["tasks"]) < 3:
+    measured = [r["diagnostics"] for r in results if r.get("diagnostics")]
+    measured = [d for d in measured if d["tasks"] == measured[0]["tasks"]]
+    if not measured or len(measured[0]["tasks"]) < 3:
         return []
     import torch
 
     from pluribus.balancing import group_tasks
 
-    affinity = torch.tensor([d["affinity"] for d in heard]).mean(0)
-    return [list(group.serves) for group in group_tasks(affinity, 2, tasks=heard[0]["tasks"])]
+    affinity = torch.tensor([d["affinity"] for d in measured]).mean(0)
+    return [list(group.serves) for group in group_tasks(affinity, 2, tasks=measured[0]["tasks"])]
 
 
 def headline(choice: Choice, verdict: Verdict | None) -> str:

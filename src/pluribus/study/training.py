@@ -28,8 +28,18 @@ UNENDING = 1_000_000  # epochs
 class Trained:
     """What the trainings left.
 
-    finalists: the roads with a final that finished. failed: road → why a final of it did not. seconds: core-seconds spent on
-    screening and finals. longer: second rows, never claimed. notes: why a second row is there or not.
+    Parameters
+    ----------
+    finalists : list of Finalist
+        The roads with a final that finished.
+    failed : dict of str to str
+        Road → why a final of it did not.
+    seconds : float
+        Core-seconds spent on screening and finals.
+    longer : list of Finalist
+        Second rows, never claimed.
+    notes : list of str
+        Why a second row is there or not.
     """
 
     finalists: list[Finalist]

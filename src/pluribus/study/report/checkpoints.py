@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from pluribus.study.report import evidence, verdict
-from pluribus.study.report.figures import _AXIS, _around, _layout, label
+from pluribus.study.report.figures import AXIS, around, label, layout_of
 from pluribus.study.report.tables import Html, Pictures, bullets, section, table, tag
 from pluribus.study.report.words import Row, measure, number
 
@@ -28,13 +28,13 @@ def _memory(summary: Row, pictures: Pictures) -> Html:
     rows = summary["candidates"]
     names = list(rows)
     x, y = [rows[n]["bytes"] / 1e6 for n in names], [rows[n]["delta"] for n in names]
-    layout = _layout(320, margin={"l": 8, "r": 16, "t": 16, "b": 46})
+    layout = layout_of(320, margin={"l": 8, "r": 16, "t": 16, "b": 46})
     title = {"text": "stored, MB", "font": {"size": 12}}
-    layout["xaxis"] = {**_AXIS, "title": title, "rangemode": "tozero", "range": [0, 1.15 * max(x)]}
+    layout["xaxis"] = {**AXIS, "title": title, "rangemode": "tozero", "range": [0, 1.15 * max(x)]}
     layout["yaxis"] = {
-        **_AXIS,
+        **AXIS,
         "automargin": True,
-        "range": _around([*y, 0.0]),
+        "range": around([*y, 0.0]),
         "title": {"text": "Δm on test, %", "font": {"size": 12}},
     }
     layout["shapes"] = [

@@ -20,7 +20,7 @@ Figure = dict[str, Any]
 COLOURS = 7
 DASHES = ("solid", "dash", "dot", "dashdot", "longdash", "longdashdot", "5px 2px")
 SYMBOLS = ("circle", "square", "diamond", "cross", "triangle-up", "x", "star")
-_AXIS = {"gridcolor": "--line", "zeroline": False, "linecolor": "--soft", "tickfont": {"size": 12}, "fixedrange": True}
+AXIS = {"gridcolor": "--line", "zeroline": False, "linecolor": "--soft", "tickfont": {"size": 12}, "fixedrange": True}
 _SIDE = {"showgrid": False, "zeroline": False, "fixedrange": True, "tickfont": {"size": 12}}
 
 
@@ -39,7 +39,8 @@ def _wrapped(name: str) -> str:
     return "<br>".join(label(line, 24) for line in textwrap.wrap(name, 23, max_lines=2, placeholder="…")) or "?"
 
 
-def _layout(height: int, **more: Any) -> dict[str, Any]:
+def layout_of(height: int, **more: Any) -> dict[str, Any]:
+    """The layout that all pictures share, of so many pixels, with `more` keys of plotly's."""
     return {
         "height": height,
         "margin": {"l": 8, "r": 12, "t": 8, "b": 28},
@@ -54,7 +55,7 @@ def _layout(height: int, **more: Any) -> dict[str, Any]:
     }
 
 
-def _around(values: Sequence[Any]) -> list[float]:
+def around(values: Sequence[Any]) -> list[float]:
     """The range that holds all finite values, with room at both ends."""
     known = [float(v) for v in values if finite(v)]
     low, high = min(known), max(known)
@@ -66,12 +67,12 @@ def gains(comparison: Row, shown: Sequence[str]) -> Figure:
     """Each task's gain on an axis of its own, in its metric's unit: thick the method, thin this file, the tolerance shaded."""
     panel, rows = 96, [row for row in comparison["tasks"] if row["task"] in set(shown)]
     height = panel * len(rows)
-    layout = _layout(height, margin={"l": 62, "r": 14, "t": 0, "b": 0}, shapes=[], annotations=[])
+    layout = layout_of(height, margin={"l": 62, "r": 14, "t": 0, "b": 0}, shapes=[], annotations=[])
     data: list[dict[str, Any]] = []
     for i, row in enumerate(rows):
         key = "" if i == 0 else str(i + 1)
         x, y, top = f"x{key}", f"y{key}", i * panel
-        layout[f"xaxis{key}"] = {**_AXIS, "anchor": y, "nticks": 5}
+        layout[f"xaxis{key}"] = {**AXIS, "anchor": y, "nticks": 5}
         layout[f"yaxis{key}"] = {
             **_SIDE,
             "anchor": x,
@@ -122,7 +123,7 @@ def gains(comparison: Row, shown: Sequence[str]) -> Figure:
             }
         )
         ends = [row["gain"][scope][end] for scope in ("method", "file") if row["gain"][scope] for end in ("low", "value", "high")]
-        layout[f"xaxis{key}"]["range"] = _around([0.0, -(row["tolerance"] or 0.0), *ends])
+        layout[f"xaxis{key}"]["range"] = around([0.0, -(row["tolerance"] or 0.0), *ends])
         for scope, at, width in (("method", 1, 6), ("file", 0, 2)):
             found = row["gain"][scope]
             if found is None or not finite(found["value"]):
@@ -167,9 +168,9 @@ def scores(
     """One task, every candidate: a dot a seed, the mean large; filled where the figure is claimed, hollow where exploratory."""
     main = task["metrics"][0]
     known = [name for name in seeds if seeds[name]]
-    layout = _layout(46 * len(known) + 60, margin={"l": 8, "r": 14, "t": 8, "b": 44})
+    layout = layout_of(46 * len(known) + 60, margin={"l": 8, "r": 14, "t": 8, "b": 44})
     layout["xaxis"] = {
-        **_AXIS,
+        **AXIS,
         "nticks": 5,
         "title": {"text": f"{label(measure(main['name']))}, {direction(main['direction'])}", "font": {"size": 12}, "standoff": 6},
     }
@@ -183,7 +184,7 @@ def scores(
     data: list[dict[str, Any]] = []
     ends = [v for name in known for v in seeds[name]] + [intervals[n][e] for n in intervals for e in ("low", "high")]
     if any(map(finite, ends)):
-        layout["xaxis"]["range"] = _around(ends)
+        layout["xaxis"]["range"] = around(ends)
     for i, name in enumerate(known):
         colour, values = f"--c{list(seeds).index(name) % COLOURS}", [v for v in seeds[name] if finite(v)]
         if name in intervals and finite(intervals[name]["low"]):
@@ -226,15 +227,15 @@ def scores(
 def curves(task: Row, runs: Mapping[str, Sequence[Sequence[Any]]], labels: Mapping[str, str]) -> Figure:
     """One task's validation metric at each check of the training, a line a seed."""
     main = task["metrics"][0]
-    layout = _layout(220, margin={"l": 8, "r": 12, "t": 8, "b": 40})
-    layout["xaxis"] = {**_AXIS, "title": {"text": "check during training", "font": {"size": 12}, "standoff": 4}, "nticks": 6}
+    layout = layout_of(220, margin={"l": 8, "r": 12, "t": 8, "b": 40})
+    layout["xaxis"] = {**AXIS, "title": {"text": "check during training", "font": {"size": 12}, "standoff": 4}, "nticks": 6}
     longest = [max(map(len, lines)) for lines in runs.values() if any(lines)]
     if max(longest) <= 8:
         layout["xaxis"]["dtick"] = 1
     elif max(longest) >= 8 * min(longest):  # trees check every round, networks every epoch
         layout["xaxis"] |= {"type": "log", "tickvals": [1, 2, 5, 10, 20, 50, 100, 200, 500, 1000, 2000, 5000, 10000]}
     layout["yaxis"] = {
-        **_AXIS,
+        **AXIS,
         "automargin": True,
         "nticks": 5,
         "title": {"text": label(measure(main["name"])), "font": {"size": 12}, "standoff": 4},
@@ -266,7 +267,7 @@ def curves(task: Row, runs: Mapping[str, Sequence[Sequence[Any]]], labels: Mappi
 def holes(words: Sequence[str], codes: Mapping[str, Sequence[int]], ordered: str) -> Figure:
     """Tasks by rows: what each cell of the table is."""
     order = list(codes)
-    layout = _layout(max(90, 26 * len(order) + 56), margin={"l": 8, "r": 8, "t": 8, "b": 36})
+    layout = layout_of(max(90, 26 * len(order) + 56), margin={"l": 8, "r": 8, "t": 8, "b": 36})
     layout["yaxis"] = {
         **_SIDE,
         "automargin": True,
@@ -275,7 +276,7 @@ def holes(words: Sequence[str], codes: Mapping[str, Sequence[int]], ordered: str
         "range": [len(order) - 0.5, -0.5],
     }
     layout["xaxis"] = {
-        **_AXIS,
+        **AXIS,
         "showgrid": False,
         "showticklabels": False,
         "ticks": "",
@@ -307,12 +308,12 @@ def holes(words: Sequence[str], codes: Mapping[str, Sequence[int]], ordered: str
 
 def reliability(task: str, bins: Sequence[Row]) -> Figure:
     """Predicted against observed rate, with intervals; the diagonal is perfect."""
-    layout = _layout(260, margin={"l": 8, "r": 12, "t": 8, "b": 42})
+    layout = layout_of(260, margin={"l": 8, "r": 12, "t": 8, "b": 42})
     top = max([1e-3, *(v for b in bins for v in (b["predicted"], b["high"]) if finite(v))])
     low = min([0.0, *(b["predicted"] for b in bins if finite(b["predicted"]))])
     for axis, title in (("xaxis", "predicted probability"), ("yaxis", "observed rate")):
         layout[axis] = {
-            **_AXIS,
+            **AXIS,
             "range": [low - 0.03 * top, 1.05 * top],
             "nticks": 6,
             "automargin": True,
@@ -348,9 +349,9 @@ def reliability(task: str, bins: Sequence[Row]) -> Figure:
 
 def costs(ratios: Mapping[str, float]) -> Figure:
     """How many times cheaper the one model is than the specialists together; 1 is equal."""
-    layout = _layout(34 * len(ratios) + 56, margin={"l": 8, "r": 40, "t": 4, "b": 42})
+    layout = layout_of(34 * len(ratios) + 56, margin={"l": 8, "r": 40, "t": 4, "b": 42})
     layout["xaxis"] = {
-        **_AXIS,
+        **AXIS,
         "type": "log",
         "title": {"text": "← dearer · times cheaper →", "font": {"size": 12}},
         "tickvals": [0.01, 0.1, 0.25, 0.5, 1, 2, 4, 10, 100, 1000],
@@ -396,7 +397,7 @@ def costs(ratios: Mapping[str, float]) -> Figure:
 def cosines(tasks: Sequence[str], matrix: Sequence[Sequence[float]]) -> Figure:
     """Cosines of the tasks' gradients: a square map, the figures in its cells."""
     T = len(tasks)
-    layout = _layout(max(150, 34 * T + 100), margin={"l": 8, "r": 8, "t": 8, "b": 8})
+    layout = layout_of(max(150, 34 * T + 100), margin={"l": 8, "r": 8, "t": 8, "b": 8})
     ticks = {"tickvals": list(range(T)), "ticktext": [label(name, 16) for name in tasks], "automargin": True}
     layout["yaxis"] = {**_SIDE, **ticks, "range": [T - 0.5, -0.5]}
     layout["xaxis"] = {**_SIDE, **ticks, "range": [-0.5, T - 0.5], "tickangle": -40}
@@ -422,10 +423,10 @@ def cosines(tasks: Sequence[str], matrix: Sequence[Sequence[float]]) -> Figure:
 
 def conflicts(lines: Mapping[str, Sequence[float]], labels: Mapping[str, str]) -> Figure:
     """The conflict ratio of each candidate, window by window, in its learning curve's colour: `labels` are all candidates'."""
-    layout = _layout(260, margin={"l": 8, "r": 12, "t": 8, "b": 42})
+    layout = layout_of(260, margin={"l": 8, "r": 12, "t": 8, "b": 42})
     title = {"text": "part of the training", "font": {"size": 12}}
-    layout["xaxis"] = {**_AXIS, "title": title, "range": [0, 1.02], "tickformat": ".0%"}
-    layout["yaxis"] = {**_AXIS, "range": [-0.02, 1.02], "tickformat": ".0%", "automargin": True}
+    layout["xaxis"] = {**AXIS, "title": title, "range": [0, 1.02], "tickformat": ".0%"}
+    layout["yaxis"] = {**AXIS, "range": [-0.02, 1.02], "tickformat": ".0%", "automargin": True}
     data = [
         {
             "x": [(i + 1) / len(line) for i in range(len(line))],
