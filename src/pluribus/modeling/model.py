@@ -25,9 +25,18 @@ FORMS: dict[Form, str] = {"value": "row", "list": "place of a list", "map": "pla
 
 
 class Encoder(nn.Module, ABC):
-    """Inputs → Features. `width` is the size of the last (or channel) dimension of `Features.main`."""
+    """Inputs → Features.
+
+    Attributes
+    ----------
+    width : int
+        The size of the last (of maps: the channel) dimension of `Features.main`, and of its levels.
+    members : int or None
+        How many predictions a row gets, where that is not one (an ensemble): then `main` is [B, members, width].
+    """
 
     width: int
+    members: int | None = None
 
     @abstractmethod
     def forward(self, inputs: Any, context: Mapping[str, Tensor]) -> Features: ...

@@ -21,13 +21,11 @@ class BankEncoder(Encoder):
     The first dimension of every parameter is a multiple of `copies`: E networks, each with its own slice.
 
     copies: E. piece: rows times copies that go through at a time where no gradient is wanted, so that memory is bounded.
-    members: how many predictions a row gets, where that is not one: then features are [B, members, width], and the heads
-        are `pluribus.tabular.members.MemberHeads`.
+    members: where that is not None, the heads are `pluribus.tabular.members.MemberHeads`.
     """
 
     copies: int
     piece: int = 2**16
-    members: int | None = None
 
     @classmethod
     def of(cls, columns: FittedColumns, *, copies: int = 1, **settings: Any) -> Self:

@@ -43,6 +43,8 @@ class M2TRec(Ranking):
     """catalogue: the items. categories: codes of each categorical attribute, whose class in the next item is predicted too.
     length: longest session. width: d. size: width of an attribute's embedding."""
 
+    session: str
+
     def __init__(
         self,
         catalogue: Catalogue,

@@ -78,5 +78,4 @@ def mean_link(record: Kind, outputs: Tensor) -> Tensor:
 
 def heads_for(tasks: Sequence[Task], encoder: Encoder) -> Heads:
     """The heads that fit an encoder: with members where it has members."""
-    members = getattr(encoder, "members", None)
-    return Heads(tasks, encoder.width) if members is None else MemberHeads(tasks, encoder.width, members)
+    return Heads(tasks, encoder.width) if encoder.members is None else MemberHeads(tasks, encoder.width, encoder.members)

@@ -49,8 +49,12 @@ JUDGED = 5000  # validation rows that early stopping looks at, at most
 
 
 class Ranking(nn.Module):
-    """Vectors of items, queries of rows, and a loss. All of its parameters serve the one task that it has in training."""
+    """Vectors of items, queries of rows, and a loss. All of its parameters serve the one task that it has in training.
 
+    session: the input without which a row cannot be ranked, if any.
+    """
+
+    session: str | None = None
     tasks: Mapping[str, Task] = MappingProxyType({})
 
     @abstractmethod
@@ -253,9 +257,8 @@ def rank_rows(model: Ranking, data: Prepared, rows: NDArray[np.int64], catalogue
         inputs = data.batch(places[start : start + STEP], tasks=()).inputs
         queries = model.queries(inputs, catalogue, vectors)
         best = ranked(queries @ vectors[:-1].T).double()
-        session = getattr(model, "session", None)
-        if session is not None:
-            best[~inputs[session]["mask"].any(1)] = math.nan
+        if model.session is not None:
+            best[~inputs[model.session]["mask"].any(1)] = math.nan
         found.append(best)
     return torch.cat(found).numpy()
 

@@ -205,6 +205,12 @@ class Fitted(ABC):
     def record(self, record: FitRecord | Mapping[str, Any]) -> None:
         self._record = record if isinstance(record, FitRecord) else FitRecord.of(record)
 
+    @classmethod
+    def open(cls, folder: Path) -> Fitted | None:
+        """Read a folder that has a form of the artefact's own, and no part of this class in its manifest (`pluribus merge` writes
+        such folders, which know nothing of tables); None where there is no such form."""
+        return None
+
     def requested(self, tasks: Sequence[str] | None) -> list[str]:
         names = [task.name for task in self.tasks]
         for name in tasks or ():

@@ -51,6 +51,6 @@ def _opened(folder: Path) -> Fitted | None:
         return None
     for entry in catalog.entries(family="artefact"):
         if entry.name == about.get("kind"):
-            found = getattr(entry.resolve(), "open", None)
-            return None if found is None else found(folder)
+            made: type[Fitted] = entry.resolve()
+            return made.open(folder)
     return None

@@ -32,6 +32,7 @@ from pluribus.errors import BadInput, require
 from pluribus.merging.bundle import open_bundle
 from pluribus.merging.container import MergeContainer
 from pluribus.merging.modules import example, image_shape, names_in, skeleton
+from pluribus.merging.parts import FactorPart
 from pluribus.modeling.artefact.fitted import Array, Costs, Fitted, Wanted
 from pluribus.tasks import Task
 
@@ -165,8 +166,8 @@ class Merged(Fitted):
         for task in held.tasks:
             part = held.parts[task]
             tensors += held.heads[task].values()
-            for kept in (getattr(part, "whole", {}).values(), *(pair for pair in getattr(part, "factors", {}).values())):
-                tensors += kept
+            if isinstance(part, FactorPart):
+                tensors += [*part.whole.values(), *(tensor for pair in part.factors.values() for tensor in pair)]
         parameters = sum(t.numel() for t in tensors)
         per_row = 2.0 * sum(p.numel() for p in self.served.model.parameters())
         return Costs(parameters, per_row, sum(sizes.values()), 0.0)
