@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import re
 import signal
@@ -164,3 +165,20 @@ def test_a_work_folder_belongs_to_one_training(table: Path, tmp_path: Path) -> N
     pd.testing.assert_frame_equal(one, two)
     with pytest.raises(BadInput, match="knows its targets"):
         command.main([*prepared, "--target", "default", "-o", str(tmp_path / "third")], standalone_mode=False)
+
+
+def test_a_work_folder_of_the_first_edition_goes_on(table: Path, tmp_path: Path) -> None:
+    """Its note names every role, two of them otherwise: if this fails, a long training begins anew after an update."""
+    words = [str(table), "--target", "default", "--target", "loss", "--split", "random", "--set", "width=8", "--set", "epochs=1"]
+    command.main([*words, "--keep", "-o", str(tmp_path / "model")], standalone_mode=False)
+    note = tmp_path / "model.work" / "training.json"
+    held = json.loads(note.read_text())
+    assert held.pop("split") == "random"
+    roles = dict.fromkeys(("id_", "weight", "group", "task_column"))
+    note.write_text(json.dumps({**held, **roles, "ignore": [], "how": "random"}))
+    (tmp_path / "model").rename(tmp_path / "first")
+    command.main([*words, "--keep", "-o", str(tmp_path / "model")], standalone_mode=False)
+    note.write_text(json.dumps({**held, **roles, "ignore": ["a"], "how": "random"}))
+    (tmp_path / "model").rename(tmp_path / "second")
+    with pytest.raises(BadInput, match="holds another training"):
+        command.main([*words, "--keep", "-o", str(tmp_path / "model")], standalone_mode=False)
