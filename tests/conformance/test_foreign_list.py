@@ -27,6 +27,7 @@ from pluribus.data.splitting import split
 from pluribus.data.table import Table
 from pluribus.errors import BadInput
 from pluribus.modeling import Budget, Candidate, Encoder, Features, FitRecord, Fitted
+from pluribus.modeling.pieces import LIMIT
 from pluribus.serving import application
 from pluribus.study import Study, StudyResult
 from pluribus.tabular.network import Network, build
@@ -36,7 +37,8 @@ from pluribus.tasks.forms import NOTHING, Ragged, Values
 from pluribus.tasks.kinds import KINDS, Kind
 from pluribus.tasks.kinds.record import Declared, Empty
 from pluribus.tasks.metrics import METRICS, Additive
-from pluribus.training import Stage, Trainer
+from pluribus.training import Stage, Trainer, predict
+from pluribus.training.judging import Judge
 
 # -- the kind: spans of a signal, each its first place and the place behind its last ---------------------------------------------
 
@@ -272,9 +274,29 @@ def test_its_model_predicts_and_serves(result: StudyResult, tmp_path: Path) -> N
         assert schema["items"]["type"] == "array"
 
 
+def test_training_judges_it_by_terms(result: StudyResult) -> None:
+    """The rows of the valid part in pieces, each with its own longest list: the terms that are kept give the metric of the whole.
+    If this fails, lists are cut to the longest of one piece, or judging holds all of them."""
+    model, data = result.model, _prepared()
+    assert isinstance(model, Network)
+    judge = Judge(data.tasks[0], data)
+    assert judge.by_terms
+    rows = {"events": torch.from_numpy(judge.cells.rows)}
+    whole = predict(model.model, data, rows)["events"]
+    cut = predict(model.model, data, rows, bytes_each=LIMIT // 7)["events"]
+    assert isinstance(cut, Ragged)
+    assert [cut.row(i).tolist() for i in range(len(cut))] == [whole.row(i).tolist() for i in range(len(whole))]
+    kept = predict(model.model, data, rows, bytes_each=LIMIT // 7, keep={"events": judge.terms})["events"]
+    assert judge.score_of(kept) == pytest.approx(judge.score(whole))
+
+
 def test_who_cannot_answer_lists_says_so() -> None:
-    table = Table(_frame(), ["events:spans"], split="random")
-    data = prepare(table, split(table, 0))
+    data = _prepared()
     assert SingleNetworks().unreadable(data) == "it does not find spans"
     assert LightGBMPerTask().unreadable(data) == "it does not find spans"
     assert SpanFinder().unreadable(data) is None
+
+
+def _prepared() -> Prepared:
+    table = Table(_frame(), ["events:spans"], split="random", ignore=("level",))
+    return prepare(table, split(table, 0))

@@ -15,14 +15,22 @@ from pluribus.data import Cells, Dataset
 from pluribus.evaluation import metrics
 from pluribus.evaluation.skill import best_constant, skill
 from pluribus.modeling import MultiTaskModel
-from pluribus.modeling.pieces import bytes_per_row, pieces
+from pluribus.modeling.pieces import bytes_per_row, collected, pieces
 from pluribus.tasks import Task
+from pluribus.tasks.forms import joined
+from pluribus.tasks.metrics import Additive
+from pluribus.tasks.weightings import Weightings
 
 
 @torch.no_grad()
 def predict(
-    model: MultiTaskModel, data: Dataset, rows: Mapping[str, Tensor], *, bytes_each: float | None = None
-) -> dict[str, NDArray[np.float64]]:
+    model: MultiTaskModel,
+    data: Dataset,
+    rows: Mapping[str, Tensor],
+    *,
+    bytes_each: float | None = None,
+    keep: Mapping[str, Callable[[Any, NDArray[np.int64]], Any]] | None = None,
+) -> dict[str, Any]:
     """Predictions of an encoded table, in pieces of bounded memory, each row encoded once.
 
     Parameters
@@ -35,20 +43,29 @@ def predict(
         Task → the rows asked for (int64 [m]).
     bytes_each : float or None
         Bytes of a row's inputs and outputs, as `row_bytes` found them; None: measured here.
+    keep : mapping of str to callable or None
+        Task → what is kept of a piece's predictions, from (predictions, their positions among the task's rows); default: the
+        predictions.
 
     Returns
     -------
-    dict of str to ndarray of float64
-        Task → [m] or [m, C], in the order of its rows.
+    dict of str to ndarray, Ragged or Maps
+        Task → predictions, or what is kept of them, in the order of its rows: [m] or [m, C], lists, maps.
     """
     union, run = _passes(model, data, rows)
-    parts: dict[str, list[Tensor]] = {name: [] for name in rows}
     if not len(union):
         return {name: np.zeros(0) for name in rows}
+    places = {name: torch.searchsorted(union, wanted.contiguous()).numpy() for name, wanted in rows.items()}
+    kept: dict[str, list[Any]] = {name: [] for name in rows}
+    order: dict[str, list[NDArray[np.int64]]] = {name: [] for name in rows}
     for piece in pieces(len(union), bytes_per_row(run, len(union)) if bytes_each is None else bytes_each):
         for name, value in run(piece)[1].items():
-            parts[name].append(value.double().cpu())
-    return {name: torch.cat(parts[name])[torch.searchsorted(union, rows[name].contiguous())].numpy() for name in rows}
+            here = np.flatnonzero((places[name] >= piece.start) & (places[name] < piece.stop))
+            if len(here) or not kept[name]:  # a task without a row has an empty answer in its own form
+                own = collected(model.form[name], [value])[places[name][here] - piece.start]
+                kept[name].append(keep[name](own, here) if keep and name in keep else own)
+                order[name].append(here)
+    return {name: joined(kept[name])[np.argsort(np.concatenate(order[name]))] for name in rows}
 
 
 def row_bytes(model: MultiTaskModel, data: Dataset, rows: Mapping[str, Tensor]) -> float:
@@ -71,6 +88,12 @@ def _passes(
     return union, run
 
 
+def watched(task: Task) -> Task:
+    """The task as training watches it: by the cheap metric that its kind names, where there is one."""
+    cheap = task.record.watch
+    return task if cheap is None else task.with_(metrics=(cheap, *task.metrics))
+
+
 class Judge:
     """One task on the validation part: its cells, its main metric, and what the constant predictor scores."""
 
@@ -84,11 +107,32 @@ class Judge:
             best = best_constant(task, train.values, train.weight)
             self.constant = metrics.of_constant(task.main_metric, best, self.cells.values, self.cells.weight, self.groups)
 
-    def score(self, prediction: NDArray[np.float64]) -> float:
+    @property
+    def by_terms(self) -> bool:
+        """Whether terms are kept in place of predictions: maps and lists are large, and their metric is a function of sums."""
+        return isinstance(self.task.main_metric, Additive) and not isinstance(self.cells.values, np.ndarray)
+
+    def score(self, prediction: Any) -> float:
+        """The metric of predictions of all cells; NaN where there is none."""
         if not len(self.cells):
             return math.nan
         value = metrics.compute(self.task.main_metric, prediction, self.cells.values, self.cells.weight, groups=self.groups)
         return float(np.asarray(value))
+
+    def terms(self, prediction: Any, at: NDArray[np.int64]) -> NDArray[np.float64]:
+        """The metric's terms [m, k] of predictions of some cells, by their positions."""
+        metric = self.task.main_metric
+        assert isinstance(metric, Additive)
+        return metric.each(*metric.checked(prediction, self.cells.values[at]))
+
+    def score_of(self, terms: NDArray[np.float64]) -> float:
+        """The metric from the terms of all cells; NaN where there is none."""
+        metric = self.task.main_metric
+        assert isinstance(metric, Additive)
+        if not len(self.cells):
+            return math.nan
+        weight = np.ones(len(self.cells)) if self.cells.weight is None else self.cells.weight
+        return float(metric.finished(Weightings.of_rows(weight[None]).sums(terms))[0])
 
     def skill(self, score: float) -> float:
         """See `pluribus.evaluation.skill`."""

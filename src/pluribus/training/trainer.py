@@ -16,6 +16,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 
 from pluribus.balancing import Diagnostics
 from pluribus.data import Batch, Dataset, Labels
@@ -24,7 +25,7 @@ from pluribus.modeling.pieces import FEW, LIMIT, bytes_of
 from pluribus.training import processes
 from pluribus.training.callbacks import Callback
 from pluribus.training.history import EpochSums, History
-from pluribus.training.judging import Judge, predict, row_bytes, rule
+from pluribus.training.judging import Judge, predict, row_bytes, rule, watched
 from pluribus.training.snapshot import read_snapshot, write_snapshot
 from pluribus.training.stage import Stage
 from pluribus.training.state import StageState
@@ -128,7 +129,7 @@ class Trainer:
     def _run(self, state: StageState, data: Dataset) -> None:
         """Train a stage to its end."""
         stage, history = state.stage, state.history
-        judges = [Judge(self.model.tasks[name], data) for name in state.tasks]
+        judges = [Judge(watched(self.model.tasks[name]), data) for name in state.tasks]
         bytes_each = row_bytes(self.model, data, _rows(judges))
         parameters = sum(p.numel() for p in state.stepper.update.parameters)
         plan = {"stage": state.index, "epochs": stage.epochs, "tasks": list(state.tasks), "parameters": parameters}
@@ -192,14 +193,16 @@ class Trainer:
 
     def _evaluate(self, data: Dataset, judges: list[Judge], bytes_each: float) -> tuple[dict[str, float], dict[str, float]]:
         """Main metric and skill of every judged task on validation; rows are shared out over processes and gathered."""
-        predictions = predict(self.model, data, _rows(judges), bytes_each=bytes_each)
+        shares = {judge.task.name: processes.share(torch.arange(len(judge.cells))).numpy() for judge in judges}
+        keep = {j.task.name: _terms(j, shares[j.task.name]) for j in judges if j.by_terms}
+        kept = predict(self.model, data, _rows(judges), bytes_each=bytes_each, keep=keep)
         scores, skills = {}, {}
         for judge in judges:
-            order = processes.gather(processes.share(torch.arange(len(judge.cells))).numpy().astype(np.float64)).astype(int)
-            value = np.empty_like(gathered := processes.gather(predictions[judge.task.name]))
-            value[order] = gathered
-            scores[judge.task.name] = judge.score(value)
-            skills[judge.task.name] = judge.skill(scores[judge.task.name])
+            name = judge.task.name
+            order = processes.gather(shares[name].astype(np.float64)).astype(int)
+            value = processes.gather(kept[name])[np.argsort(order)]
+            scores[name] = judge.score_of(value) if judge.by_terms else judge.score(value)
+            skills[name] = judge.skill(scores[name])
         return scores, skills
 
     def _call(self, event: str, record: dict[str, Any]) -> None:
@@ -233,6 +236,11 @@ class Trainer:
         for name in ("train", "valid"):
             digest.update(np.ascontiguousarray(data.parts[name]).tobytes())
         return digest.hexdigest()
+
+
+def _terms(judge: Judge, share: NDArray[np.int64]) -> Callable[[Any, NDArray[np.int64]], NDArray[np.float64]]:
+    """What is kept of predictions of this process's share of the cells."""
+    return lambda prediction, at: judge.terms(prediction, share[at])
 
 
 def _rows(judges: Sequence[Judge]) -> dict[str, torch.Tensor]:
