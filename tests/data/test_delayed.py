@@ -11,11 +11,11 @@ import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
-from pluribus.data.delayed import CLIP, seen_share, weighed
 from pluribus.data.prepared import Cells, prepare
 from pluribus.data.sampling import TaskSampler, Uniform
 from pluribus.data.splitting import split
 from pluribus.data.table import Table
+from pluribus.data.table.delayed import CLIP, seen_share, weighed
 from pluribus.errors import BadInput
 from pluribus.evaluation import metrics
 from pluribus.modeling.funnels import entire_space

@@ -10,7 +10,7 @@ import pandas as pd
 import pytest
 
 from pluribus.data import Table
-from pluribus.data.targets import parse_target
+from pluribus.data.table.targets import parse_target
 from pluribus.errors import BadInput
 from pluribus.tasks import Task
 

@@ -485,15 +485,9 @@ def test_nan_in_a_table_is_a_missing_number(network: Any, client_of: Any) -> Non
 
 
 def test_lists_are_bounded() -> None:
-    from types import SimpleNamespace
+    from pluribus.data import FittedColumns, Table
 
-    columns: Any = SimpleNamespace(
-        id=None,
-        inputs=[SimpleNamespace(name="s", type="sequence")],
-        sequences={"s": SimpleNamespace(kind="number")},
-        texts=(),
-        task_column=None,
-    )
+    columns = FittedColumns.fit(Table(pd.DataFrame({"s": [[0.5], [1.5, 2.5]] * 3, "y": [0, 1, 2] * 2}), ["y:count"]))
     rows = Reader(columns, Limits(elements=2)).json(b'[{"s": [1, 2]}, {"s": [1, 2, 3]}]')
     assert rows.good == [0]
     assert "is a list of 3, the limit is 2" in rows.errors[1]

@@ -1,4 +1,4 @@
-"""Item tables: a second table with one row an item, joined by key to columns of items in the first.
+"""The catalogue of an item table, as a model was fitted on it.
 
 A joined column, one item a row or a list of them, becomes codes into the catalogue: 0 missing, 1 not in the catalogue, 2 + i the
 item in row i of `FittedItems.data`, which holds every item's attributes, encoded as a table is. So a model that reads attributes
@@ -7,7 +7,7 @@ can score an item that no training row mentions, and the catalogue may grow once
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -16,114 +16,38 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pluribus.data.ingest import read_table
+from pluribus.data.inputs.record import Features, Words
 from pluribus.data.prepared import Prepared
 from pluribus.data.ragged import Texts
-from pluribus.data.table import Table
-from pluribus.errors import BadInput, unknown
-from pluribus.tasks.columns import word_of
+from pluribus.data.statistics import FIRST, MISSING, UNSEEN
+from pluribus.data.table.items import ItemTable, keys_of
+from pluribus.errors import BadInput
 
 if TYPE_CHECKING:
     import pandas as pd
 
-    from pluribus.tasks import Task
-
 FILE = "items.safetensors"
+_NO_WORD = "\0"  # no attribute's word: an item that the catalogue lacks, or a word that its items in training did not have
 
 IntArray = NDArray[np.int64]
-
-
-@dataclass(frozen=True)
-class ItemTable:
-    """A table of items.
-
-    frame: one row an item. key: its column of distinct, complete keys. columns: the columns of the other table that hold keys
-    (default: the one that is called like this table, else like the key). ignore: columns that are no attributes. text: columns
-    of text. max_length: how many of a list's latest elements are kept. source: the file's name, for messages.
-    """
-
-    frame: pd.DataFrame
-    key: str
-    columns: Sequence[str] = ()
-    ignore: Sequence[str] = ()
-    text: Sequence[str] = ()
-    max_length: int = 100
-    source: str = "item table"
-
-    @classmethod
-    def read(cls, path: str | Path, key: str, columns: Sequence[str] = (), **roles: Any) -> ItemTable:
-        """From a CSV or Parquet file; keys keep their leading zeros."""
-        return cls(read_table(path, text=[key, *roles.get("text", ())]), key, columns, source=str(path), **roles)
-
-    def joined(self, name: str, inputs: Sequence[str]) -> tuple[str, ...]:
-        """The input columns that this table, called `name`, is joined to."""
-        if isinstance(self.columns, str):
-            raise BadInput("columns must be a list of names", where=f"items {name!r}", remedy=f"write [{self.columns!r}]")
-        for column in self.columns:
-            if column not in inputs:
-                raise unknown("input column", column, inputs, where=f"items {name!r}")
-        found = tuple(self.columns) or tuple(c for c in (name, self.key) if c in inputs)[:1]
-        if not found:
-            remedy = "say which: columns=[…]"
-            raise BadInput("no column holds its keys", where=f"items {name!r}", remedy=remedy)
-        return found
-
-    def attributes(self) -> Attributes:
-        """The checked table of attributes.
-
-        Raises
-        ------
-        BadInput: the key is no column, is empty in a row, or stands in two rows; and whatever a `Table` refuses.
-        """
-        return Attributes(
-            self.frame,
-            (),
-            ignore=(*self.ignore, self.key),
-            split="random",
-            text=self.text,
-            max_length=self.max_length,
-            source=self.source,
-            keys=keys_of(self.frame, self.key, self.source),
-        )
-
-
-class Attributes(Table):
-    """The attributes of items: a table without tasks. keys: one word an item."""
-
-    def __init__(self, frame: pd.DataFrame, tasks: Sequence[str | Task], *, keys: list[str], **roles: Any) -> None:
-        super().__init__(frame, tasks, **roles)
-        self.keys = keys
-
-    def _named(self, tasks: Sequence[str | Task]) -> list[tuple[Task | None, str, str | None]]:
-        return []
-
-
-def keys_of(frame: pd.DataFrame, key: str, source: str) -> list[str]:
-    """The keys of an item table as words, checked."""
-    if key not in frame.columns:
-        raise unknown("key column", key, [str(name) for name in frame.columns], where=source)
-    series, where = frame[key], f"{source}, column {key!r}"
-    if not len(series):
-        raise BadInput("has no items", where=source, remedy="check how it was made")
-    empty = series.isna().to_numpy()
-    if empty.any():
-        raise BadInput(f"the key is empty in row {int(empty.argmax()) + 1}", where=where, remedy="fill it, or drop the row")
-    words = [word_of(value) for value in series.tolist()]
-    seen: dict[str, int] = {}
-    for row, word in enumerate(words):
-        if word in seen:
-            what = f"the key {word!r} stands in row {seen[word] + 1} and in row {row + 1}"
-            raise BadInput(what, where=where, remedy="keep one row an item")
-        seen[word] = row
-    return words
 
 
 @dataclass(frozen=True)
 class FittedItems:
     """The catalogue of an item table, as a model was fitted on it or as it has grown since.
 
-    name, key: of the table. columns: the joined columns. data: the attributes, row i is code 2 + i; statistics and vocabularies
-    are those of the items that training rows mention. keys: the items' keys. seen: [I], whether training rows mention the item.
+    Parameters
+    ----------
+    name, key : str
+        Of the table.
+    columns : tuple of str
+        The joined columns.
+    data : Prepared
+        The attributes; row i is code 2 + i. Statistics and vocabularies are those of the items that training rows mention.
+    keys : Texts
+        The items' keys.
+    seen : ndarray of bool
+        [I], whether training rows mention the item.
     """
 
     name: str
@@ -132,16 +56,6 @@ class FittedItems:
     data: Prepared
     keys: Texts
     seen: NDArray[np.bool_]
-
-    @classmethod
-    def fit(cls, name: str, key: str, columns: Sequence[str], table: Attributes, mentioned: Iterable[str]) -> FittedItems:
-        """mentioned: keys in the training rows."""
-        from pluribus.data.columns import FittedColumns
-
-        words = set(mentioned)
-        seen = np.array([word in words for word in table.keys], bool)
-        fitted = FittedColumns.fit(table, np.flatnonzero(seen) if seen.any() else None, min_count=1)
-        return cls(name, key, tuple(columns), fitted.prepare(table.frame, ()), Texts.of(table.keys), seen)
 
     def __len__(self) -> int:
         return len(self.seen)
@@ -159,6 +73,23 @@ class FittedItems:
         """Each key's code; 1 where the catalogue lacks it."""
         known = self._code_of
         return np.array([known.get(word, 1) for word in words], np.int32)
+
+    def attributes(self, codes: NDArray[np.int32], prefix: str) -> Features:
+        """The features of the items with these codes [n], each called PREFIX.ATTRIBUTE.
+
+        Of a missing item they are missing; of one that the catalogue lacks its numbers are, and its words are unseen.
+        """
+        there, row = codes >= FIRST, np.maximum(codes.astype(np.int64) - FIRST, 0)
+        columns, found = self.data.columns, Features()
+        for i, (attribute, number) in enumerate(columns.numbers.items()):
+            values = self.data.numeric[row, i].astype(np.float64) * number.scale + number.centre
+            found.numeric[f"{prefix}.{attribute}"] = np.where(there, values, np.nan)
+        for i, (attribute, category) in enumerate(columns.categories.items()):
+            own = np.where(there, self.data.categorical[row, i], codes).astype(np.int64)  # 0 and 1 mean the same on both sides
+            last = len(category.categories)
+            own = np.where(own == MISSING, -1, np.where(own == UNSEEN, last, own - FIRST))
+            found.categorical[f"{prefix}.{attribute}"] = Words(own, [*category.categories, _NO_WORD], category.categories)
+        return found
 
     def grown(self, frame: pd.DataFrame, source: str = "new items") -> FittedItems:
         """The catalogue with more items at its end: earlier codes, and everything that was learnt, stay what they are.
@@ -209,3 +140,6 @@ class FittedItems:
         if not len(found.keys.starts) - 1 == len(found) == found.data.n_rows:
             raise BadInput("holds another number of keys than of items", where=str(path), remedy=remedy)
         return found
+
+
+__all__ = ["FILE", "FittedItems", "ItemTable"]

@@ -65,19 +65,21 @@ def check(table: Table, split: Split, data: Prepared, *, seed: int = 0) -> list[
 def _row_hashes(frame: pd.DataFrame) -> NDArray[np.uint64]:
     import pandas as pd
 
-    lists = {str(name): [repr(_listed(cell)) for cell in frame[name]] for name in frame if looks_like_lists(frame[name])}
+    lists = {str(name): [_hashable(cell) for cell in frame[name]] for name in frame if looks_like_lists(frame[name])}
     frame = frame.assign(**lists) if lists else frame
     return np.asarray(pd.util.hash_pandas_object(frame, index=False), np.uint64)
 
 
-def _listed(cell: Any) -> Any:
-    """A list as Python writes it, whatever holds it."""
-    return cell.tolist() if isinstance(cell, np.ndarray) else list(cell) if isinstance(cell, list | tuple) else cell
+def _hashable(cell: Any) -> str:
+    """A list as Python writes it, whatever holds it; an array of several dimensions by its bytes."""
+    if isinstance(cell, np.ndarray) and cell.ndim != 1:
+        return f"{cell.dtype}{cell.shape}{hashlib.sha256(np.ascontiguousarray(cell).tobytes()).hexdigest()}"
+    return repr(cell.tolist() if isinstance(cell, np.ndarray) else list(cell) if isinstance(cell, list | tuple) else cell)
 
 
 def duplicates(table: Table, split: Split) -> list[Finding]:
     """Rows of valid or test whose inputs and targets stand in train as well."""
-    columns = [*table.inputs, *dict.fromkeys(table._target_of(task) for task in table.tasks)]
+    columns = [*table.inputs, *dict.fromkeys(table.target_of(task) for task in table.tasks)]
     if table.task_column is not None:
         columns.append(table.task_column)
     hashes = _row_hashes(table.frame[columns])
@@ -101,7 +103,8 @@ def copies(table: Table) -> list[Finding]:
     rows = np.arange(0, table.n_rows, -(-table.n_rows // _COPY_ROWS))
     sample = table.frame.iloc[rows]
     dates = pd.api.types.is_datetime64_any_dtype
-    inputs = [name for name in table.inputs if name not in table.lists and not dates(sample[name].dtype)]
+    plain = [name for name, record in table.types.items() if record.plain or record.is_words]
+    inputs = [name for name in plain if not dates(sample[name].dtype)]
     numbers = [name for name in inputs if _is_number(sample[name])]
     matrix = sample[numbers].to_numpy(np.float64, na_value=np.nan)
     words = {name: _texts(sample[name]) for name in inputs if name not in numbers}

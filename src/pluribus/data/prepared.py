@@ -8,7 +8,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -18,46 +18,96 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from pluribus import catalog
 from pluribus.data.batch import Batch
 from pluribus.data.cells import Cells, CellsByRow, IntArray
 from pluribus.data.ragged import Texts
+from pluribus.data.stores import Store
 from pluribus.errors import BadInput
 from pluribus.files import atomic_folder, read_json
+from pluribus.files.arrays import read_array, write_array
 from pluribus.tasks import Task
 from pluribus.tasks.forms import Maps, Ragged, Values, form_of
 
 if TYPE_CHECKING:
-    from pluribus.data.columns import FittedColumns
     from pluribus.data.splitting import Split
     from pluribus.data.table import Table
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, init=False)
 class Prepared:
     """An encoded table.
 
-    tasks: what is predicted.
-    columns: the fitted preprocessing, which encodes further tables the same way.
-    numeric: [n, F] float32, centred and scaled on the training rows, NaN where missing.
-    categorical: [n, C] int32, 0 missing, 1 unseen in training, then the categories.
-    cells: task → its labelled cells.
-    parts: "train", "valid", "test" → ascending rows. A candidate is handed no test part.
-    units: [n] int64, the resampling unit of each row (group, day, or the row itself).
-    context: per-row side information by name [n] (long layout: "task", the index of the row's task).
-    ragged: sequence → its elements: numbers as `numeric`, categories as `categorical` codes, items as codes of `items`.
-    texts: text column → its strings, None where missing; a tokenizer's ids come in by `with_ragged`.
+    Parameters
+    ----------
+    tasks : tuple of Task
+        What is predicted.
+    columns : FittedColumns
+        The fitted preprocessing, which encodes further tables the same way. (`pluribus.data.columns` stands on this file, so the
+        class is found through the catalog.)
+    numeric : ndarray of float32
+        [n, F], centred and scaled on the training rows, NaN where missing.
+    categorical : ndarray of int32
+        [n, C]; 0 missing, 1 unseen in training, then the categories.
+    cells : mapping
+        Task → its labelled cells.
+    parts : mapping
+        "train", "valid", "test" → ascending rows. A candidate is handed no test part.
+    units : ndarray of int64
+        [n], the resampling unit of each row (group, day, or the row itself).
+    context : mapping
+        Per-row side information by name [n] (long layout: "task", the index of the row's task).
+    stores : mapping
+        Column → what batches or candidates read of it beside features: sequences, texts, pictures.
+    ragged : mapping, optional
+        Sequence → its elements: numbers as `numeric`, categories as `categorical` codes, items as codes of `items`. They take
+        the place of all ragged ones in `stores`.
+    texts : mapping, optional
+        Text column → its strings, None where missing; likewise.
     """
 
     tasks: tuple[Task, ...]
-    columns: FittedColumns
+    columns: Any
     numeric: NDArray[np.float32]
     categorical: NDArray[np.int32]
     cells: Mapping[str, Cells]
     parts: Mapping[str, IntArray]
     units: IntArray
-    context: Mapping[str, IntArray] = field(default_factory=dict)
-    ragged: Mapping[str, Ragged] = field(default_factory=dict)
-    texts: Mapping[str, Sequence[str | None]] = field(default_factory=dict)
+    context: Mapping[str, IntArray]
+    stores: Mapping[str, Store]
+
+    def __init__(
+        self,
+        tasks: tuple[Task, ...],
+        columns: Any,
+        numeric: NDArray[np.float32],
+        categorical: NDArray[np.int32],
+        cells: Mapping[str, Cells],
+        parts: Mapping[str, IntArray],
+        units: IntArray,
+        context: Mapping[str, IntArray] | None = None,
+        stores: Mapping[str, Store] | None = None,
+        *,
+        ragged: Mapping[str, Ragged] | None = None,
+        texts: Mapping[str, Sequence[str | None]] | None = None,
+    ) -> None:
+        held = dict(stores or {})
+        if ragged is not None:
+            held = {name: each for name, each in held.items() if not isinstance(each, Ragged)} | dict(ragged)
+        if texts is not None:
+            kept = {name: each for name, each in held.items() if not isinstance(each, Texts)}
+            held = kept | {name: Texts.of(each) for name, each in texts.items()}
+        vars(self).update(
+            tasks=tasks,
+            columns=columns,
+            numeric=numeric,
+            categorical=categorical,
+            cells=cells,
+            parts=parts,
+            units=units,
+            context=context or {},
+            stores=held,
+        )
 
     @property
     def n_rows(self) -> int:
@@ -67,6 +117,16 @@ class Prepared:
     def items(self) -> dict[str, Prepared]:
         """Item table → the attributes of its items; code c of a joined column is row c − 2."""
         return {name: found.data for name, found in self.columns.items.items()}
+
+    @cached_property
+    def ragged(self) -> Mapping[str, Ragged]:
+        """The stores that are sequences."""
+        return {name: each for name, each in self.stores.items() if isinstance(each, Ragged)}
+
+    @cached_property
+    def texts(self) -> Mapping[str, Texts]:
+        """The stores that are texts."""
+        return {name: each for name, each in self.stores.items() if isinstance(each, Texts)}
 
     def labelled(self, task: str, part: str) -> Cells:
         """The labelled cells of one task in one part."""
@@ -87,7 +147,8 @@ class Prepared:
             raise BadInput(f"has {len(ragged)} rows for a table of {self.n_rows}", where=f"ragged input {name!r}")
         if name in RESERVED:
             raise BadInput(f"is called {name!r}, as the plain columns are", where="ragged input", remedy="choose another name")
-        return replace(self, ragged={**self.ragged, name: ragged})
+        held = {other: each for other, each in self.stores.items() if other != name or isinstance(each, Ragged)}
+        return replace(self, stores={**held, name: ragged})
 
     def followed_by(self, other: Prepared) -> Prepared:
         """The rows of both tables, these first: for tables without tasks, as items are, encoded by the same columns."""
@@ -98,8 +159,7 @@ class Prepared:
             numeric=np.concatenate((self.numeric, other.numeric)),
             categorical=np.concatenate((self.categorical, other.categorical)),
             units=np.arange(self.n_rows + other.n_rows),
-            ragged={name: mine.followed_by(other.ragged[name]) for name, mine in self.ragged.items()},
-            texts={name: Texts.of(mine).followed_by(Texts.of(other.texts[name])) for name, mine in self.texts.items()},
+            stores={name: mine.followed_by(other.stores[name]) for name, mine in self.stores.items()},
         )
 
     @cached_property
@@ -118,28 +178,28 @@ class Prepared:
         """The batch of these rows (int64 [B]), with the labels of `tasks` (default all) that they have; cells of weight 0 are
         no labels here.
 
-        A ragged input NAME is `inputs[NAME]` = {"values": [B, L], "mask": [B, L] bool}, L the longest of the batch (at least 1).
+        A ragged input NAME is `inputs[NAME]` = {"values": [B, L], "mask": [B, L] bool}, L the longest of the batch (at least 1);
+        what other stores give is theirs to say.
         """
         names = tuple(task.name for task in self.tasks) if tasks is None else tuple(tasks)
         if names and names not in self._by_row:
             self._by_row[names] = CellsByRow.of({name: self.cells[name].counted() for name in names}, self.n_rows)
         numeric, categorical = self._inputs
         return Batch(
-            inputs={
-                "numeric": numeric[rows],
-                "categorical": categorical[rows],
-                **{name: each.padded(rows) for name, each in self.ragged.items()},
-            },
+            inputs={"numeric": numeric[rows], "categorical": categorical[rows], **self._gathered(rows)},
             n_rows=len(rows),
             labels=self._by_row[names].labels(rows.numpy()) if names else {},
             context={name: value[rows] for name, value in self._context.items()},
         )
 
+    def _gathered(self, rows: Tensor) -> dict[str, Any]:
+        """What the stores hold of these rows."""
+        return {name: found for name, store in self.stores.items() if (found := store.gather(rows)) is not None}
+
     def whole(self) -> Batch:
         """Every row in one batch, without labels; the plain columns are not copied."""
         numeric, categorical = self._inputs
-        ragged = {name: each.padded(torch.arange(self.n_rows)) for name, each in self.ragged.items()}
-        inputs = {"numeric": numeric, "categorical": categorical, **ragged}
+        inputs = {"numeric": numeric, "categorical": categorical, **self._gathered(torch.arange(self.n_rows))}
         return Batch(inputs=inputs, n_rows=self.n_rows, labels={}, context=self._context)
 
     def batches(
@@ -172,13 +232,11 @@ class Prepared:
                 arrays |= {f"list_{i}_values": own.values.values, f"list_{i}_starts": own.values.starts}
         arrays |= {f"part_{name}": rows for name, rows in self.parts.items()}
         arrays |= {f"context_{name}": value for name, value in self.context.items()}
-        for i, ragged in enumerate(self.ragged.values()):
-            arrays |= {f"ragged_{i}_values": ragged.values, f"ragged_{i}_starts": ragged.starts}
-        for i, texts in enumerate(map(Texts.of, self.texts.values())):
-            arrays |= {f"texts_{i}_data": texts.data, f"texts_{i}_starts": texts.starts, f"texts_{i}_present": texts.present}
         with atomic_folder(folder) as aside:
             for name, array in arrays.items():
-                np.save(aside / f"{name}.npy", np.ascontiguousarray(array), allow_pickle=False)
+                write_array(aside / f"{name}.npy", array)
+            for i, store in enumerate(self.stores.values()):
+                store.save(aside, f"store_{i}")
             for i, own in enumerate(found):
                 if isinstance(own.values, Maps):
                     _write(aside / f"map_{i}.npy", own.values)
@@ -187,25 +245,18 @@ class Prepared:
                 "parts": list(self.parts),
                 "context": list(self.context),
                 "columns": self.columns.write(aside),
+                **({"stores": list(self.stores)} if self.stores else {}),
             }
-            manifest |= {key: list(held) for key, held in (("ragged", self.ragged), ("texts", self.texts)) if held}
             (aside / _MANIFEST).write_text(json.dumps(manifest, allow_nan=False), "utf-8")
 
     @classmethod
     def load(cls, folder: str | Path, *, mmap: bool = True) -> Prepared:
         """Undo `save`. With `mmap` (default) arrays are mapped copy-on-write: processes share one copy in memory."""
-        from pluribus.data.columns import FittedColumns
-
         folder = Path(folder)
         manifest = read_json(folder / _MANIFEST, what="prepared table")
 
         def array(name: str) -> NDArray[Any]:
-            path = folder / f"{name}.npy"
-            try:
-                mappable = mmap and path.stat().st_size > _NPY_HEADER  # an empty array cannot be mapped
-                return np.asarray(np.load(path, mmap_mode="c" if mappable else None, allow_pickle=False))
-            except (OSError, ValueError) as error:
-                raise BadInput(f"cannot be read ({error})", where=str(path), remedy="prepare the table again") from error
+            return read_array(folder / f"{name}.npy", mmap=mmap)
 
         tasks = tuple(Task.from_dict(entry["task"]) for entry in manifest["cells"])
         rows, values, weight = array("rows"), array("values"), array("weight")
@@ -227,29 +278,30 @@ class Prepared:
             at, weighed = at + size, weighed + size * entry["weight"]
         if at != len(rows) or taken != len(values) or weighed != len(weight):
             raise BadInput("holds another number of cells than its manifest", where=str(folder), remedy="prepare it again")
+        columns = _columns_class().read(folder, manifest["columns"])
+        readers = {i.name: i.record.store for i in columns.inputs}
+        stores: dict[str, Store] = {}
+        for i, name in enumerate(manifest.get("stores", ())):  # what is no input was put there as ragged
+            stores[name] = (readers.get(name) or Ragged).load(folder, f"store_{i}", mmap=mmap)
+        for i, name in enumerate(manifest.get("ragged", ())):  # the first edition had these two alone
+            stores[name] = Ragged.load(folder, f"ragged_{i}", mmap=mmap)
+        for i, name in enumerate(manifest.get("texts", ())):
+            stores[name] = Texts.load(folder, f"texts_{i}", mmap=mmap)
         return cls(
             tasks=tasks,
-            columns=FittedColumns.read(folder, manifest["columns"]),
+            columns=columns,
             numeric=array("numeric"),
             categorical=array("categorical"),
             cells=cells,
             parts={name: array(f"part_{name}") for name in manifest["parts"]},
             units=array("units"),
             context={name: array(f"context_{name}") for name in manifest["context"]},
-            ragged={
-                name: Ragged(array(f"ragged_{i}_values"), array(f"ragged_{i}_starts"))
-                for i, name in enumerate(manifest.get("ragged", ()))
-            },
-            texts={
-                name: Texts(*(array(f"texts_{i}_{part}") for part in ("data", "starts", "present")))
-                for i, name in enumerate(manifest.get("texts", ()))
-            },
+            stores=stores,
         )
 
 
 RESERVED = ("numeric", "categorical")
 _MANIFEST = "prepared.json"
-_NPY_HEADER = 128
 
 
 def _write(path: Path, maps: Maps) -> None:
@@ -265,16 +317,27 @@ def _write(path: Path, maps: Maps) -> None:
     whole.flush()
 
 
-def prepare(table: Table, split: Split, columns: FittedColumns | None = None) -> Prepared:
-    """Encode a split table. `columns` default to those fitted on the training part."""
-    from pluribus.data.columns import FittedColumns
+def _columns_class() -> Any:
+    return catalog.get("columns", "table").resolve()
 
+
+def prepare(table: Table, split: Split, columns: Any = None) -> Prepared:
+    """Encode a split table.
+
+    Parameters
+    ----------
+    table : Table
+        The table.
+    split : Split
+        Its parts.
+    columns : FittedColumns or None
+        The preprocessing; default: fitted on the training part.
+    """
     if columns is None:
-        columns = FittedColumns.fit(table, split.parts["train"])
-        numeric, categorical = columns.encode_table(table)
+        columns = _columns_class().fit(table, split.parts["train"])
+        numeric, categorical, stores = columns.encoded_table(table)
     else:
-        numeric, categorical = columns.encode(table.frame)
-    ragged, texts = columns.encode_ragged(table.frame, table.lists)
+        numeric, categorical, stores = columns.encoded(table.frame)
     return Prepared(
         tasks=table.tasks,
         columns=columns,
@@ -284,8 +347,7 @@ def prepare(table: Table, split: Split, columns: FittedColumns | None = None) ->
         parts=split.parts,
         units=split.units,
         context={"task": table.task_index} if table.long else {},
-        ragged=ragged,
-        texts=texts,
+        stores=stores,
     )
 
 

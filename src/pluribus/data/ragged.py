@@ -11,20 +11,21 @@ import itertools
 import json
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal, overload
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, overload
 
 import numpy as np
 from numpy.typing import NDArray
+from torch import Tensor
 
 from pluribus.errors import BadInput
+from pluribus.files.arrays import read_array, write_array
 from pluribus.tasks.forms import Ragged
 
 if TYPE_CHECKING:
     import pandas as pd
 
 IntArray = NDArray[np.int64]
-
-ElementKind = Literal["category", "number"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,24 @@ class Texts(Sequence["str | None"]):
             return None
         return self.data[self.starts[index] : self.starts[index + 1]].tobytes().decode("utf-8", "replace")
 
+    def take(self, rows: IntArray) -> Texts:
+        """These strings, in this order."""
+        found = Ragged(self.data, self.starts).take(rows)
+        return Texts(np.asarray(found.values, np.uint8), found.starts, self.present[rows])
+
+    def gather(self, rows: Tensor) -> None:
+        """Batches hold no texts: whoever reads them tokenises them first."""
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write `NAME_data.npy`, `NAME_starts.npy` and `NAME_present.npy`."""
+        for part in ("data", "starts", "present"):
+            write_array(folder / f"{name}_{part}.npy", getattr(self, part))
+
+    @classmethod
+    def load(cls, folder: Path, name: str, *, mmap: bool = True) -> Texts:
+        """Undo `save`."""
+        return cls(*(read_array(folder / f"{name}_{part}.npy", mmap=mmap) for part in ("data", "starts", "present")))
+
     def followed_by(self, other: Texts) -> Texts:
         """The strings of both, these first."""
         starts = np.concatenate((self.starts, self.starts[-1] + other.starts[1:]))
@@ -76,12 +95,12 @@ class Texts(Sequence["str | None"]):
 class Lists:
     """A column of lists, read.
 
-    kind: what its elements are: words and whole numbers are categories, numbers with decimals are numbers.
+    numeric: what its elements are: words and whole numbers are categories, numbers with decimals are numbers.
     starts: [n + 1] int64; a missing cell is an empty list.
-    numbers: [total] float64, NaN where missing (kind "number"). codes: [total] int64, −1 where missing, into `words`.
+    numbers: [total] float64, NaN where missing, or nothing. codes: [total] int64, −1 where missing, into `words`, or nothing.
     """
 
-    kind: ElementKind
+    numeric: bool
     starts: IntArray
     numbers: NDArray[np.float64]
     codes: IntArray
@@ -92,7 +111,7 @@ class Lists:
         kept = np.zeros(len(self.starts) - 1, bool)
         kept[picked] = True
         each = np.repeat(kept, np.diff(self.starts))
-        return (self.numbers[each], self.codes[:0]) if self.kind == "number" else (self.numbers[:0], self.codes[each])
+        return (self.numbers[each], self.codes[:0]) if self.numeric else (self.numbers[:0], self.codes[each])
 
 
 def looks_like_lists(series: pd.Series) -> bool:
@@ -125,26 +144,26 @@ def _written_list(cell: str) -> bool:
     return cell.startswith("[") and cell.endswith("]")
 
 
-def read_lists(series: pd.Series, where: str, kind: ElementKind | None = None) -> Lists:
-    """Read a column of lists. kind: what the elements must be (None: found out).
+def read_lists(series: pd.Series, where: str, numeric: bool | None = None) -> Lists:
+    """Read a column of lists. numeric: whether the elements must be numbers, or categories (None: found out).
 
     Raises
     ------
-    BadInput: a cell that is no list, a list within a list, an element of another type than the others or than `kind`, an
-        infinite number; the row is named (from 1).
+    BadInput: a cell that is no list, a list within a list, an element of another type than the others or than `numeric` says,
+        an infinite number; the row is named (from 1).
     """
     cells = [_cell(cell, row, where) for row, cell in enumerate(series.to_numpy(object))]
     lengths = np.fromiter((len(cell) for cell in cells), np.int64, len(cells))
     starts = np.concatenate(([0], np.cumsum(lengths))).astype(np.int64)
-    found, flat = _flat(cells, where, kind)
-    if found == "number":
+    found, flat = _flat(cells, where, numeric)
+    if found:
         infinite = np.isinf(flat)
         if infinite.any():
             row = int(np.searchsorted(starts, int(infinite.argmax()), "right"))
             raise BadInput(f"holds an infinite number in row {row}", where=where, remedy="leave it out of the list")
-        return Lists("number", starts, flat, np.empty(0, np.int64), [])
+        return Lists(True, starts, flat, np.empty(0, np.int64), [])
     codes, words = _dictionary(flat)
-    return Lists("category", starts, np.empty(0), codes, words)
+    return Lists(False, starts, np.empty(0), codes, words)
 
 
 def _cell(cell: Any, row: int, where: str) -> Sequence[Any] | NDArray[Any]:
@@ -166,8 +185,8 @@ def _cell(cell: Any, row: int, where: str) -> Sequence[Any] | NDArray[Any]:
     raise BadInput(what, where=where, remedy="give every row a list; [] where there is nothing")
 
 
-def _flat(cells: Sequence[Any], where: str, kind: ElementKind | None) -> tuple[ElementKind, Any]:
-    """All elements: float64 for numbers, an Arrow array for categories."""
+def _flat(cells: Sequence[Any], where: str, numeric: bool | None) -> tuple[bool, Any]:
+    """Whether the elements are numbers, and all of them: float64 for numbers, an Arrow array for categories."""
     import pyarrow as pa
 
     plain = [cell for cell in cells if isinstance(cell, np.ndarray)]
@@ -182,25 +201,25 @@ def _flat(cells: Sequence[Any], where: str, kind: ElementKind | None) -> tuple[E
     kinds = pa.types
     if kinds.is_floating(array.type):
         numbers = np.asarray(array.to_numpy(zero_copy_only=False), np.float64)
-        if kind != "category":
-            return "number", numbers
+        if numeric is not False:
+            return True, numbers
         whole = np.isnan(numbers) | ((numbers == np.floor(numbers)) & (np.abs(numbers) < 2**53))
         if not whole.all():
             raise _wrong_kind(cells, where, "words or whole numbers", int((~whole).argmax()), float(numbers[(~whole).argmax()]))
         array = array.cast(pa.int64())
     if kinds.is_null(array.type):  # nothing in any list
-        if kind == "number":
-            return "number", np.full(len(array), np.nan)
-        return "category", array.cast(pa.string())
+        if numeric:
+            return True, np.full(len(array), np.nan)
+        return False, array.cast(pa.string())
     if kinds.is_integer(array.type):
-        if kind == "number":
-            return "number", np.asarray(array.cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64)
-        return "category", array
+        if numeric:
+            return True, np.asarray(array.cast(pa.float64()).to_numpy(zero_copy_only=False), np.float64)
+        return False, array
     if kinds.is_string(array.type) or kinds.is_large_string(array.type) or kinds.is_boolean(array.type):
-        if kind == "number":
+        if numeric:
             at = int(np.flatnonzero(array.is_valid().to_numpy(zero_copy_only=False))[0])
             raise _wrong_kind(cells, where, "numbers", at, array[at].as_py())
-        return "category", array
+        return False, array
     raise _odd_element(cells, where)
 
 
@@ -247,4 +266,4 @@ def _dictionary(array: Any) -> tuple[IntArray, list[str]]:
     return codes, [str(word) for word in encoded.dictionary.to_pylist()]
 
 
-__all__ = ["ElementKind", "Lists", "Ragged", "Texts", "looks_like_lists", "read_lists"]
+__all__ = ["Lists", "Ragged", "Texts", "looks_like_lists", "read_lists"]

@@ -7,12 +7,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Literal
 
 import numpy as np
 from numpy.typing import NDArray
-
-from pluribus.data.ragged import ElementKind, Lists
 
 MAX_CATEGORIES = 1000
 MAX_ELEMENTS = 100_000
@@ -53,11 +51,10 @@ class Category:
 class Elements:
     """One ragged input.
 
-    type: "category", "number" or "item". limit: its latest so many elements are kept. typical: mean length in the training rows,
-    rounded, at least 1. category, number: how its elements are encoded. items: name of the item table that it is joined to.
+    limit: its latest so many elements are kept. typical: mean length in the training rows, rounded, at least 1. category, number:
+    how its elements are encoded. items: name of the item table that it is joined to.
     """
 
-    type: Literal["category", "number", "item"]
     limit: int
     typical: int
     category: Category | None = None
@@ -65,9 +62,14 @@ class Elements:
     items: str | None = None
 
     @property
-    def kind(self) -> ElementKind:
-        """What a list's elements must be."""
-        return "number" if self.type == "number" else "category"
+    def type(self) -> Literal["category", "number", "item"]:
+        """What its elements are."""
+        return "item" if self.items is not None else "number" if self.number is not None else "category"
+
+    @property
+    def numeric(self) -> bool:
+        """Whether its elements are numbers."""
+        return self.number is not None
 
 
 def fit_number(values: NDArray[np.float64]) -> Number:
@@ -109,33 +111,20 @@ def _quantiles_of_sorted(values: NDArray[np.float64], at: NDArray[np.float64]) -
     return np.asarray(values[low] * (1 - share) + values[high] * share)
 
 
-def fit_elements(lists: Lists | None, picked: Any, limit: int, items: str | None, least: int) -> Elements:
-    """lists: None for a column of one item a row."""
-    if lists is None:
-        return Elements("item", 1, 1, items=items)
-    lengths = np.minimum(np.diff(lists.starts)[picked], limit)
-    typical = max(1, round(float(lengths.mean()))) if len(lengths) else 1
-    if items is not None:
-        return Elements("item", limit, typical, items=items)
-    numbers, codes = lists.rows(picked)
-    if lists.kind == "number":
-        return Elements("number", limit, typical, number=fit_number(numbers))
-    category = fit_category(codes, lists.words, False, least, MAX_ELEMENTS)
-    return Elements("category", limit, typical, category=category)
-
-
-def fit_category(codes: NDArray[np.int64], words: Sequence[str], fixed: bool, least: int, most: int) -> Category:
-    """`fixed`: the categories are known beforehand (weekdays, booleans, tasks) and keep their order."""
+def fit_category(
+    codes: NDArray[np.int64], words: Sequence[str], least: int, most: int, known: Sequence[str] | None = None
+) -> Category:
+    """`known`: the categories and their order, where they do not depend on the rows (weekdays, booleans, tasks)."""
     counts = np.bincount(codes + 1, minlength=len(words) + 1)
     by_word: dict[str, int] = {}
     for word, count in zip(words, counts[1:].tolist()):  # 1 and 1.0 are one category
         by_word[word] = by_word.get(word, 0) + count
-    if fixed:
-        kept = list(dict.fromkeys(words))
+    if known is not None:
+        kept = list(dict.fromkeys(known))
     else:
         frequent = [word for word, count in by_word.items() if count >= least]
         kept = sorted(frequent, key=lambda word: (-by_word[word], word))[:most]
-    seen = [by_word[word] for word in kept]
+    seen = [by_word.get(word, 0) for word in kept]
     total = max(len(codes), 1)
     shares = [int(counts[0]), int(counts[1:].sum()) - sum(seen), *seen]
     return Category(tuple(kept), np.array(shares, np.float64) / total)

@@ -85,7 +85,7 @@ def find_tags(series: pd.Series, where: str) -> tuple[str, ...]:
     ------
     BadInput: a cell that is no list, tags that are no words, too many different ones.
     """
-    lists = read_lists(series, where, "category")
+    lists = read_lists(series, where, numeric=False)
     classes = ordered(lists.words)
     if len(classes) > MAX_TAGS:
         raise BadInput(f"holds {len(classes)} different tags", where=where, remedy="check that it is a column of tags")
@@ -99,7 +99,7 @@ def word_counts(texts: Sequence[str | None]) -> NDArray[np.int64]:
 
 def tag_counts(series: pd.Series, where: str) -> NDArray[np.int64]:
     """How many tags each cell has."""
-    return np.diff(read_lists(series, where, "category").starts)
+    return np.diff(read_lists(series, where, numeric=False).starts)
 
 
 def tags_of(series: pd.Series, words: NDArray[np.int64], classes: Sequence[str], where: str) -> Ragged:
@@ -109,7 +109,7 @@ def tags_of(series: pd.Series, words: NDArray[np.int64], classes: Sequence[str],
     ------
     BadInput: a tag that is missing or none of the classes, a list that is longer or shorter than its text.
     """
-    lists = read_lists(series, where, "category")
+    lists = read_lists(series, where, numeric=False)
     lengths = np.diff(lists.starts)
     wrong = (lengths != words) & (lengths > 0)
     if wrong.any():

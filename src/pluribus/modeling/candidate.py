@@ -51,7 +51,7 @@ class Candidate(ABC):
 
     def ignored(self, data: Prepared) -> list[str]:
         """Input columns that it cannot read: texts and sequences, unless `reads` names them."""
-        return [i.name for i in data.columns.inputs if i.type in {"text", "sequence"} - self.reads]
+        return [i.name for i in data.columns.inputs if not i.record.plain and i.type not in self.reads]
 
     def unreadable(self, data: Prepared) -> str | None:
         """Why it cannot run on `data` for want of something to read (all inputs are of types that it does not read) or because

@@ -160,7 +160,7 @@ class MultiTaskModel(nn.Module):
 
     def link(self, outputs: Outputs) -> dict[str, Tensor]:
         """Predictions from outputs (see `predict`)."""
-        return self.heads.link(outputs, outputs.places)
+        return self.heads.link(outputs, outputs.places) if outputs.places else self.heads.link(outputs)
 
     def shared_parameters(self) -> list[nn.Parameter]:
         """Parameters of the part that every task's features come from: the encoder."""

@@ -7,8 +7,6 @@ a missing value, an absent column is an error, columns that the model does not r
 
 from __future__ import annotations
 
-import datetime
-import decimal
 import io
 import json
 import math
@@ -18,13 +16,15 @@ from dataclasses import dataclass
 from operator import itemgetter
 from typing import TYPE_CHECKING, Any
 
-from pluribus.data.tags import as_text
+from pluribus.data.inputs.reading import called, sound
+from pluribus.data.inputs.record import FittedInput, InputType, Unfit
 from pluribus.errors import unknown
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
     from pluribus.data.columns import FittedColumns
+    from pluribus.tasks import Task
 
 JSON = "application/json"
 ARROW = "application/vnd.apache.arrow.stream"
@@ -32,8 +32,6 @@ PARQUET = "application/vnd.apache.parquet"
 
 _MARK = re.compile(rb'"(?:[^"\\]++|\\.)*+"?|[\[{]|[\]}]', re.S)
 """A string (also one that never ends, so that a scan stays linear) or a bracket."""
-
-_SURROGATE = re.compile("[\ud800-\udfff]")
 
 
 @dataclass(frozen=True)
@@ -76,46 +74,57 @@ class Rows:
     tasks: list[str] | None = None
 
 
-class _Bad(Exception):
-    """A cell that does not fit."""
-
-
 class Reader:
-    """Reads bodies for one artefact's columns. names: the columns that a row must have, in order."""
+    """Reads bodies for one artefact's columns.
 
-    def __init__(self, columns: FittedColumns, limits: Limits) -> None:
-        self.limits, self.id = limits, columns.id
-        checks: dict[str, Callable[[Any], Any]] = {
-            "number": _number,
-            "category": self._word,
-            "boolean": _boolean,
-            "datetime": _datetime,
-            "item": self._word,
-            "text": self._text,
-        }
-        self.listed = {*columns.sequences, *columns.texts}  # a text may be a list of words
-        lists = {name: self._numbers if each.kind == "number" else self._words for name, each in columns.sequences.items()}
-        found = [(i.name, lists[i.name] if i.type == "sequence" else checks[i.type]) for i in columns.inputs]
-        usual = (_number, self._word)  # what most columns hold comes first: `_row` reads each of the two at one go
-        numbers, words = ([column for column in found if column[1] == check] for check in usual)
-        self.columns = [*numbers, *words, *(column for column in found if column[1] not in usual)]
-        self._numbers_of, self._words_of = (_picker([name for name, _ in group]) for group in (numbers, words))
-        self._others = len(numbers) + len(words)
-        if columns.task_column is not None:
-            known = dict(zip(columns.task_names, columns.task_names))
+    Parameters
+    ----------
+    columns : FittedColumns
+        Its input columns.
+    limits : Limits
+        What is refused.
+    tasks : sequence of Task
+        Its tasks: a request for some of them may leave out columns that they do not read.
 
-            def task(value: Any) -> Any:
-                if not isinstance(value, str) or value not in known:
-                    raise _Bad(str(unknown("task", str(value)[:100], known)))
-                return value
+    Attributes
+    ----------
+    names : list of str
+        The columns that a row has, in the order of `Rows.values`.
+    """
 
-            self.columns.append((columns.task_column, task))
-        self.names = [name for name, _ in self.columns]
+    def __init__(self, columns: FittedColumns, limits: Limits, tasks: Sequence[Task] = ()) -> None:
+        self.limits, self.id, self.tasks, self.needed = limits, columns.id, {task.name: task for task in tasks}, columns.needed
+        groups: dict[InputType, list[FittedInput]] = {}
+        for one in columns.inputs:
+            groups.setdefault(one.record, []).append(one)
+        self._groups = [(record, own, _picker([one.name for one in own])) for record, own in groups.items()]
+        self.inputs = [one for own in groups.values() for one in own]
+        self.names = [one.name for one in self.inputs]
+        self._depth = {one.name: one.record.depth for one in self.inputs}
+        self._task_column, self._task_names = columns.task_column, columns.task_names
+        if self._task_column is not None:
+            self.names.append(self._task_column)
+
+    @property
+    def empty(self) -> list[Any]:
+        """A row of missing values."""
+        return [*(one.missing() for one in self.inputs), *self._task_names[:1]]
+
+    def optional(self, tasks: Sequence[str] | None) -> frozenset[str]:
+        """The columns that none of the tasks asked for reads: a row may lack them."""
+        if tasks is None:
+            tasks = list(self.tasks)
+        if not all(name in self.tasks for name in tasks):  # what is unknown is refused elsewhere
+            return frozenset()
+        return frozenset(one.name for one in self.inputs) - self.needed([self.tasks[name] for name in tasks])
 
     # Bodies
 
-    def json(self, body: bytes) -> Rows:
-        """`{"rows": [{column: value, …}, …], "tasks": [name, …]}`; a bare list of rows is read too."""
+    def json(self, body: bytes, asked: Sequence[str] | None = None) -> Rows:
+        """`{"rows": [{column: value, …}, …], "tasks": [name, …]}`; a bare list of rows is read too.
+
+        asked: the tasks that the request names elsewhere.
+        """
         found = self._parse(body)
         tasks = None
         if isinstance(found, dict):
@@ -129,17 +138,18 @@ class Reader:
             raise Refusal(422, "malformed", 'body: holds no list of rows; send {"rows": [{column: value, …}, …]}')
         self._check_rows(len(found))
         rows = Rows(len(found), [], [], {}, [] if self.id is not None else None, tasks)
+        absent = dict.fromkeys(self.optional(asked if tasks is None else tasks))
         for place, row in enumerate(found):
             key = None
             try:
                 if not isinstance(row, dict):
-                    raise _Bad(f"a row is an object of columns, not {_called(row)}")
+                    raise Unfit(f"a row is an object of columns, not {called(row)}")
                 if self.id is not None:
                     key = row.get(self.id)
-                    key = key if isinstance(key, str | int) and _sound(key, self.limits.text) else None
-                rows.values.append(self._row(row))
+                    key = key if isinstance(key, str | int) and sound(key, self.limits.text) else None
+                rows.values.append(self._row({**absent, **row} if absent else row))
                 rows.good.append(place)
-            except _Bad as error:
+            except Unfit as error:
                 rows.errors[place] = str(error)
             if rows.ids is not None:
                 rows.ids.append(key)
@@ -165,29 +175,41 @@ class Reader:
 
     def _row(self, row: dict[str, Any]) -> list[Any]:
         if len(row) > self.limits.fields:
-            raise _Bad(f"has {len(row)} fields, the limit is {self.limits.fields}; send the model's columns only")
-        limit = self.limits.text
+            raise Unfit(f"has {len(row)} fields, the limit is {self.limits.fields}; send the model's columns only")
+        found: list[Any] = []
         try:
-            numbers = [v if type(v) is float and v - v == 0 else _number(v) for v in self._numbers_of(row)]
-            words = [v if type(v) is str and len(v) <= limit and v.isascii() else self._word(v) for v in self._words_of(row)]
-            return [*numbers, *words, *[check(row[name]) for name, check in self.columns[self._others :]]]
-        except (KeyError, _Bad) as error:
+            for record, own, pick in self._groups:
+                found += record.read_cells(own, pick(row), self.limits)
+            if self._task_column is not None:
+                found.append(self._task(row[self._task_column]))
+        except (KeyError, Unfit) as error:
             raise self._wrong(row) from error
+        return found
 
-    def _wrong(self, row: dict[str, Any]) -> _Bad:
+    def _task(self, value: Any) -> str:
+        if not isinstance(value, str) or value not in self._task_names:
+            raise Unfit(str(unknown("task", str(value)[:100], self._task_names)))
+        return value
+
+    def _wrong(self, row: dict[str, Any]) -> Unfit:
         """What is wrong with a row."""
         lacking = [repr(name) for name in self.names if name not in row]
         if lacking:
             shown = ", ".join(lacking[:8]) + (", …" if len(lacking) > 8 else "")
-            return _Bad(f"lacks the column{'s' * (len(lacking) > 1)} {shown}; give null where a value is missing")
-        for name, check in self.columns:
-            try:
-                check(row[name])
-            except _Bad as error:
-                return _Bad(f"column {name!r}: {error}")
-        return _Bad("does not fit")
+            return Unfit(f"lacks the column{'s' * (len(lacking) > 1)} {shown}; give null where a value is missing")
+        name = ""
+        try:
+            for one in self.inputs:
+                name = one.name
+                one.read_cell(row[name], self.limits)
+            if self._task_column is not None:
+                name = self._task_column
+                self._task(row[name])
+        except Unfit as error:
+            return Unfit(f"column {name!r}: {error}")
+        return Unfit("does not fit")
 
-    def arrow(self, body: bytes) -> Rows:
+    def arrow(self, body: bytes, asked: Sequence[str] | None = None) -> Rows:
         """An Arrow IPC stream (or IPC file)."""
         import pyarrow as pa
 
@@ -201,7 +223,8 @@ class Reader:
                 stream = pa.ipc.open_stream(source)
                 batches, schema = iter(stream), stream.schema
             kept: list[pa.RecordBatch] = []
-            self._check_columns(schema.names)
+            absent = self.optional(asked)
+            self._check_columns(schema.names, absent)
             for batch in batches:
                 kept.append(batch.select(self._wanted(schema.names)))
                 self._check_rows(sum(part.num_rows for part in kept))
@@ -210,9 +233,9 @@ class Reader:
             table = pa.Table.from_batches(kept, schema=picked)
         except (pa.ArrowException, OSError, ValueError, NotImplementedError) as error:
             raise Refusal(422, "malformed", f"body: is not an Arrow stream ({_first(error)}); write it with pyarrow") from error
-        return self._table(table)
+        return self._table(table, absent)
 
-    def parquet(self, body: bytes) -> Rows:
+    def parquet(self, body: bytes, asked: Sequence[str] | None = None) -> Rows:
         """A Parquet file. The sizes it states are checked first; words stay in dictionaries, so that a small file stays small."""
         import pyarrow as pa
         import pyarrow.parquet as pq
@@ -220,7 +243,8 @@ class Reader:
         try:
             file = pq.ParquetFile(io.BytesIO(body))
             names = file.schema_arrow.names
-            self._check_columns(names)
+            absent = self.optional(asked)
+            self._check_columns(names, absent)
             self._check_rows(file.metadata.num_rows)
             groups = [file.metadata.row_group(i) for i in range(file.metadata.num_row_groups)]
             if sum(group.total_byte_size for group in groups) > 16 * self.limits.body:
@@ -233,7 +257,7 @@ class Reader:
             if "DictAccumulator" in str(error):  # asking a chunk's metadata for its encodings may end the process: Arrow aborts
                 what = "body: holds words in a DELTA encoding, which is not read; write them PLAIN or with a dictionary"
             raise Refusal(422, "malformed", what) from error
-        return self._table(table)
+        return self._table(table, absent)
 
     def _wanted(self, names: Sequence[str]) -> list[str]:
         return [name for name in dict.fromkeys([*self.names, *([self.id] if self.id else [])]) if name in names]
@@ -242,11 +266,11 @@ class Reader:
         if count > self.limits.rows:
             raise Refusal(413, "oversized", f"body: holds {count} rows, the limit is {self.limits.rows}; send several requests")
 
-    def _check_columns(self, names: Sequence[str]) -> None:
+    def _check_columns(self, names: Sequence[str], optional: frozenset[str]) -> None:
         if len(names) > self.limits.fields:
             what = f"body: holds {len(names)} columns, the limit is {self.limits.fields}; send the model's columns only"
             raise Refusal(413, "oversized", what)
-        lacking = [repr(name) for name in self.names if name not in names]
+        lacking = [repr(name) for name in self.names if name not in names and name not in optional]
         if lacking:
             shown = ", ".join(lacking[:8]) + (", …" if len(lacking) > 8 else "")
             what = f"table: lacks {len(lacking)} input columns: {shown}; add what the model was fitted on"
@@ -255,7 +279,7 @@ class Reader:
             doubled = next(name for name in names if list(names).count(name) > 1)
             raise Refusal(422, "malformed", f"table: has several columns called {doubled!r}; rename all but one")
 
-    def _table(self, table: pa.Table) -> Rows:
+    def _table(self, table: pa.Table, optional: frozenset[str]) -> Rows:
         import pyarrow as pa
         import pyarrow.compute as pc
 
@@ -263,9 +287,10 @@ class Reader:
         for name in table.column_names:
             column = table.column(name)
             kind = column.type.value_type if pa.types.is_dictionary(column.type) else column.type
-            listed = name in self.listed and pa.types.is_nested(kind) and hasattr(kind, "value_type")
-            nested = pa.types.is_nested(kind.value_type if listed else kind)
-            if nested or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
+            inner = kind
+            for _ in range(self._depth.get(name, 0)):
+                inner = inner.value_type if pa.types.is_nested(inner) and hasattr(inner, "value_type") else inner
+            if pa.types.is_nested(inner) or pa.types.is_binary(kind) or pa.types.is_large_binary(kind):
                 raise Refusal(422, "malformed", f"table, column {name!r}: holds {kind}, which is not a plain value")
             for chunk in column.chunks:
                 words = chunk.dictionary if pa.types.is_dictionary(chunk.type) else chunk
@@ -278,65 +303,15 @@ class Reader:
                 lists[name] = column.to_pylist()
             except (pa.ArrowException, ValueError, OverflowError) as error:
                 raise Refusal(422, "malformed", f"table, column {name!r}: cannot be read ({_first(error)})") from error
+        lists |= {name: [None] * table.num_rows for name in optional if name not in lists}
         rows = Rows(table.num_rows, [], [], {}, lists.get(self.id) if self.id else None)
         for place in range(table.num_rows):
             try:
                 rows.values.append(self._row({name: _missing(values[place]) for name, values in lists.items()}))
                 rows.good.append(place)
-            except _Bad as error:
+            except Unfit as error:
                 rows.errors[place] = str(error)
         return rows
-
-    # Cells
-
-    def _word(self, value: Any) -> str | None:
-        if value is None or (type(value) is str and _sound(value, self.limits.text)):
-            return value
-        if isinstance(value, float) and value.is_integer():
-            value = int(value)  # 1.0 and 1 are one category
-        if isinstance(value, str | bool | int | float) and not (isinstance(value, float) and not math.isfinite(value)):
-            if not _sound(value, self.limits.text):
-                raise _Bad(f"is longer than {self.limits.text} characters or not Unicode")
-            return str(value)
-        raise _Bad(f"takes text, not {_called(value)}")
-
-    def _text(self, value: Any) -> str | None:
-        if value is None:
-            return None
-        if isinstance(value, list) and all(isinstance(word, str) for word in value):
-            value = as_text(value)
-        if isinstance(value, list):
-            raise _Bad("takes text, not a list of anything but words")
-        if not isinstance(value, str):
-            raise _Bad(f"takes text, not {_called(value)}")
-        if not _sound(value, self.limits.text):
-            raise _Bad(f"is longer than {self.limits.text} characters or not Unicode")
-        return value
-
-    def _list(self, value: Any) -> list[Any]:
-        if value is None:
-            return []
-        if not isinstance(value, list):
-            raise _Bad(f"takes a list, not {_called(value)}")
-        if len(value) > self.limits.elements:
-            raise _Bad(f"is a list of {len(value)}, the limit is {self.limits.elements}")
-        return value
-
-    def _numbers(self, value: Any) -> list[float]:
-        found = self._list(value)
-        if found and set(map(type, found)) == {float} and math.isfinite(sum(found)):
-            return found
-        try:
-            return [_number(each) for each in found]
-        except _Bad as error:
-            raise _Bad(f"{error}, in its list" if isinstance(value, list) else str(error)) from None
-
-    def _words(self, value: Any) -> list[str | None]:
-        found = self._list(value)
-        for each in found:
-            if isinstance(each, bool) or (isinstance(each, float) and not each.is_integer()):
-                raise _Bad(f"takes a list of words, not {_called(each)} in it")
-        return [self._word(each) for each in found]
 
 
 def _picker(names: Sequence[str]) -> Callable[[dict[str, Any]], Sequence[Any]]:
@@ -349,75 +324,6 @@ def _picker(names: Sequence[str]) -> Callable[[dict[str, Any]], Sequence[Any]]:
 def _missing(value: Any) -> Any:
     """NaN is how many tables write a missing number."""
     return None if isinstance(value, float) and math.isnan(value) else value
-
-
-def _number(value: Any) -> float:
-    if value is None:
-        return math.nan
-    if type(value) is float and math.isfinite(value):
-        return value
-    if isinstance(value, bool) or not isinstance(value, int | float | decimal.Decimal):
-        raise _Bad(f"takes a number, not {_called(value)}")
-    try:
-        number = float(value)
-    except OverflowError:
-        number = math.inf
-    if not math.isfinite(number):
-        raise _Bad("takes a finite number; give null where it is missing")
-    return number
-
-
-def _boolean(value: Any) -> str | None:
-    if value is None:
-        return None
-    if isinstance(value, bool) or (isinstance(value, int | float) and value in (0, 1)):
-        return str(bool(value))
-    if isinstance(value, str) and value.lower() in ("true", "false"):
-        return value.capitalize()
-    raise _Bad(f"takes true or false, not {_called(value)}")
-
-
-def _datetime(value: Any) -> datetime.datetime | None:
-    if value is None:
-        return None
-    if isinstance(value, str):
-        try:
-            value = datetime.datetime.fromisoformat(value)
-        except ValueError:
-            raise _Bad("takes a date as 2013-12-31 or 2013-12-31T23:59:00") from None
-    if not isinstance(value, datetime.date):
-        raise _Bad(f"takes a date as text, not {_called(value)}")
-    if not isinstance(value, datetime.datetime):
-        value = datetime.datetime(value.year, value.month, value.day)
-    if hasattr(value, "to_pydatetime"):  # an Arrow timestamp in nanoseconds
-        value = value.floor("us").to_pydatetime()
-    if value.tzinfo is not None:
-        try:
-            value = value.astimezone(datetime.UTC).replace(tzinfo=None)
-        except OverflowError:
-            raise _Bad("is a date outside the calendar") from None
-    assert isinstance(value, datetime.datetime)
-    return value
-
-
-def _sound(value: Any, limit: int) -> bool:
-    """Short enough to handle, and encodable: JSON may hold half a surrogate pair."""
-    if isinstance(value, str):
-        return len(value) <= limit and (value.isascii() or _SURROGATE.search(value) is None)
-    return not isinstance(value, int) or value.bit_length() <= 1024
-
-
-def _called(value: Any) -> str:
-    """A value's type in JSON's words, and the value where it is short."""
-    if isinstance(value, dict):
-        return "an object"
-    if isinstance(value, list):
-        return "a list"
-    if value is None or isinstance(value, bool):
-        return {None: "null", True: "true", False: "false"}[value]
-    if isinstance(value, str):
-        return f"the text {value[:40]!r}"
-    return f"{type(value).__name__} {str(value)[:40]}" if _sound(value, 40) else "a number of that size"
 
 
 def _first(error: BaseException) -> str:

@@ -32,19 +32,21 @@ def as_table(slots: Sequence[dict[str, Any]], tasks: Sequence[Task], ids: tuple[
         columns[ids[0]] = pa.array([str(key) if key is not None else None for key in ids[1]], pa.string())
     for task in tasks:
         for name, schema in task.record.schema(task).items():
-            columns[name] = pa.array([slot.get("values", {}).get(name) for slot in slots], _arrow(schema))
+            columns[name] = pa.array([slot.get("values", {}).get(name) for slot in slots], _arrow_type(schema))
     errors = [slot.get("error") or "; ".join(f"{t}: {why}" for t, why in slot.get("failed", {}).items()) for slot in slots]
     columns["error"] = pa.array([error or None for error in errors], pa.string())
     return _written(pa.table(columns), form)
 
 
-def _arrow(schema: Mapping[str, Any]) -> pa.DataType:
-    """The Arrow type of cells of a JSON schema."""
+def _arrow_type(schema: Mapping[str, Any]) -> pa.DataType:
+    """The Arrow type of cells that a JSON schema describes."""
     import pyarrow as pa
 
-    if schema["type"] == "array":
-        return pa.list_(_arrow(schema["items"]))
-    return {"string": pa.string(), "integer": pa.int64(), "boolean": pa.bool_()}.get(schema["type"], pa.float64())
+    given = schema["type"]
+    word = next((each for each in given if each != "null"), "string") if isinstance(given, list) else given
+    if word == "array":
+        return pa.list_(_arrow_type(schema.get("items", {"type": "number"})))
+    return {"string": pa.string(), "boolean": pa.bool_(), "integer": pa.int64()}.get(word, pa.float64())
 
 
 def _written(table: pa.Table, form: str) -> bytes:

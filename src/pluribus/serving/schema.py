@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from pluribus.serving.bodies import ARROW, JSON, PARQUET, Limits
 
 if TYPE_CHECKING:
-    from pluribus.data.columns import FittedColumns, Input
     from pluribus.modeling import Fitted
     from pluribus.tasks import Task
 
@@ -21,27 +20,10 @@ REFUSALS = {
 }
 
 
-def column(source: Input, columns: FittedColumns) -> dict[str, Any]:
-    """The JSON schema of one input column. Categories are examples only: an unseen one is encoded as unseen."""
-    if source.type == "number":
-        return {"type": ["number", "null"]}
-    if source.type == "boolean":
-        return {"type": ["boolean", "null"]}
-    if source.type == "datetime":
-        return {"type": ["string", "null"], "format": "date-time", "description": "ISO 8601; a zone becomes UTC"}
-    if source.type == "text":
-        return {"type": ["string", "array", "null"], "maxLength": 10_000, "items": {"type": "string"}}
-    if source.type == "sequence":
-        each = columns.sequences[source.name].kind
-        return {"type": ["array", "null"], "items": {"type": ["number" if each == "number" else "string", "null"]}}
-    known = list(columns.categories[source.name].categories[:5]) if source.name in columns.categories else []
-    return {"type": ["string", "null"], "maxLength": 10_000, **({"examples": known} if known else {})}
-
-
 def row(fitted: Fitted) -> dict[str, Any]:
     """The schema of an input row."""
     columns = fitted.columns
-    properties = {source.name: column(source, columns) for source in columns.inputs}
+    properties = {one.name: one.schema(columns) for one in columns.inputs}
     if columns.task_column is not None:
         properties[columns.task_column] = {"type": "string", "enum": list(columns.task_names)}
     required = list(properties)

@@ -45,7 +45,7 @@ class Service:
 
     def __init__(self, fitted: Fitted, limits: Limits, token: str | None, *, max_batch: int, max_delay: float) -> None:
         self.fitted, self.limits, self.token = fitted, limits, None if token is None else token.encode("utf-8")
-        self.reader = Reader(fitted.columns, limits)
+        self.reader = Reader(fitted.columns, limits, fitted.tasks)
         self.answerer = Answerer(fitted, self.reader.names)
         self.metrics = Metrics()
         self._listed: tuple[Any, list[str]] = (None, [])
@@ -81,12 +81,7 @@ class Service:
             self.answerer, max_rows=self.max_batch, max_delay=self.max_delay, on_batch=self.metrics.batch.observe
         )
         self.batcher.start()
-        columns = self.fitted.columns
-        kinds = {source.name: source.type for source in columns.inputs}
-        empty: list[Any] = [float("nan") if kinds.get(name) == "number" else None for name in self.reader.names]
-        if columns.task_column is not None:
-            empty[self.reader.names.index(columns.task_column)] = columns.task_names[0]
-        await asyncio.to_thread(self.answerer, [empty], [self.fitted.requested(None)])
+        await asyncio.to_thread(self.answerer, [self.reader.empty], [self.fitted.requested(None)])
         self.ready = True
 
     async def stop(self) -> None:
@@ -119,9 +114,10 @@ class Service:
                 raise Refusal(415, "content", "the body is compressed; send it plain")
             body = await self._body(request, headers)
             read = {JSON: self.reader.json, ARROW: self.reader.arrow, PARQUET: self.reader.parquet}[form]
-            rows = read(body) if len(body) < LARGE else await asyncio.to_thread(read, body)
             query = request.query_params.getlist("tasks") if request.scope["query_string"] else []
-            tasks = self._tasks(rows, query)
+            asked = [name for text in query for name in self._split(text) if name] if query else None
+            rows = read(body, asked) if len(body) < LARGE else await asyncio.to_thread(read, body, asked)
+            tasks = self._tasks(rows, asked)
             slots = await self._slots(rows, tasks)
             wanted = _accepted(headers.get(b"accept", b"").decode("latin-1"), form)
             if rows.size < 200:
@@ -152,14 +148,13 @@ class Service:
             more = message.get("more_body", False)
         return parts[0] if len(parts) == 1 else b"".join(parts)
 
-    def _tasks(self, rows: Rows, query: Sequence[str]) -> list[str]:
-        if not query and rows.tasks is None:
+    def _tasks(self, rows: Rows, asked: Sequence[str] | None) -> list[str]:
+        if asked is None and rows.tasks is None:
             return self.names
-        asked = [name for text in query for name in self._split(text) if name]
-        if query and rows.tasks is not None:
+        if asked is not None and rows.tasks is not None:
             raise Refusal(422, "task", "tasks are named in the address and in the body; keep one of them")
         try:
-            return self.fitted.requested(rows.tasks if not query else asked)
+            return self.fitted.requested(rows.tasks if asked is None else asked)
         except BadInput as error:
             raise Refusal(422, "task", str(error)[:400]) from None
 

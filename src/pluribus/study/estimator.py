@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_array, check_is_fitted, check_random_
 from pluribus.data.prepared import prepare
 from pluribus.data.splitting import Split
 from pluribus.data.table import Table
-from pluribus.data.targets import infer_kind
+from pluribus.data.table.targets import infer_kind
 from pluribus.errors import BadInput
 from pluribus.modeling import Budget
 from pluribus.study.plan import make

@@ -51,15 +51,14 @@ OVERLAP = 0.5  # share of a column's words that sequences hold, from which on it
 
 def sequences_of_items(columns: FittedColumns) -> list[str]:
     """Input columns that are lists of items or words (not numbers, and not one item a row)."""
-    lists = {one.name for one in columns.inputs if one.type == "sequence"}
-    return [name for name, each in columns.sequences.items() if name in lists and each.type != "number"]
+    return [name for name in columns.lists if not columns.sequences[name].numeric]
 
 
 def target_of(columns: FittedColumns, behaviours: Sequence[str]) -> str | None:
     """The column of the target item: one item a row, joined to the table that the sequences are joined to; else the column of
     words most of whose words (at least half) stand in the sequences. None where there is no such column."""
     tables = {columns.sequences[name].items for name in behaviours}
-    single = [one.name for one in columns.inputs if one.type == "item" and columns.sequences[one.name].items in tables]
+    single = [name for name in columns.keys if columns.sequences[name].items in tables]
     if single:
         return single[0]
     held = {word for name in behaviours if (found := columns.sequences[name].category) for word in found.categories}
@@ -327,7 +326,7 @@ class DTRN(MultiTaskModel):
 
 
 def _target(columns: FittedColumns, behaviours: Sequence[str], target: str | None) -> str:
-    known = [*columns.categories, *(one.name for one in columns.inputs if one.type == "item")]
+    known = [*columns.categories, *columns.keys]
     if target is not None and target not in known:
         raise unknown("column", target, known, where="dtrn, target")
     found = target or target_of(columns, behaviours)

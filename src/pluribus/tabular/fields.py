@@ -113,8 +113,7 @@ class Catalogue:
             cells={},
             parts={},
             units=np.zeros(1, np.int64),
-            ragged={name: Ragged(each.values[:0], np.zeros(2, np.int64)) for name, each in data.ragged.items()},
-            texts={name: [None] for name in data.texts},
+            stores={name: Ragged(each.values[:0], np.zeros(2, np.int64)) for name, each in data.ragged.items()},
         )
         self.data = data.followed_by(unknown)
         self.count = len(items)
@@ -125,9 +124,8 @@ class Catalogue:
             column = np.append(own, _UNSEEN).astype(np.int32)[:, None]
             self.data = replace(self.data, categorical=np.hstack((self.data.categorical, column)))
         if not attributes:
-            self.data = replace(
-                self.data, numeric=self.data.numeric[:, :0], categorical=self.data.categorical[:, -1:], ragged={}, texts={}
-            )
+            data = self.data
+            self.data = replace(data, numeric=data.numeric[:, :0], categorical=data.categorical[:, -1:], stores={})
         self.ids = ids
         self._whole: dict[str, Any] | None = None
 

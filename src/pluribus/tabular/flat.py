@@ -15,7 +15,8 @@ from pluribus.modeling import Encoder, Features
 from pluribus.tabular.embeddings import Categorical, Numeric, NumericEmbedding, numbers
 
 if TYPE_CHECKING:
-    from pluribus.data.columns import FittedColumns, Input
+    from pluribus.data.columns import FittedColumns
+    from pluribus.data.inputs import FittedInput
 
 
 class Flat(Encoder):
@@ -52,7 +53,7 @@ class Flat(Encoder):
         """The encoder for tables that `columns` encodes; `only`: of these input columns."""
         if only is None:
             return cls(columns.bin_edges, columns.cardinalities, **settings)
-        inputs: dict[str, Input | None] = {one.name: one for one in columns.inputs}
+        inputs: dict[str, FittedInput | None] = {one.name: one for one in columns.inputs}
         inputs |= {name: None for name in columns.categorical_names if name not in inputs}  # the long layout's task
         numeric: list[int] = []
         categorical: list[int] = []

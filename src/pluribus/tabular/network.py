@@ -72,7 +72,7 @@ def blank(columns: FittedColumns, rows: int) -> dict[str, Any]:
         "categorical": torch.zeros(rows, len(columns.cardinalities), dtype=torch.int32),
     }
     for name, elements in columns.sequences.items():
-        dtype = torch.float32 if elements.type == "number" else torch.int32
+        dtype = torch.float32 if elements.numeric else torch.int32
         mask = torch.ones(rows, elements.typical, dtype=torch.bool)
         inputs[name] = {"values": torch.zeros(rows, elements.typical, dtype=dtype), "mask": mask}
     return inputs

@@ -225,7 +225,7 @@ def blank(columns: FittedColumns, rows: int) -> dict[str, Any]:
     """Encoded rows of sequences of typical length, with nothing known in them."""
     lists = {
         name: {
-            "values": torch.zeros(rows, e.typical, dtype=torch.float32 if e.kind == "number" else torch.int32),
+            "values": torch.zeros(rows, e.typical, dtype=torch.float32 if e.numeric else torch.int32),
             "mask": torch.ones(rows, e.typical, dtype=torch.bool),
         }
         for name, e in columns.sequences.items()
@@ -265,12 +265,13 @@ def rank_rows(model: Ranking, data: Prepared, rows: NDArray[np.int64], catalogue
 
 def session_of(data: Prepared, items: str, named: str) -> str:
     """The sequence column that holds sessions: the one named, else the only one that is joined to the items."""
-    joined = {i.name for i in data.columns.inputs if i.type == "sequence" and data.columns.sequences[i.name].items == items}
+    joined: set[str] = {name for name in data.columns.lists if data.columns.sequences[name].items == items}
     if named != "auto":
         if named not in joined:
             raise unknown("session column", named, sorted(joined), where="setting session")
         return named
-    return sorted(joined, key=list(data.columns.sequences).index)[0]
+    first: str = sorted(joined, key=list(data.columns.sequences).index)[0]
+    return first
 
 
 class RankingCandidate(Candidate):
@@ -307,7 +308,8 @@ class RankingCandidate(Candidate):
 
     def items_of(self, data: Prepared) -> str:
         """The item table that the task is joined to."""
-        return next(name for name, items in data.columns.items.items() if data.tasks[0].name in items.columns)
+        found: str = next(name for name, items in data.columns.items.items() if data.tasks[0].name in items.columns)
+        return found
 
     def unreadable(self, data: Prepared) -> str | None:
         if any(task.record.head not in self.heads for task in data.tasks):
@@ -318,7 +320,7 @@ class RankingCandidate(Candidate):
         if len(data.tasks) != 1 or data.tasks[0].record.head not in self.heads:
             return "it ranks the items of one task of kind next_item, alone"
         items = self.items_of(data)
-        joined = [i.name for i in data.columns.inputs if i.type == "sequence" and data.columns.sequences[i.name].items == items]
+        joined = [name for name in data.columns.lists if data.columns.sequences[name].items == items]
         if self.needs_session and not joined:
             return f"no sequence column is joined to the items {items!r}"
         return None

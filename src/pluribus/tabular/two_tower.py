@@ -70,7 +70,7 @@ class Towers(Ranking):
         sample: int,
     ) -> None:
         super().__init__()
-        self.joined = [name for name, e in columns.sequences.items() if e.type == "item"]
+        self.joined = [name for name, e in columns.sequences.items() if e.items is not None]
         lists = {name: columns.ragged_size(name) for name in columns.sequences if name not in self.joined}
         self.query_fields = Fields(len(columns.numbers), columns.cardinalities, lists, size)
         self.query_tower = tower(self.query_fields.width + width * len(self.joined), hidden, width)

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal, TypeAlias, cast
 
 import numpy as np
@@ -22,6 +23,7 @@ from numpy.typing import ArrayLike, NDArray
 from torch import Tensor
 
 from pluribus.errors import BadInput
+from pluribus.files.arrays import read_array, write_array
 
 Form: TypeAlias = Literal["value", "list", "map"]
 FORMS: tuple[Form, ...] = ("value", "list", "map")
@@ -148,6 +150,20 @@ class Ragged:
     def __array__(self, dtype: Any = None, copy: bool | None = None) -> NDArray[Any]:
         """The rows in the padded form, as `to_padded` gives them."""
         return self.to_padded().astype(dtype, copy=False)
+
+    def gather(self, rows: Tensor) -> dict[str, Tensor]:
+        """What a batch holds of it: see `padded`."""
+        return self.padded(rows)
+
+    def save(self, folder: Path, name: str) -> None:
+        """Write `NAME_values.npy` and `NAME_starts.npy`."""
+        write_array(folder / f"{name}_values.npy", self.values)
+        write_array(folder / f"{name}_starts.npy", self.starts)
+
+    @classmethod
+    def load(cls, folder: Path, name: str, *, mmap: bool = True) -> Ragged:
+        """Undo `save`."""
+        return cls(*(read_array(folder / f"{name}_{part}.npy", mmap=mmap) for part in ("values", "starts")))
 
     def padded(self, rows: Tensor) -> dict[str, Tensor]:
         """{"values": [B, L] or [B, L, w], "mask": [B, L] bool, True where there is an element} of these rows (int64 [B]).

@@ -51,7 +51,6 @@ def build(tasks: Sequence[Task], columns: FittedColumns, settings: Mapping[str, 
 
 def taken(data: Prepared, rows: NDArray[np.int64]) -> Prepared:
     """A table of these rows alone, in this order, without labels and parts."""
-    texts = {name: [each[i] for i in rows.tolist()] for name, each in data.texts.items()}
     return replace(
         data,
         numeric=data.numeric[rows],
@@ -60,8 +59,7 @@ def taken(data: Prepared, rows: NDArray[np.int64]) -> Prepared:
         units=np.arange(len(rows)),
         cells={name: cells.within(np.empty(0, np.int64)) for name, cells in data.cells.items()},
         context={name: value[rows] for name, value in data.context.items()},
-        ragged={name: ragged.take(rows) for name, ragged in data.ragged.items()},
-        texts=texts,
+        stores={name: each.take(rows) for name, each in data.stores.items()},
     )
 
 

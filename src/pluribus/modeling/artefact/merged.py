@@ -25,7 +25,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from pluribus.data.columns import FittedColumns, Input
+from pluribus.data.columns import FittedColumns
+from pluribus.data.inputs.sequence import FittedSequence
+from pluribus.data.inputs.text import FittedText
 from pluribus.data.prepared import Prepared
 from pluribus.data.statistics import Elements, Number
 from pluribus.errors import BadInput, require
@@ -232,11 +234,9 @@ def _text_columns(task: str, about: Config) -> tuple[str, ...]:
 
 def _columns(reads: str, names: Sequence[str], longest: int) -> FittedColumns:
     if reads == "text":
-        return FittedColumns(tuple(Input(name, "text") for name in names), {}, {})
+        return FittedColumns(tuple(FittedText(name) for name in names), {}, {})
     plain = Number(0.0, 1.0, np.array([0, 1], np.float32), np.full(21, np.nan), 0.0)
-    return FittedColumns(
-        (Input(reads, "sequence"),), {}, {}, sequences={reads: Elements("number", longest, max(1, longest), number=plain)}
-    )
+    return FittedColumns((FittedSequence(reads, encoding=Elements(longest, max(1, longest), number=plain)),), {}, {})
 
 
 def _tokenizer(home: Path) -> Any:

@@ -27,8 +27,10 @@ from numpy.typing import NDArray
 
 from pluribus.data.ragged import looks_like_lists
 from pluribus.errors import BadInput, unknown
+from pluribus.tasks import Task
 from pluribus.tasks.columns import Column
 from pluribus.tasks.kinds import KINDS, by_inference
+from pluribus.tasks.task import check_graph
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -79,3 +81,79 @@ def task_positions(words: pd.Series, names: Sequence[str], where: str) -> NDArra
         if str(word) not in position:
             raise unknown("task", str(word), names, where=where)
     return np.array([position[str(word)] for word in distinct], np.int64)[codes]
+
+
+def resolve(task: Task | None, column: Column, kind: str | None, texts: int, notes: list[str]) -> Task:
+    """The task of a column, with kind and classes filled in.
+
+    Parameters
+    ----------
+    task : Task or None
+        What the user declared.
+    column : Column
+        The column, with what stands beside it.
+    kind : str or None
+        What the user says it is; None: found out.
+    texts : int
+        How many text columns there are, for messages.
+    notes : list of str
+        What was found out is appended.
+
+    Raises
+    ------
+    BadInput
+        The column cannot be a target, or not of that kind.
+    """
+    name = column.series.name if task is None else task.name
+    nothing = not column.series.notna().any()
+    empty = BadInput("the target has no value at all", where=column.where, remedy="name another target")
+    if kind is None:
+        if nothing:
+            raise empty
+        kind, why = infer_kind(column)
+        if KINDS[kind].cell == "value":
+            notes.append(f"{name!r} is {kind}: {why}")
+    found = (task or Task(str(name), kind)).with_(kind=kind)
+    record = found.record
+    if record.beside == "text" and column.words is None:
+        what = "labels the words of one text column, and " + (f"there are {texts}" if texts else "there is none")
+        raise BadInput(what, where=column.where, remedy="name it: --text COLUMN (and --ignore other texts)")
+    if record.cell == "value" and looks_like_lists(column.series):
+        raise no_list(column.where)
+    if nothing and record.beside != "text":
+        raise empty
+    said: list[str] = []
+    settled: Task = record.settle(found, column, said)
+    notes += said if task is None else []
+    return settled
+
+
+def check_inputs(tasks: Sequence[Task], inputs: Sequence[str], source: str) -> None:
+    """Whether the columns that tasks read are inputs."""
+    for task in tasks:
+        for column in task.inputs or ():
+            if column not in inputs:
+                raise unknown("input column", column, inputs, where=f"{source}, task {task.name!r}, inputs")
+
+
+def check_columns(tasks: Sequence[Task], source: str) -> None:
+    """No two tasks may answer in one column of a prediction file: a label or value is called TASK, a chance TASK__p."""
+    taken: dict[str, str] = {}
+    for task in tasks:
+        for column in {task.name, *task.columns}:
+            if column in taken:
+                what = f"tasks {taken[column]!r} and {task.name!r} would both be predicted in a column {column!r}"
+                raise BadInput(what, where=source, remedy="rename one of the targets")
+            taken[column] = task.name
+
+
+def check_parents(tasks: Sequence[Task], source: str) -> None:
+    """A task can only come after one that says yes or no."""
+    check_graph(tasks)
+    records = {task.name: task.record for task in tasks}
+    for task in tasks:
+        for parent in task.after:
+            if not records[parent].positive:
+                what = f"comes after {parent!r}, which is {records[parent].name}"
+                remedy = "only a binary task can say whether another applies"
+                raise BadInput(what, where=f"{source}, task {task.name!r}", remedy=remedy)

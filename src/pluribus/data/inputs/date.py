@@ -1,0 +1,227 @@
+"""Dates and times: what of the calendar may matter, as numbers and categories.
+
+Numeric features are `COL.days` (since 1970-01-01), `COL.yearday` (from 0), and `COL.hour` where the time of day varies.
+Categorical ones are `COL.weekday` and `COL.month`. Of the time that the table is split by only what recurs within the training
+range is kept: `COL.weekday` and `COL.hour`.
+"""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from pluribus.data.dates import is_text, looks_like_dates, parse_dates
+from pluribus.data.inputs.reading import called
+from pluribus.data.inputs.record import (
+    Features,
+    Filler,
+    FittedInput,
+    Fitting,
+    InputColumn,
+    InputType,
+    Limits,
+    Saved,
+    Schema,
+    Statistics,
+    Unfit,
+    Words,
+    register,
+)
+from pluribus.errors import BadInput
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+_EPOCH = np.datetime64("1970-01-01T00:00:00", "us")
+_DAY = 86_400_000_000  # microseconds
+_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
+_MONTHS = tuple(str(month) for month in range(1, 13))
+
+
+class Calendar:
+    """Dates, and what of the calendar each of them is; computed when it is first asked for.
+
+    Parameters
+    ----------
+    stamps : ndarray of datetime64[us]
+        [n], as the dates' own clock shows them; NaT where missing.
+    """
+
+    def __init__(self, stamps: NDArray[np.datetime64]) -> None:
+        self._missing = np.isnat(stamps)
+        micros = (np.where(self._missing, _EPOCH, stamps) - _EPOCH).astype(np.int64)
+        self._days, self._rest = np.divmod(micros, _DAY)
+
+    @cached_property
+    def varies(self) -> bool:
+        """Whether any of them has a time of day."""
+        return bool(self._rest.any())
+
+    @cached_property
+    def days(self) -> NDArray[np.float64]:
+        """Days since 1970-01-01."""
+        return self._absent(self._days.astype(np.float64))
+
+    @cached_property
+    def yearday(self) -> NDArray[np.float64]:
+        """Days since New Year."""
+        dates, codes = self._dates, self._distinct[1]
+        return self._absent((dates - dates.astype("datetime64[Y]")).astype(np.float64)[codes])
+
+    @cached_property
+    def hour(self) -> NDArray[np.float64]:
+        """Hours since midnight."""
+        return self._absent(self._rest / (_DAY / 24))
+
+    @cached_property
+    def weekday(self) -> NDArray[np.int64]:
+        """0 on Mondays, −1 where missing."""
+        days, codes = self._distinct
+        return self._coded(((days + 3) % 7)[codes])  # 1970-01-01 was a Thursday
+
+    @cached_property
+    def month(self) -> NDArray[np.int64]:
+        """0 in January, −1 where missing."""
+        return self._coded((self._dates.astype("datetime64[M]").astype(np.int64) % 12)[self._distinct[1]])
+
+    @cached_property
+    def _distinct(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+        """Days and each date's place among them: where rows outnumber days, the calendar is computed once for each day."""
+        days = self._days
+        first, last = (int(days.min()), int(days.max())) if len(days) else (0, 0)
+        return (np.arange(first, last + 1), days - first) if last - first < len(days) else (days, np.arange(len(days)))
+
+    @cached_property
+    def _dates(self) -> NDArray[np.datetime64]:
+        return self._distinct[0].astype("datetime64[D]")
+
+    def _absent(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
+        return np.where(self._missing, np.nan, values)
+
+    def _coded(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
+        return np.where(self._missing, -1, codes)
+
+
+class Date(InputType):
+    """Datetimes, and text that reads like ISO dates."""
+
+    name = "datetime"
+    order = 3
+    plain = True
+
+    def infer(self, column: InputColumn) -> str | None:
+        """Columns of datetimes; text whose values start like an ISO date, or that orders the rows."""
+        import pandas as pd
+
+        if pd.api.types.is_datetime64_any_dtype(column.series.dtype):
+            return ""
+        return "" if column.is_text and (column.ordering or looks_like_dates(column.series)) else None
+
+    def clean(self, column: InputColumn) -> pd.Series:
+        """Text becomes datetimes."""
+        return parse_dates(column.series, column.where) if column.is_text else column.series
+
+    def read(self, column: InputColumn) -> Calendar:
+        """The dates; values with a zone that are text become UTC."""
+        import pandas as pd
+
+        series = column.series
+        if is_text(series):
+            series = parse_dates(series, column.where)
+        elif not pd.api.types.is_datetime64_any_dtype(series.dtype):
+            if pd.api.types.is_numeric_dtype(series.dtype) and series.notna().any():
+                raise BadInput("was fitted on dates but holds numbers", where=column.where, remedy="give it dates")
+            series = pd.to_datetime(series, errors="coerce")
+        if getattr(series.dtype, "tz", None) is not None:
+            series = series.dt.tz_localize(None)
+        return Calendar(np.asarray(series.to_numpy(), "datetime64[us]"))
+
+    def fit(self, column: InputColumn, read: Any, fitting: Fitting) -> FittedInput:
+        """Whether the time of day varies."""
+        return FittedDate(column.name, recurring=fitting.splits, hourly=read.varies)
+
+    def restore(self, saved: Saved) -> FittedInput:
+        """The column as it was saved."""
+        hourly = f"{saved.name}.hour" in saved.numeric
+        return FittedDate(saved.name, saved.numeric, saved.categorical, recurring=saved.splits, hourly=hourly)
+
+    def filler(self, inputs: Sequence[FittedInput], statistics: Statistics) -> Filler | None:
+        """One column after another, without a frame."""
+
+        def fill(cells: Sequence[Sequence[Any]], numeric: NDArray[np.float32], categorical: NDArray[np.int32]) -> None:
+            for one, column in zip(inputs, cells):
+                found = one.features(Calendar(np.array(column, "datetime64[us]")))
+                for feature, values in found.numeric.items():
+                    number = statistics.numbers[feature]
+                    numeric[:, statistics.place(feature)] = (values - number.centre) / number.scale
+                for feature, words in found.categorical.items():
+                    categorical[:, statistics.place(feature)] = statistics.codes(feature, words.codes, words.words)
+
+        return fill
+
+
+@dataclass(frozen=True)
+class FittedDate(FittedInput):
+    """A column of dates.
+
+    Parameters
+    ----------
+    recurring : bool
+        Whether only what recurs is kept, as the table is split by this time.
+    hourly : bool
+        Whether the hour is a feature.
+    """
+
+    recurring: bool = False
+    hourly: bool = False
+
+    record = register(Date())
+
+    def features(self, read: Any) -> Features:
+        """The features of the calendar."""
+        name, found = self.name, Features()
+        if not self.recurring:
+            found.numeric[f"{name}.days"] = read.days
+            found.numeric[f"{name}.yearday"] = read.yearday
+        if self.hourly:
+            found.numeric[f"{name}.hour"] = read.hour
+        found.categorical[f"{name}.weekday"] = Words(read.weekday, _WEEKDAYS, _WEEKDAYS)
+        if not self.recurring:
+            found.categorical[f"{name}.month"] = Words(read.month, _MONTHS, _MONTHS)
+        return found
+
+    def schema(self, statistics: Statistics) -> Schema:
+        """ISO 8601 text, or null."""
+        return {"type": ["string", "null"], "format": "date-time", "description": "ISO 8601; a zone becomes UTC"}
+
+    def read_cell(self, value: Any, limits: Limits) -> datetime.datetime | None:
+        """ISO 8601 text, or a timestamp of a table; without a zone."""
+        if value is None:
+            return None
+        if isinstance(value, str):
+            try:
+                value = datetime.datetime.fromisoformat(value)
+            except ValueError:
+                raise Unfit("takes a date as 2013-12-31 or 2013-12-31T23:59:00") from None
+        if not isinstance(value, datetime.date):
+            raise Unfit(f"takes a date as text, not {called(value)}")
+        if not isinstance(value, datetime.datetime):
+            value = datetime.datetime(value.year, value.month, value.day)
+        if hasattr(value, "to_pydatetime"):  # an Arrow timestamp in nanoseconds
+            value = value.floor("us").to_pydatetime()
+        if value.tzinfo is not None:
+            try:
+                value = value.astimezone(datetime.UTC).replace(tzinfo=None)
+            except OverflowError:
+                raise Unfit("is a date outside the calendar") from None
+        assert isinstance(value, datetime.datetime)
+        return value
+
+
+DATE = FittedDate.record
