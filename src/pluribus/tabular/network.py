@@ -23,6 +23,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pluribus import catalog
+from pluribus.data.inputs.record import InputColumn
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
 from pluribus.modeling import Costs, Fitted, MultiTaskModel
@@ -66,7 +67,12 @@ def _counted(model: MultiTaskModel, inputs: Mapping[str, Tensor]) -> float:
 
 
 def blank(columns: FittedColumns, rows: int) -> dict[str, Any]:
-    """Encoded rows with nothing in them; sequences have their typical length."""
+    """Encoded rows with nothing in them.
+
+    Sequences have their typical length; other stores hold what stands where a cell is missing.
+    """
+    import pandas as pd
+
     inputs: dict[str, Any] = {
         "numeric": torch.zeros(rows, len(columns.bin_edges)),
         "categorical": torch.zeros(rows, len(columns.cardinalities), dtype=torch.int32),
@@ -75,6 +81,12 @@ def blank(columns: FittedColumns, rows: int) -> dict[str, Any]:
         dtype = torch.float32 if elements.numeric else torch.int32
         mask = torch.ones(rows, elements.typical, dtype=torch.bool)
         inputs[name] = {"values": torch.zeros(rows, elements.typical, dtype=dtype), "mask": mask}
+    for one in columns.inputs:
+        if one.record.store is not None and one.name not in inputs:
+            missing = pd.Series([one.missing()] * rows, dtype=object)
+            store = one.stored(one.read(InputColumn(one.name, missing, f"column {one.name!r}")))
+            held = None if store is None else store.gather(torch.arange(rows))
+            inputs |= {} if held is None else {one.name: held}
     return inputs
 
 

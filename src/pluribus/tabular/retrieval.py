@@ -32,7 +32,7 @@ from pluribus.modeling import Budget, Candidate, Costs, Fitted, Losses, Objectiv
 from pluribus.modeling.artefact.fitted import Array, Wanted
 from pluribus.modeling.model import Slices
 from pluribus.tabular.fields import Catalogue
-from pluribus.tabular.network import WEIGHTS, _one_thread, check_weights, read_weights
+from pluribus.tabular.network import WEIGHTS, _one_thread, blank, check_weights, read_weights
 from pluribus.tabular.next_item import RANKED, ranked
 from pluribus.tabular.settings import batch_of, check
 from pluribus.tasks import Task
@@ -219,22 +219,6 @@ class Retrieval(Fitted):
         check_weights(state, found.model.state_dict())
         found.model.load_state_dict(state)
         return found
-
-
-def blank(columns: FittedColumns, rows: int) -> dict[str, Any]:
-    """Encoded rows of sequences of typical length, with nothing known in them."""
-    lists = {
-        name: {
-            "values": torch.zeros(rows, e.typical, dtype=torch.float32 if e.numeric else torch.int32),
-            "mask": torch.ones(rows, e.typical, dtype=torch.bool),
-        }
-        for name, e in columns.sequences.items()
-    }
-    return {
-        "numeric": torch.zeros(rows, len(columns.numbers)),
-        "categorical": torch.zeros(rows, len(columns.categories), dtype=torch.int32),
-        **lists,
-    }
 
 
 @torch.no_grad()
