@@ -168,6 +168,20 @@ def test_no_circle_of_imports() -> None:
     assert not found, "\n".join(lines)
 
 
+# -- one sense a noun --------------------------------------------------------------------------------------------------------
+
+
+def test_a_class_name_stands_in_one_file() -> None:
+    """A reader who meets a name must know which class it is; a leading underscore makes no other name."""
+    homes: dict[str, set[str]] = {}
+    for path in sorted(SRC.rglob("*.py")):
+        for node in ast.parse(path.read_text("utf-8")).body:
+            if isinstance(node, ast.ClassDef):
+                homes.setdefault(node.name.lstrip("_"), set()).add(str(path.relative_to(SRC)))
+    doubled = {name: sorted(files) for name, files in homes.items() if len(files) > 1}
+    assert not doubled, f"give all but one another name: {doubled}"
+
+
 # -- no name of a kind, a metric or a type of input outside its package ---------------------------------------------------------
 
 INPUT_TYPES = ("number", "category", "boolean", "date", "datetime", "text", "sequence", "item")

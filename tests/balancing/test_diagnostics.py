@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from pluribus.balancing import MGDA, EqualWeighting, Step, backward, combine
+from pluribus.balancing import MGDA, Decision, EqualWeighting, backward, combine
 from pluribus.balancing.diagnostics import (
     Diagnostics,
     affinity,
@@ -73,8 +73,8 @@ def test_affinity_is_the_lookahead_as_the_step_shrinks() -> None:
     assert error(1e-4) < 0.02 * error(1e-3)
 
 
-def step(tasks: tuple[str, ...], gram: Tensor) -> Step:
-    return Step(tasks, torch.ones(len(tasks), dtype=gram.dtype), torch.ones(len(tasks), dtype=gram.dtype), gram, "full")
+def step(tasks: tuple[str, ...], gram: Tensor) -> Decision:
+    return Decision(tasks, torch.ones(len(tasks), dtype=gram.dtype), torch.ones(len(tasks), dtype=gram.dtype), gram, "full")
 
 
 def test_averages_count_only_steps_in_which_both_were_present() -> None:
@@ -101,7 +101,7 @@ def test_averages_count_only_steps_in_which_both_were_present() -> None:
 def test_skipped_and_held_steps_measure_nothing() -> None:
     seen = Diagnostics()
     seen.observe(None)
-    seen.observe(Step(("a",), torch.ones(1), skipped=True))
+    seen.observe(Decision(("a",), torch.ones(1), skipped=True))
     held = step(("a", "b", "c"), G)
     held.source = "held"
     seen.observe(held)

@@ -12,7 +12,7 @@ from hypothesis import settings as hypothesis_settings
 from hypothesis import strategies as st
 
 from pluribus.boosting.histogram import Binner, kernels
-from pluribus.boosting.tree import Grower, Trees
+from pluribus.boosting.tree import Grower, TreeArrays
 
 
 def grown(X: Any, y: Any, **settings: Any) -> Any:
@@ -126,14 +126,14 @@ def test_joining_and_taking_trees() -> None:
     rng = np.random.default_rng(0)
     X, y = rng.standard_normal((100, 2)), rng.standard_normal(100)
     parts = [grown(X, y * k, max_leaf_nodes=4)[1].trees for k in (1, 2, 3)]
-    forest = Trees.join(parts, 1)
+    forest = TreeArrays.join(parts, 1)
     forest.check(2, 1)
     out, expected = np.zeros((100, 1)), np.zeros((100, 1))
     forest.take(np.array([2, 0])).add_to(out, X, 0.5)
     for k in (2, 0):
         parts[k].add_to(expected, X, 0.5)
     np.testing.assert_allclose(out, expected, atol=1e-12)
-    assert len(Trees.join([], 3)) == 0
+    assert len(TreeArrays.join([], 3)) == 0
 
 
 def test_missing_at_prediction_only_follows_the_larger_child() -> None:

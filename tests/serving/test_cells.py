@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from pluribus.modeling.pieces import pieces
-from pluribus.serving.bodies import Limits, Reader
+from pluribus.serving.bodies import BodyReader, Limits
 from pluribus.serving.cells import Answerer
 
 
@@ -93,7 +93,7 @@ def test_any_order_of_rows_is_kept(data: st.DataObject, mixed: Any, network_of: 
 def test_rows_that_cannot_be_encoded_are_found(bad: set[int], mixed: Any, network_of: Any) -> None:
     """A row that passes every check and yet breaks the encoding (here: words for a number) takes no other row down."""
     network = network_of(mixed)
-    reader = Reader(network.columns, Limits())
+    reader = BodyReader(network.columns, Limits())
     answerer = Answerer(network, reader.names)
     rows = [["?" if i in bad else 1.0, 2.0, 3.0, 4.0, "a"] for i in range(31)]
     slots = answerer(rows, [["loss"]] * 31)

@@ -19,7 +19,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from pluribus.serving import Limits
-from pluribus.serving.bodies import ARROW, PARQUET, Reader
+from pluribus.serving.bodies import ARROW, PARQUET, BodyReader
 
 
 def _table(slots: list[dict[str, Any]]) -> pd.DataFrame:
@@ -488,7 +488,7 @@ def test_lists_are_bounded() -> None:
     from pluribus.data import FittedColumns, Table
 
     columns = FittedColumns.fit(Table(pd.DataFrame({"s": [[0.5], [1.5, 2.5]] * 3, "y": [0, 1, 2] * 2}), ["y:count"]))
-    rows = Reader(columns, Limits(elements=2)).json(b'[{"s": [1, 2]}, {"s": [1, 2, 3]}]')
+    rows = BodyReader(columns, Limits(elements=2)).json(b'[{"s": [1, 2]}, {"s": [1, 2, 3]}]')
     assert rows.good == [0]
     assert "is a list of 3, the limit is 2" in rows.errors[1]
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from pluribus.errors import BadInput
 from pluribus.tabular import FTTransformer
-from pluribus.tabular.attention import Attention, Block, FeedForward
+from pluribus.tabular.attention import Attention, AttentionBlock, FeedForward
 from pluribus.tabular.embeddings import EMBEDDINGS, PLR, PiecewiseLinear
 from pluribus.tabular.tokens import Tokens
 
@@ -81,7 +81,7 @@ def _put(layer: Any, weight: Tensor, bias: Tensor) -> None:
     layer.weight[0], layer.bias[0] = weight.T, bias
 
 
-def copy_into(theirs: nn.TransformerEncoderLayer, ours: Block) -> None:
+def copy_into(theirs: nn.TransformerEncoderLayer, ours: AttentionBlock) -> None:
     """Put the weights of a block into torch's layer."""
     attention, ff = ours.attention, ours.feed_forward
     with torch.no_grad():
@@ -98,7 +98,7 @@ def copy_into(theirs: nn.TransformerEncoderLayer, ours: Block) -> None:
 def test_block_equals_torch() -> None:
     """Oracle: torch's encoder layer, pre-norm with GELU, with our weights put in."""
     torch.manual_seed(0)
-    ours = Block(Attention(8, 2), FeedForward(8, 20)).eval()
+    ours = AttentionBlock(Attention(8, 2), FeedForward(8, 20)).eval()
     theirs = nn.TransformerEncoderLayer(8, 2, 20, 0.0, "gelu", batch_first=True, norm_first=True)
     copy_into(theirs, ours)
     x = torch.randn(5, 7, 8)

@@ -18,7 +18,7 @@ from pluribus.errors import BadInput
 from pluribus.modeling import Budget, load
 from pluribus.modeling.experts import StackedNorm
 from pluribus.tabular import export_onnx
-from pluribus.tabular.sharing_candidates import HoMENetwork, MMoENetwork, PLENetwork, STARNetwork, _Shared, _Woven
+from pluribus.tabular.sharing_candidates import HoMENetwork, MMoENetwork, PLENetwork, STARNetwork, _Architecture, _ExaminedNetwork
 
 CANDIDATES = [e for e in catalog.entries(family="candidate") if e.target.startswith("pluribus.tabular.sharing_candidates")]
 
@@ -47,9 +47,9 @@ def test_norms_are_folded_into_what_is_kept(mixed: Prepared, monkeypatch: pytest
 @pytest.mark.parametrize("entry", CANDIDATES, ids=lambda entry: entry.name)
 def test_settings_are_those_of_the_architecture(entry: catalog.Entry, mixed: Prepared) -> None:
     """Every setting that a candidate hands on is one its architecture takes, with the same default, and none is default-on."""
-    kind: type[_Shared] = entry.resolve()
+    kind: type[_ExaminedNetwork] = entry.resolve()
     assert not entry.default
-    if issubclass(kind, _Woven):
+    if issubclass(kind, _Architecture):
         known = inspect.signature(catalog.get("architecture", kind.architecture).resolve().of).parameters
         handed: tuple[str, ...] = kind.own_settings
     else:

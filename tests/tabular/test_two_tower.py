@@ -21,8 +21,8 @@ from pluribus.tabular.retrieval import Labelled
 from pluribus.tabular.two_tower import (
     MASKS,
     Frequencies,
-    Towers,
     TwoTower,
+    TwoTowers,
     TwoTowerSSL,
     contrast,
     feature_codes,
@@ -102,7 +102,7 @@ def test_vectors_of_both_towers_are_of_length_one(fitted: Any) -> None:
 def test_the_self_supervised_task_leaves_the_query_tower_alone(fitted: Any) -> None:
     """∂L_self/∂(query tower) = 0, and it does move the item tower; L = L_main + α L_self."""
     data, made = fitted
-    model: Towers = made.model
+    model: TwoTowers = made.model
     torch.manual_seed(0)
     model.zero_grad()
     model.self_supervised(made.catalogue()).backward()  # type: ignore[no-untyped-call]
@@ -126,7 +126,7 @@ def test_items_are_drawn_uniformly_from_the_catalogue() -> None:
     data = data_of()
     made = TwoTowerSSL(epochs=1, sample=10).fit(data, Budget(60.0), 0)
     model, found = made.model, made.catalogue()
-    assert isinstance(model, Towers)
+    assert isinstance(model, TwoTowers)
     counts = torch.zeros(ITEMS)
     whole = found.inputs
 

@@ -40,7 +40,7 @@ class Rules(nn.Module):
             p[slot].normal_(0, 1 / math.sqrt(p.shape[-1]))
 
 
-class Factors(nn.Module):
+class RankOneFactors(nn.Module):
     """The rank-one factors of one layer: s [E, n, in/n], t [E, n, out/n] of D and of U, and the biases."""
 
     def __init__(self, size: int, width: int, inner: int, n: int) -> None:
@@ -88,7 +88,7 @@ class Compacter(BlockAdapters):
             if width % n or inner % n:
                 what = f"is {n}, which does not divide {width} and {inner} at {path!r}"
                 raise BadInput(what, where="n", remedy="choose n or reduction so that it divides both")
-            self.sites[key_of(path)] = Factors(self.capacity, width, inner, n)
+            self.sites[key_of(path)] = RankOneFactors(self.capacity, width, inner, n)
         self.sites["rules"] = Rules(self.capacity, n)
         self.start()
 

@@ -26,7 +26,7 @@ from pluribus.errors import BadInput
 from pluribus.linalg.low_rank import Pick, per_row
 
 
-class Embedding(nn.Module):
+class TaskEmbedding(nn.Module):
     """z [E, size of the embedding]."""
 
     def __init__(self, size: int, width: int) -> None:
@@ -64,7 +64,7 @@ class HyperFormer(BlockAdapters):
             raise BadInput(f"the blocks have several widths {sorted(widths)}", where="hyperformer", remedy="use bottleneck")
         self.width = widths.pop()
         self.inner = inner_width(self.width, reduction)
-        self.sites["task"] = Embedding(self.capacity, embedding)
+        self.sites["task"] = TaskEmbedding(self.capacity, embedding)
         self.index = {path: i for i, path in enumerate(self.places)}
         roles = 2 if placement == "houlsby" else 1
         self.place = nn.Parameter(torch.randn(len(self.places) // roles + roles, embedding))  # layers, then positions

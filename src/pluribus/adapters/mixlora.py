@@ -28,7 +28,7 @@ from pluribus.errors import BadInput
 from pluribus.linalg.low_rank import mix_outputs
 
 
-class Router(nn.Module):
+class ExpertRouter(nn.Module):
     """W_r [E, d]."""
 
     def __init__(self, experts: int, width: int) -> None:
@@ -67,7 +67,7 @@ class MixLoRA(Adapters):
             check_rank(rank, [Site(path, *linear[path]) for path in inside.values()])
             for path in inside.values():
                 self.sites[key_of(path)] = LowRank(experts, rank, *linear[path])
-            self.sites[f"{key_of(block.path)} (router)"] = Router(experts, linear[inside["fc1"]][0])
+            self.sites[f"{key_of(block.path)} (router)"] = ExpertRouter(experts, linear[inside["fc1"]][0])
         self.start()
 
     def reset(self, slot: int) -> None:

@@ -29,7 +29,7 @@ from pluribus.linalg.low_rank import Pick, mix_outputs
 NORMALISATIONS = ("mean1", "sum1")
 
 
-class Experts(nn.Module):
+class LowRankExperts(nn.Module):
     """A [E, c, in], B [E, out, c], the router W_g [E, in], its balancing bias b [E] and how many tokens chose each expert."""
 
     b: Tensor
@@ -78,7 +78,7 @@ class SMoRA(LinearAdapters):
         self.k = active // block
         self.factor = (2.0 * active if alpha is None else alpha) / active * (self.k if gate == "mean1" else 1)
         for path, site in self.places.items():
-            self.sites[key_of(path)] = Experts(rank // block, block, site.inputs, site.outputs)
+            self.sites[key_of(path)] = LowRankExperts(rank // block, block, site.inputs, site.outputs)
         self.start()
 
     def gate(self, path: str, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -37,10 +37,13 @@ from pluribus.balancing.random_loss_weighting import RandomLossWeighting
 from pluribus.balancing.rep_mtl import RepMTL
 from pluribus.balancing.sdmgrad import SDMGrad
 from pluribus.balancing.stch import STCH
-from pluribus.balancing.step import Step
+from pluribus.balancing.step import Decision
 from pluribus.balancing.torchjd import TorchJD
 from pluribus.balancing.uncertainty_weighting import UncertaintyWeighting
 from pluribus.balancing.upgrad import UPGrad
+
+Step = Decision
+"""Its name in the first edition; a step is now one of the optimiser (`pluribus.training.Step`)."""
 
 __all__ = [
     "DBMTL",
@@ -56,6 +59,7 @@ __all__ = [
     "Balancer",
     "CAGrad",
     "ConFIG",
+    "Decision",
     "Diagnostics",
     "DualProj",
     "DynamicWeightAverage",

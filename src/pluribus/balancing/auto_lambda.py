@@ -28,7 +28,7 @@ from pluribus.balancing.graph import gradients, leaves
 from pluribus.balancing.hearing import stack
 from pluribus.balancing.problem import Problem, accumulate
 from pluribus.balancing.state import Scalars
-from pluribus.balancing.step import Step
+from pluribus.balancing.step import Decision
 from pluribus.errors import BadInput
 
 
@@ -70,7 +70,7 @@ class AutoLambda(Balancer):
         """λ of the tasks present, as it stands."""
         return self.scalars.rows(tasks, signal).clamp_min(0)
 
-    def through_closure(self, problem: Problem) -> Step:
+    def through_closure(self, problem: Problem) -> Decision:
         """One step of `backward`: learn λ, then write the gradients of Σ λ_t ℓ_t."""
         heard = problem.heard
         if heard.team.size > 1:
@@ -114,7 +114,7 @@ class AutoLambda(Balancer):
         w = self.compute(heard.values, heard.tasks, None)
         final = gradients((w.to(vector.dtype) * vector).sum(), theta)
         accumulate({p: q for p, q in zip([*theta, *heads], [*final, *plain]) if q is not None}, problem.scale)
-        return Step(heard.present, heard.values, w, source="closure", why="one virtual step, judged on validation losses")
+        return Decision(heard.present, heard.values, w, source="closure", why="one virtual step, judged on validation losses")
 
     def _step(self, p: Tensor, g: Tensor) -> tuple[Tensor, float]:
         """The virtual step of a parameter, and its learning rate."""

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from pluribus.balancing.state import constant
-from pluribus.balancing.step import Step
+from pluribus.balancing.step import Decision
 from pluribus.errors import BadInput
 
 Preference = Mapping[str, float] | Sequence[float] | None
@@ -55,7 +55,7 @@ class Balancer:
     batches: ClassVar[int] = 1
     distributed: ClassVar[bool] = True
     mutable: ClassVar[tuple[str, ...]] = ()  # attributes that `reset` makes and `state_dict` saves
-    last: Any = None  # what the doors heard and decided in their latest call (a `Step`); no part of the state
+    last: Any = None  # what the doors heard and decided in their latest call (a `Decision`); no part of the state
 
     def __init__(self) -> None:
         self.reset()
@@ -255,7 +255,7 @@ class Balancer:
         if "held" in state:
             held = dict(state["held"])
             tasks = tuple(held.pop("tasks"))
-            self.last = Step(tasks, source="held", why="taken up from a state", **held)
+            self.last = Decision(tasks, source="held", why="taken up from a state", **held)
 
     # -- shared by methods ----------------------------------------------------------------------------------------
 

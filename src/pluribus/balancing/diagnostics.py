@@ -25,7 +25,7 @@ from pluribus.balancing.heads import from_heads, seeds_of
 from pluribus.balancing.hearing import Features, features_of, listen
 from pluribus.balancing.layers import gram_of
 from pluribus.balancing.processes import Processes
-from pluribus.balancing.step import Step
+from pluribus.balancing.step import Decision
 from pluribus.errors import BadInput
 from pluribus.linalg.min_norm import min_norm
 
@@ -64,7 +64,7 @@ def pareto_gap(gram: Tensor) -> Tensor:
 SCALARS = ("conflict_ratio", "effective_tasks", "pareto_gap")
 
 
-def at_features(losses: Mapping[str, Tensor], features: Features, *, processes: Processes | None = None) -> Step:
+def at_features(losses: Mapping[str, Tensor], features: Features, *, processes: Processes | None = None) -> Decision:
     """What `Diagnostics.observe` takes, from losses and the shared features they were computed from: the Gram matrix of the
     tasks' gradients there, whatever balances them, if anything. One pass a task through its head; the graph stays.
 
@@ -79,7 +79,7 @@ def at_features(losses: Mapping[str, Tensor], features: Features, *, processes: 
             row.append(torch.zeros_like(f, requires_grad=False) if g is None else g)
     with torch.no_grad():
         local = gram_of([torch.stack(row) for row in rows]) if heard.tensors else heard.values.new_zeros(0, 0)
-        return Step(heard.present, heard.values, gram=heard.widen(local), source="features", why="asked for")
+        return Decision(heard.present, heard.values, gram=heard.widen(local), source="features", why="asked for")
 
 
 class Diagnostics:
@@ -104,7 +104,7 @@ class Diagnostics:
 
     @torch.no_grad()
     def observe(self, step: Any) -> None:
-        """Take up one `Step`."""
+        """Take up one `Decision`."""
         if step is None or step.skipped:
             return
         self.steps += 1

@@ -11,7 +11,7 @@ also give the heads' gradients ∂ℓ_t/∂φ_t; L hands them on, and no head is
 `backward(losses, balancer, shared=…, features=…, closure=…)` writes ``.grad`` itself and serves what one scalar cannot:
 full and grouped Grams, Jacobians, closures, several batches.
 
-Every call leaves a `Step` in ``balancer.last``: the tasks, their losses and weights, the Gram matrix and where it came from.
+Every call leaves a `Decision` in ``balancer.last``: the tasks, their losses and weights, the Gram matrix and where it came from.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from pluribus.balancing.hearing import Features, OnNonFinite, features_of, hears
 from pluribus.balancing.problem import Problem, names_of, propagate, scalar_of, shared_leaves
 from pluribus.balancing.processes import Processes
 from pluribus.balancing.scalar import known, measured, plus
-from pluribus.balancing.step import Step
+from pluribus.balancing.step import Decision
 from pluribus.balancing.torchjd import as_balancer
 from pluribus.errors import BadInput, unknown
 
@@ -72,7 +72,7 @@ def combine(
     first = features if features is None or isinstance(features, Tensor) else next(iter(features), None)
     heard = listen(losses, on_nonfinite, processes or Processes.running(), first if isinstance(first, Tensor) else None)
     if heard.bad:
-        judge.last = Step(heard.present, heard.values, skipped=True)
+        judge.last = Decision(heard.present, heard.values, skipped=True)
         return torch.full((), torch.nan, device=heard.values.device).requires_grad_()
     z = features_of(features, heard)
     if not z and not hears_losses(judge):
@@ -86,7 +86,7 @@ def combine(
         raise BadInput(f"gram={source!r}", where="combine", remedy="use 'features' or 'last', or balancing.backward(…)")
     held = held_step(judge, heard, every)
     if held is not None or hears_losses(judge):
-        step = held or Step(heard.present, heard.values, weigh(judge, heard, None))
+        step = held or Decision(heard.present, heard.values, weigh(judge, heard, None))
         w = heard.mine(cast(Tensor, step.weights))
         judge.last, step.every = step, every
         return known(heard, z, w, extra)
@@ -111,7 +111,7 @@ def backward(
     scale: float = 1.0,
     on_nonfinite: OnNonFinite = "raise",
     processes: Processes | None = None,
-) -> Step:
+) -> Decision:
     """Write balanced gradients into ``.grad`` (added to what is there): shared part balanced, heads plain; say how.
 
     losses: task → scalar loss; for a balancer with ``batches = 3`` (MoDo, SDMGrad) a sequence of three such mappings, of
@@ -125,7 +125,7 @@ def backward(
         "features": ∂ℓ_t/∂z (what `combine` does); "last": the last shared layer (`last`, or found below the features);
         "full": all shared parameters, T batched passes, exact; "grouped": all shared parameters, exact, ONE pass, where
         `cells` says which rows belong to which task and no row to two; "auto": grouped with `cells`, else features if
-        given, else full. `Step.source` and `.why` tell what was done.
+        given, else full. `Decision.source` and `.why` tell what was done.
     cells: task → the indices of its labelled rows, or a mask [B]; for "grouped".
     every: compute weights only every so many calls and hold them in between.
     rows: measure the (full) Gram on a share of the rows only: ``closure(rows)`` returns the losses of such a part of the
@@ -135,7 +135,7 @@ def backward(
         are this rank's part, to be averaged or summed over ranks as after an ordinary backward. "full" and "grouped" write
         past the hooks of DistributedDataParallel: reduce them yourself, or use `combine`.
 
-    Returns the `Step`, which is also in ``balancer.last``.
+    Returns the `Decision`, which is also in ``balancer.last``.
     """
     judge = as_balancer(balancer)
     _serves(judge, "backward")
@@ -152,18 +152,18 @@ def backward(
         return crossed(judge, losses, shared, features, extra, scale, on_nonfinite, team)
     heard = listen(cast(Mapping[str, Tensor], losses), on_nonfinite, team)
     if heard.bad:
-        judge.last = Step(heard.present, heard.values, skipped=True)
-        return cast(Step, judge.last)
+        judge.last = Decision(heard.present, heard.values, skipped=True)
+        return cast(Decision, judge.last)
     z = features_of(cast(Features | None, features), heard)
     names = names_of(shared)
     if "closure" in judge.needs:
-        step: Step = judge.through_closure(Problem(heard, z, shared, names, closure, extra, scale))  # type: ignore[attr-defined]
+        step: Decision = judge.through_closure(Problem(heard, z, shared, names, closure, extra, scale))  # type: ignore[attr-defined]
         judge.last = step
         return step
     held = held_step(judge, heard, every)
     source, why = _choose(judge, gram, z, cells, rows)
     if held is not None or source == "losses" or rows != 1:
-        step = held or Step(heard.present, heard.values, source=source, why=why)
+        step = held or Decision(heard.present, heard.values, source=source, why=why)
         if held is None and source == "losses":
             step.weights = weigh(judge, heard, None)
         elif held is None:

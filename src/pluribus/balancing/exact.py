@@ -18,7 +18,7 @@ from pluribus.balancing.layers import real
 from pluribus.balancing.problem import accumulate, check_whole, names_of, propagate, scalar_of, shared_leaves
 from pluribus.balancing.processes import Processes
 from pluribus.balancing.scalar import known, widen_rows
-from pluribus.balancing.step import Step
+from pluribus.balancing.step import Decision
 from pluribus.errors import BadInput
 
 
@@ -33,7 +33,7 @@ def exact(
     why: str,
     scale: float,
     shared_given: bool,
-) -> Step:
+) -> Decision:
     """Gradients over all shared parameters: grouped where that can be, otherwise by T passes."""
     team = heard.team
     check_whole(shared, source, z)
@@ -43,7 +43,7 @@ def exact(
             where="losses",
             remedy="give every process a labelled row, or pass features= and leave gram to be 'full'",
         )
-    step = Step(heard.present, heard.values, source=source, why=why)
+    step = Decision(heard.present, heard.values, source=source, why=why)
     measured: grouped.Grouped | engine.Full | None = None
     plain: dict[Tensor, Tensor] = {}
     if source == "grouped" and judge.signal != "jacobian":
@@ -173,7 +173,7 @@ def crossed(
     scale: float,
     on_nonfinite: OnNonFinite,
     team: Processes,
-) -> Step:
+) -> Decision:
     """J₁J₂ᵀ of two batches, applied to a third."""
     if isinstance(losses, Mapping) or len(losses) != judge.batches:
         raise BadInput(
@@ -183,8 +183,8 @@ def crossed(
         )
     each = [listen(batch, on_nonfinite, team) for batch in losses]
     if any(heard.bad for heard in each):
-        judge.last = Step(each[-1].present, each[-1].values, skipped=True)
-        return cast(Step, judge.last)
+        judge.last = Decision(each[-1].present, each[-1].values, skipped=True)
+        return cast(Decision, judge.last)
     if any(heard.present != each[0].present for heard in each):
         raise BadInput("the batches hold different tasks", where="losses", remedy="keep the tasks that all of them hold")
     zs = [features_of(f, heard) for f, heard in zip(features or [None] * len(each), each)]
@@ -196,7 +196,7 @@ def crossed(
         top.find(own, names_of(shared))
         blocks.append([team.sum(widen_rows(heard, b)) * team.share for b in engine.pull(top.outputs, top.rows, own)])
     cross = sum(real(a).flatten(1) @ real(b).flatten(1).T for a, b in zip(*blocks))
-    step = Step(each[-1].present, each[-1].values, gram=cast(Tensor, cross), source="full", why="two batches, crossed")
+    step = Decision(each[-1].present, each[-1].values, gram=cast(Tensor, cross), source="full", why="two batches, crossed")
     step.weights = weigh(judge, each[-1], step.gram)
     write_known(each[-1], zs[-1], shared, step.weights, extra, scale)
     judge.last = step

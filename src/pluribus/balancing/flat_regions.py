@@ -37,7 +37,7 @@ from pluribus.balancing.hearing import Heard, stack
 from pluribus.balancing.layers import gram_of, real
 from pluribus.balancing.problem import Problem
 from pluribus.balancing.state import generator
-from pluribus.balancing.step import Step
+from pluribus.balancing.step import Decision
 from pluribus.errors import BadInput, unknown
 
 Blocks = list[Tensor]  # a Jacobian [T, *leaf] a shared leaf
@@ -106,7 +106,7 @@ class FlatRegions(Balancer):
     def __repr__(self) -> str:
         return f"FlatRegions({self.inner!r}, rho={self.rho}, rho_heads={self.rho_heads}, how={self.how!r})"
 
-    def through_closure(self, problem: Problem) -> Step:
+    def through_closure(self, problem: Problem) -> Decision:
         """One step of `backward`."""
         heard, shared = problem.heard, problem.shared
         top = _top(problem)
@@ -119,7 +119,7 @@ class FlatRegions(Balancer):
         delta = [_ball(g, self.rho_heads) for g in _united(heard, heads, b)]
         eps = self._perturbations(a, problem)
         s, u = self._perturbed(problem, eps, heads, delta)
-        step = Step(heard.present, heard.values, source="full", why=f"plain and flat gradients, {self.how}")
+        step = Decision(heard.present, heard.values, source="full", why=f"plain and flat gradients, {self.how}")
         if self.how == "samo":
             d, step.weights, step.gram = _aggregate(self.inner, s, problem)
         else:

@@ -25,7 +25,7 @@ import torch
 from torch import Tensor
 
 from pluribus.balancing.gram import Found
-from pluribus.balancing.layers import Cells, Layer, by_task, known_layers
+from pluribus.balancing.layers import Layer, RowTasks, by_task, known_layers
 from pluribus.balancing.processes import Processes
 from pluribus.errors import BadInput, unknown
 
@@ -34,7 +34,7 @@ class NotGrouped(Exception):
     """Why this batch or network has no grouped Gram."""
 
 
-def cells_of(cells: Mapping[str, Tensor], tasks: Sequence[str], present: Sequence[str], n_rows: int | None) -> Cells:
+def cells_of(cells: Mapping[str, Tensor], tasks: Sequence[str], present: Sequence[str], n_rows: int | None) -> RowTasks:
     """The rows of each of the union's tasks (`present`) from a mapping of this rank's: task → row indices, or a mask [B].
 
     n_rows: B where it is known; masks give it too; otherwise the largest index does.
@@ -58,7 +58,7 @@ def cells_of(cells: Mapping[str, Tensor], tasks: Sequence[str], present: Sequenc
         twice = int((torch.bincount(every, minlength=B) > 1).sum())
         if twice:
             raise NotGrouped(f"{twice} rows are labelled for several tasks: split them into (row, task) pairs")
-    return Cells([rows.get(task, one[:0]) for task in present], task_of)
+    return RowTasks([rows.get(task, one[:0]) for task in present], task_of)
 
 
 @dataclass(eq=False)
@@ -68,7 +68,7 @@ class Grouped:
     layers: list[Layer]
     deltas: list[Tensor]
     across: list[bool]
-    cells: Cells
+    cells: RowTasks
 
     @torch.no_grad()
     def gram(self, team: Processes) -> Tensor:
@@ -103,7 +103,7 @@ class Grouped:
         return found
 
 
-def _of_places(delta: Tensor, w: Tensor, cells: Cells, n: int, across: bool) -> Tensor:
+def _of_places(delta: Tensor, w: Tensor, cells: RowTasks, n: int, across: bool) -> Tensor:
     """Each place's task's number [n, 1]; w is [T + 1], the last for places of no task."""
     return w.to(delta.dtype)[cells.tasks(n, across)][:, None]
 
@@ -115,7 +115,7 @@ def _times(delta: Tensor, column: Tensor) -> Tensor:
 
 
 def measure(
-    losses: Sequence[Tensor], index: Sequence[int], found: Found, cells: Cells, heads: Sequence[Tensor], memory: dict[Any, Any]
+    losses: Sequence[Tensor], index: Sequence[int], found: Found, cells: RowTasks, heads: Sequence[Tensor], memory: dict[Any, Any]
 ) -> tuple[Grouped, dict[Tensor, Tensor]]:
     """The pass back, and the heads' plain gradients on the way. index: the union's number of each loss's task.
 
@@ -152,7 +152,7 @@ def _layout(
     layers: Sequence[Layer],
     edges: Sequence[Any],
     deltas: Sequence[Tensor],
-    cells: Cells,
+    cells: RowTasks,
 ) -> list[bool] | str:
     """How each layer lays out its rows, found by scaling every task's loss differently: δ must scale place by place."""
     T = len(cells.rows)

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pluribus.balancing.balancer import Balancer
 from pluribus.balancing.processes import Processes, union
-from pluribus.balancing.step import Step
+from pluribus.balancing.step import Decision
 from pluribus.errors import BadInput, NonFinite, unknown
 
 Features = Tensor | Sequence[Tensor]
@@ -127,7 +127,7 @@ def weigh(judge: Balancer, heard: Heard, gram: Tensor | None) -> Tensor:
     return heard.team.same(judge.weights(signal, tasks=heard.present, losses=heard.values))
 
 
-def held_step(judge: Balancer, heard: Heard, every: int) -> Step | None:
+def held_step(judge: Balancer, heard: Heard, every: int) -> Decision | None:
     """The weights of an earlier call, while they are fresh enough and speak of the same tasks."""
     if every < 1:
         raise BadInput(f"every is {every}", where="every", remedy="give a whole number from 1")
@@ -136,7 +136,7 @@ def held_step(judge: Balancer, heard: Heard, every: int) -> Step | None:
     if judge.signal == "jacobian":
         raise BadInput(f"{type(judge).__name__} gives directions, which cannot be held", where="every", remedy="use every=1")
     step = getattr(judge, "last", None)
-    if not isinstance(step, Step) or step.weights is None or step.tasks != heard.present or step.age + 1 >= every:
+    if not isinstance(step, Decision) or step.weights is None or step.tasks != heard.present or step.age + 1 >= every:
         return None
     why = f"weights are computed every {every} calls"
-    return Step(heard.present, heard.values, step.weights, step.gram, "held", why, age=step.age + 1)
+    return Decision(heard.present, heard.values, step.weights, step.gram, "held", why, age=step.age + 1)

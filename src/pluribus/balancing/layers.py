@@ -45,7 +45,7 @@ def by_task(K: Tensor, tasks: Tensor, T: int) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Cells:
+class RowTasks:
     """Which task each of B rows is labelled for. rows: the row indices of each task, disjoint; task_of: [B], T for no task.
 
     A layer that sees n = B·k places (tokens, patches) has those of a row side by side (`across` False: place // k is
@@ -100,11 +100,11 @@ class Layer:
         """K [n, n] of the products of the places' gradients (of all processes), where that is the cheaper way."""
         return None
 
-    def grouped(self, delta: Tensor, cells: Cells, across: bool, team: Processes) -> Tensor:
+    def grouped(self, delta: Tensor, cells: RowTasks, across: bool, team: Processes) -> Tensor:
         """This layer's part of G [T, T] where each place speaks for one task, from the δ of the summed loss."""
         return gram_of([team.sum(block) for block in self.grouped_jacobian(delta, cells, across)])
 
-    def grouped_jacobian(self, delta: Tensor, cells: Cells, across: bool) -> list[Tensor]:
+    def grouped_jacobian(self, delta: Tensor, cells: RowTasks, across: bool) -> list[Tensor]:
         """The rows [T, *leaf] of each leaf where each place speaks for one task."""
         raise NotImplementedError
 
@@ -179,7 +179,7 @@ class Affine(Layer):
         a = team.cat(real(self.a))
         return K.mul_(a @ a.T if self.bias is None else torch.addmm(a.new_ones(()), a, a.T))
 
-    def grouped_jacobian(self, delta: Tensor, cells: Cells, across: bool) -> list[Tensor]:
+    def grouped_jacobian(self, delta: Tensor, cells: RowTasks, across: bool) -> list[Tensor]:
         a, delta = self.inputs(), real(delta)
         places = [cells.places(t, a.shape[0], across) for t in range(len(cells.rows))]
         return [torch.stack([delta[p].T @ a[p] for p in places])]
@@ -209,7 +209,7 @@ class Convolution(Layer):
         )
         return [(w if slot == 1 else b).to(leaf.dtype) for slot, leaf in zip(slots, self.leaves)]
 
-    def grouped_jacobian(self, delta: Tensor, cells: Cells, across: bool) -> list[Tensor]:
+    def grouped_jacobian(self, delta: Tensor, cells: RowTasks, across: bool) -> list[Tensor]:
         n, x = delta.shape[0], self.node._saved_input
         each = [self._of(delta[p], x[p]) for p in (cells.places(t, n, across) for t in range(len(cells.rows)))]
         return [torch.stack(column) for column in zip(*each)]
@@ -229,7 +229,7 @@ class PerPlace(Layer):
     def gradients(self, delta: Tensor) -> list[Tensor]:
         return [self.fold(self.scaled(delta, leaf), leaf).sum(0).view_as(leaf).to(leaf.dtype) for leaf in self.leaves]
 
-    def grouped_jacobian(self, delta: Tensor, cells: Cells, across: bool) -> list[Tensor]:
+    def grouped_jacobian(self, delta: Tensor, cells: RowTasks, across: bool) -> list[Tensor]:
         blocks = []
         for leaf in self.leaves:
             flat = real(self.fold(self.scaled(delta, leaf), leaf)).flatten(1)
@@ -342,7 +342,7 @@ class Embedding(Layer):
         delta, indices = team.cat(delta), team.cat(self.indices)
         return (indices[:, None] == indices) * (delta @ delta.T)
 
-    def grouped(self, delta: Tensor, cells: Cells, across: bool, team: Processes) -> Tensor:
+    def grouped(self, delta: Tensor, cells: RowTasks, across: bool, team: Processes) -> Tensor:
         """A table a task, of the tokens that occur."""
         delta, T = real(self.places(delta)), len(cells.rows)
         delta, tasks = team.cat(delta), team.cat(cells.tasks(delta.shape[0], across))

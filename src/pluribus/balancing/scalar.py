@@ -16,7 +16,7 @@ from pluribus.balancing.hearing import Heard, stack, weigh
 from pluribus.balancing.layers import real
 from pluribus.balancing.problem import check_whole, scalar_of
 from pluribus.balancing.processes import Processes
-from pluribus.balancing.step import Step
+from pluribus.balancing.step import Decision
 from pluribus.errors import BadInput
 
 
@@ -66,7 +66,7 @@ def measured(judge: Balancer, heard: Heard, z: tuple[Tensor, ...], extra: Tensor
     else:
         local = passes.gram() if heard.tensors else heard.values.new_zeros(0, 0)
     G = heard.widen(local)
-    step = Step(heard.present, heard.values, gram=G, source=source)
+    step = Decision(heard.present, heard.values, gram=G, source=source)
     if judge.signal == "jacobian":
         if hasattr(judge, "on_features"):  # defined on features with their batch dimension (GradDrop)
             rows = passes.rows if heard.tensors else [real(f).new_zeros(0, *f.shape) for f in z]

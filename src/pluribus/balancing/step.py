@@ -8,7 +8,7 @@ from torch import Tensor
 
 
 @dataclass(eq=False)
-class Step:
+class Decision:
     """What one call decided; found in ``balancer.last``.
 
     Parameters

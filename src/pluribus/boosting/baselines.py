@@ -51,7 +51,7 @@ VISIT, SEARCH = 8e-9, 2e-6  # seconds of a label in a column, and of a leaf in a
 OURS = ("objective", "metric", "num_class", "seed", "data", "valid", "categorical_feature", "task", "num_threads")
 
 
-class _LightGBM(Candidate):
+class _LightGBMCandidate(Candidate):
     road = "boost"
     defaults = {  # noqa: RUF012
         "learning_rate": 0.05,
@@ -130,7 +130,7 @@ class _LightGBM(Candidate):
         return fitted
 
 
-class LightGBMPerTask(_LightGBM):
+class LightGBMPerTask(_LightGBMCandidate):
     """One model per task, on the rows that carry its label."""
 
     name = "lightgbm_per_task"
@@ -144,7 +144,7 @@ class LightGBMPerTask(_LightGBM):
         grown: dict[str, _Growing] = {}
         for task in data.tasks:
             train, valid = data.labelled(task.name, "train"), data.labelled(task.name, "valid")
-            judge = _Judge({task.name: (task, slice(0, len(valid)))}, valid, data.units)
+            judge = _ValidationMetrics({task.name: (task, slice(0, len(valid)))}, valid, data.units)
             params = self._params(task, seed, budget.threads)
             grown[task.name] = _Growing(params, data, matrix, train, judge, self.settings, f"task {task.name!r}")
         names = list(grown)
@@ -153,7 +153,7 @@ class LightGBMPerTask(_LightGBM):
         return self._record(Trees(data.tasks, data.columns, boosters), began, seed, grown)
 
 
-class LightGBMPooled(_LightGBM):
+class LightGBMPooled(_LightGBMCandidate):
     """One model for all tasks of a long table; the task is one of its categories. Stops by the mean skill over tasks."""
 
     name = "lightgbm_pooled"
@@ -180,7 +180,7 @@ class LightGBMPooled(_LightGBM):
             start += count
         train, valid = (_joined([data.labelled(t.name, part) for t in data.tasks]) for part in ("train", "valid"))
         params = self._params(data.tasks[0], seed, budget.threads)
-        judge = _Judge(parts, valid, data.units)
+        judge = _ValidationMetrics(parts, valid, data.units)
         grown = _Growing(params, data, matrix, train, judge, self.settings, f"candidate {self.name!r}")
         grown.until(began + budget.seconds)
         fitted = Trees(data.tasks, data.columns, {"": grown.best()})
@@ -199,7 +199,7 @@ class _Growing:
         data: Prepared,
         matrix: NDArray[np.float32],
         train: Cells,
-        judge: _Judge,
+        judge: _ValidationMetrics,
         settings: Mapping[str, Any],
         where: str,
     ) -> None:
@@ -245,7 +245,7 @@ class _Growing:
         return lightgbm.Booster(model_str=self.booster.model_to_string(num_iteration=self.best_round or -1))
 
 
-class _Judge:
+class _ValidationMetrics:
     """The tasks' own metrics on validation cells, as LightGBM's evaluation function.
 
     parts: task name → (task, its cells among the validation cells). One task: its main metric. Several: the mean over tasks of

@@ -20,7 +20,7 @@ from pluribus.boosting.baselines import _joined, features
 from pluribus.boosting.objectives import BY_LIKELIHOOD
 from pluribus.boosting.rmtgb import RMTGBClassifier, RMTGBRegressor
 from pluribus.boosting.storage import load
-from pluribus.boosting.tree import Trees
+from pluribus.boosting.tree import TreeArrays
 from pluribus.boosting.vector_leaf import MultiTaskBoosting
 from pluribus.data.columns import FittedColumns
 from pluribus.data.prepared import Cells, Prepared
@@ -69,7 +69,7 @@ class Boosted(Fitted):
         spread[:, np.asarray(seen).astype(np.int64)] = p[:, : len(seen)]
         return spread[:, 1] if task.record.positive else spread
 
-    def _forests(self) -> list[Trees]:
+    def _forests(self) -> list[TreeArrays]:
         trees = self.model.trees_
         return list(trees.values()) if isinstance(trees, dict) else [trees]
 

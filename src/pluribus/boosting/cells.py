@@ -21,7 +21,7 @@ LONG, WIDE, SINGLE = "long", "wide", "single"
 
 
 @dataclass(frozen=True)
-class Cells:
+class BoosterCells:
     """Labelled cells: X[row[i]] has label y[i] in task task[i], with weight[i] (None: all one).
 
     names: the tasks; form: "long" | "wide" | "single"; container: what a prediction is handed back in
@@ -108,7 +108,7 @@ def _length(part: Any) -> int:
     return int(part.shape[0]) if hasattr(part, "shape") else len(part)
 
 
-def read_cells(y: Any, n: int, task: Any = None, sample_weight: Any = None) -> Cells:
+def read_cells(y: Any, n: int, task: Any = None, sample_weight: Any = None) -> BoosterCells:
     """The cells of labels `y` for a table of n rows.
 
     Raises BadInput for wrong lengths, a missing task id, NaN among long labels, and a task without any label.
@@ -134,9 +134,9 @@ def read_cells(y: Any, n: int, task: Any = None, sample_weight: Any = None) -> C
     weight = _weight(sample_weight, n)
     row = np.arange(n, dtype=np.int32)
     if task is None:
-        return Cells(row, np.zeros(n, dtype=np.int32), labels, weight, (0,), SINGLE, "array", n)
+        return BoosterCells(row, np.zeros(n, dtype=np.int32), labels, weight, (0,), SINGLE, "array", n)
     names, index = _index(read_task(task, n))
-    return Cells(row, index.astype(np.int32), labels, weight, names, LONG, "array", n)
+    return BoosterCells(row, index.astype(np.int32), labels, weight, names, LONG, "array", n)
 
 
 def _index(ids: Any) -> tuple[tuple[Any, ...], Ints]:
@@ -168,7 +168,7 @@ def _check_weight(weight: Floats) -> None:
         raise BadInput("is zero everywhere", where="sample_weight", remedy="give some rows a weight")
 
 
-def _wide(y: Any, n: int, sample_weight: Any) -> Cells:
+def _wide(y: Any, n: int, sample_weight: Any) -> BoosterCells:
     container = "dict" if isinstance(y, Mapping) else "frame" if is_frame(y) else "array"
     if isinstance(y, Mapping):
         names, columns = tuple(y), [np.asarray(v) for v in y.values()]
@@ -212,7 +212,7 @@ def _wide(y: Any, n: int, sample_weight: Any) -> Cells:
         _check_weight(weight)
     if len({v.dtype.kind in "biuf" for v in values}) > 1:  # words and numbers: each task keeps its own type
         values = [v.astype(object) for v in values]
-    return Cells(row, task, np.concatenate(values), weight, names, WIDE, container, n)
+    return BoosterCells(row, task, np.concatenate(values), weight, names, WIDE, container, n)
 
 
 def task_index(names: Sequence[Any], ids: Any, unknown_task: str) -> Ints:

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from sklearn.base import clone
 
-from pluribus.boosting.cells import Cells
+from pluribus.boosting.cells import BoosterCells
 from pluribus.boosting.estimator import Valid, hold_out
 from pluribus.boosting.histogram import Floats, Ints
 from pluribus.boosting.kind_booster import KindBooster, KindClassifier, KindRegressor
@@ -47,7 +47,7 @@ class _PerTaskChoice(ChoiceSettings, KindBooster):
     early_stopping = False
     _default: type
 
-    def _shares_objective(self, cells: Cells) -> bool:
+    def _shares_objective(self, cells: BoosterCells) -> bool:
         return True
 
     def _candidates(self) -> list[tuple[str, Any]]:
@@ -58,7 +58,7 @@ class _PerTaskChoice(ChoiceSettings, KindBooster):
             raise BadInput("needs pairs (name, booster) with different names", where="estimators")
         return found
 
-    def _fit_one(self, model: Any, table: Floats, cells: Cells, which: Any, seed: int) -> Any:
+    def _fit_one(self, model: Any, table: Floats, cells: BoosterCells, which: Any, seed: int) -> Any:
         model = clone(model)
         given = model.get_params(deep=False)
         model.set_params(categorical_features=self.columns_.categorical.tolist(), random_state=seed)
@@ -75,7 +75,7 @@ class _PerTaskChoice(ChoiceSettings, KindBooster):
             return values
         return o.scores(np.log(np.clip(model.predict_proba(table, task=task), 1e-15, 1.0)))
 
-    def _boost(self, table: Floats, cells: Cells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
+    def _boost(self, table: Floats, cells: BoosterCells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
         kept, held = hold_out(cells, self.validation_fraction, rng)
         candidates = self._candidates()
         seed = int(rng.randint(2**31 - 1))

@@ -19,7 +19,7 @@ from sklearn.utils.validation import check_is_fitted, validate_data
 
 from pluribus.boosting import cells as cells_
 from pluribus.boosting import storage
-from pluribus.boosting.cells import Cells
+from pluribus.boosting.cells import BoosterCells
 from pluribus.boosting.columns import Columns, is_frame
 from pluribus.boosting.histogram import Floats, Ints
 from pluribus.errors import BadInput, unknown
@@ -110,11 +110,11 @@ class TaskBooster(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no
     container_: str
 
     # what a subclass provides -----------------------------------------------------------------------------------------
-    def _encode(self, cells: Cells, fit: bool) -> Any:
+    def _encode(self, cells: BoosterCells, fit: bool) -> Any:
         """The labels of the cells as numbers."""
         raise NotImplementedError
 
-    def _boost(self, table: Floats, cells: Cells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
+    def _boost(self, table: Floats, cells: BoosterCells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
         raise NotImplementedError
 
     def _raw(self, table: Floats, task: Ints | None) -> Any:
@@ -306,7 +306,7 @@ class TaskBooster(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no
         return tags
 
 
-def hold_out(cells: Cells, share: float, rng: np.random.RandomState) -> tuple[Ints, Ints]:
+def hold_out(cells: BoosterCells, share: float, rng: np.random.RandomState) -> tuple[Ints, Ints]:
     """Indices of the cells to fit on and to hold out: whole rows of wide labels, else a share of every task's rows.
 
     A task keeps at least one cell to fit on.

@@ -1,4 +1,4 @@
-"""Boosters whose tasks each have an `Objective`: labels to numbers and scores to predictions."""
+"""Boosters whose tasks each have an `BoosterObjective`: labels to numbers and scores to predictions."""
 
 from __future__ import annotations
 
@@ -7,27 +7,27 @@ from typing import Any
 
 import numpy as np
 
-from pluribus.boosting.cells import WIDE, Cells, task_index
+from pluribus.boosting.cells import WIDE, BoosterCells, task_index
 from pluribus.boosting.estimator import TaskBooster, TaskClassifier, TaskRegressor
 from pluribus.boosting.histogram import Floats, Ints
-from pluribus.boosting.objectives import Objective, Softmax, Squared
+from pluribus.boosting.objectives import BoosterObjective, Softmax, Squared
 from pluribus.errors import BadInput
 
 
 class KindBooster(TaskBooster):
     """A booster with one objective a task, `objectives_`, and the columns of its scores side by side."""
 
-    objectives_: list[Objective]
+    objectives_: list[BoosterObjective]
 
-    def _objective(self, task: Any, y: Any) -> Objective:
+    def _objective(self, task: Any, y: Any) -> BoosterObjective:
         """The objective of one task's labels."""
         raise NotImplementedError
 
-    def _shares_objective(self, cells: Cells) -> bool:
+    def _shares_objective(self, cells: BoosterCells) -> bool:
         """Whether all tasks have one objective, with the same classes: so it is unless labels are wide."""
         return cells.form != WIDE
 
-    def _encode(self, cells: Cells, fit: bool) -> Any:
+    def _encode(self, cells: BoosterCells, fit: bool) -> Any:
         T = len(cells.names)
         own = [cells.task == t for t in range(T)]
         if fit:
@@ -61,7 +61,7 @@ class KindBooster(TaskBooster):
     def _decode(self, raw: Floats, task: int | Ints) -> Any:
         return self._by_task(raw, task, lambda o, F: o.decode(F))
 
-    def _by_task(self, raw: Floats, task: int | Ints, of: Callable[[Objective, Floats], Any]) -> Any:
+    def _by_task(self, raw: Floats, task: int | Ints, of: Callable[[BoosterObjective, Floats], Any]) -> Any:
         if isinstance(task, int):
             return of(self.objectives_[task], raw)
         if all(o.like(self.objectives_[0]) for o in self.objectives_):
@@ -83,14 +83,14 @@ class KindBooster(TaskBooster):
 class KindRegressor(KindBooster, TaskRegressor):
     """All tasks are regressions."""
 
-    def _objective(self, task: Any, y: Any) -> Objective:
+    def _objective(self, task: Any, y: Any) -> BoosterObjective:
         return Squared.of(y, f"task {task!r}")
 
 
 class KindClassifier(KindBooster, TaskClassifier):
     """All tasks are classifications."""
 
-    def _objective(self, task: Any, y: Any) -> Objective:
+    def _objective(self, task: Any, y: Any) -> BoosterObjective:
         return Softmax.of(y, f"task {task!r}")
 
     @property

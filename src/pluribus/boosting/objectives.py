@@ -28,7 +28,7 @@ POISSON_STEP = 0.7
 
 
 @dataclass(frozen=True, eq=False)
-class Objective:
+class BoosterObjective:
     """One task's loss and, for classes, their labels in order.
 
     Parameters
@@ -58,7 +58,7 @@ class Objective:
     flat: ClassVar[bool] = False
 
     @classmethod
-    def of(cls, y: Any, where: str) -> Objective:
+    def of(cls, y: Any, where: str) -> BoosterObjective:
         """The objective of a task with these labels.
 
         Raises
@@ -90,7 +90,7 @@ class Objective:
         """How many columns of F it takes."""
         return 1
 
-    def like(self, other: Objective) -> bool:
+    def like(self, other: BoosterObjective) -> bool:
         """Whether both are the same loss of the same classes."""
         return self.kind == other.kind and np.array_equal(self.classes, other.classes)  # None equals None
 
@@ -107,7 +107,7 @@ class Objective:
         raise BadInput(f"a {self.kind} task has no class probabilities", remedy="use predict")
 
 
-class Squared(Objective):
+class Squared(BoosterObjective):
     """Numbers by half the squared error."""
 
     kind = "regression"
@@ -130,7 +130,7 @@ class Squared(Objective):
         return F[:, 0]
 
 
-class Poisson(Objective):
+class Poisson(BoosterObjective):
     """Counts by the Poisson likelihood, on the logarithm of their mean."""
 
     kind = "count"
@@ -138,7 +138,7 @@ class Poisson(Objective):
     likelihood = "poisson"
 
     @classmethod
-    def of(cls, y: Any, where: str) -> Objective:
+    def of(cls, y: Any, where: str) -> BoosterObjective:
         if (_numbers(y, where, cls.kind) < 0).any():
             raise BadInput("holds negative counts", where=where, remedy="call it regression")
         return cls()
@@ -163,7 +163,7 @@ class Poisson(Objective):
         return np.exp(F[:, 0])
 
 
-class Classes(Objective):
+class Classes(BoosterObjective):
     """What the losses of classes share."""
 
     labelled = True
@@ -190,7 +190,7 @@ class Logistic(Classes):
     likelihood = "bernoulli"
 
     @classmethod
-    def of(cls, y: Any, where: str) -> Objective:
+    def of(cls, y: Any, where: str) -> BoosterObjective:
         classes = _classes(y)
         if len(classes) > 2:
             raise BadInput(f"has {len(classes)} classes", where=where, remedy="call it multiclass")
@@ -232,7 +232,7 @@ class Softmax(Classes):
     likelihood = "categorical"
 
     @classmethod
-    def of(cls, y: Any, where: str) -> Objective:
+    def of(cls, y: Any, where: str) -> BoosterObjective:
         """Of up to two classes the logistic loss."""
         classes = _classes(y)
         return Logistic(classes) if len(classes) <= 2 else cls(classes)
@@ -266,18 +266,18 @@ class Softmax(Classes):
         return found
 
 
-OBJECTIVES: dict[str, type[Objective]] = {each.kind: each for each in (Squared, Logistic, Softmax, Poisson)}
-BY_LIKELIHOOD: dict[str | None, type[Objective]] = {each.likelihood: each for each in OBJECTIVES.values()}
+OBJECTIVES: dict[str, type[BoosterObjective]] = {each.kind: each for each in (Squared, Logistic, Softmax, Poisson)}
+BY_LIKELIHOOD: dict[str | None, type[BoosterObjective]] = {each.likelihood: each for each in OBJECTIVES.values()}
 
 
-def objective(kind: str, y: Any, where: str) -> Objective:
+def objective(kind: str, y: Any, where: str) -> BoosterObjective:
     """The objective of a task of this kind with these labels."""
     if kind not in OBJECTIVES:
         raise unknown("kind", kind, OBJECTIVES, where=where)
     return OBJECTIVES[kind].of(y, where)
 
 
-def gradients(objectives: list[Objective], first: Any, Y: Floats, F: Floats, g: Floats, h: Floats) -> None:
+def gradients(objectives: list[BoosterObjective], first: Any, Y: Floats, F: Floats, g: Floats, h: Floats) -> None:
     """Write g and h [N, K]; Y [N, T] holds NaN where a label is missing, which leaves 0 in g and h.
 
     first [T + 1]: where each task's columns start.

@@ -23,7 +23,7 @@ from scipy.cluster.hierarchy import fcluster, linkage
 from scipy.spatial.distance import squareform
 from sklearn.metrics import silhouette_score
 
-from pluribus.boosting.cells import Cells
+from pluribus.boosting.cells import BoosterCells
 from pluribus.boosting.columns import signs
 from pluribus.boosting.estimator import Range, Valid, hold_out
 from pluribus.boosting.histogram import Floats, Ints
@@ -86,7 +86,7 @@ class _RMBCLE(RMBCLESettings, _LightGBM):
 
     early_stopping = False
 
-    def _shares_objective(self, cells: Cells) -> bool:
+    def _shares_objective(self, cells: BoosterCells) -> bool:
         return True
 
     def _member(self, kind: type[_LightGBM], seed: int) -> Any:
@@ -97,7 +97,7 @@ class _RMBCLE(RMBCLESettings, _LightGBM):
         given["categorical_features"] = self.columns_.categorical.tolist()
         return kind(**(given | {"random_state": seed}))
 
-    def _boost(self, table: Floats, cells: Cells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
+    def _boost(self, table: Floats, cells: BoosterCells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
         T, o = len(cells.names), self.objectives_[0]
         seed = int(rng.randint(2**31 - 1))
         kept, held = hold_out(cells, self.validation_fraction, rng)

@@ -37,7 +37,7 @@ import numpy as np
 from scipy.special import expit, logsumexp, softmax
 from sklearn.utils.multiclass import check_classification_targets
 
-from pluribus.boosting.cells import Cells, task_index
+from pluribus.boosting.cells import BoosterCells, task_index
 from pluribus.boosting.columns import signs
 from pluribus.boosting.estimator import (
     COUNT,
@@ -52,7 +52,7 @@ from pluribus.boosting.estimator import (
 )
 from pluribus.boosting.histogram import Binner, Floats, Ints
 from pluribus.boosting.settings import EarlyStopping, TreeSettings
-from pluribus.boosting.tree import Grower, Grown, Trees
+from pluribus.boosting.tree import Grower, Grown, TreeArrays
 from pluribus.errors import BadInput
 
 SHARED, OUTLIER, NON_OUTLIER, TASK = "shared", "outlier", "non_outlier", "task"
@@ -126,7 +126,7 @@ class _RMTGB(RMTGBSettings, TaskBooster):
         "start": ("zero", "constant"),
     }
 
-    trees_: dict[str, Trees]
+    trees_: dict[str, TreeArrays]
     start_: Floats
     task_of_tree_: Ints
     theta_: Floats
@@ -151,7 +151,7 @@ class _RMTGB(RMTGBSettings, TaskBooster):
         raise NotImplementedError
 
     # ------------------------------------------------------------------------------------------------------------------
-    def _boost(self, table: Floats, cells: Cells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
+    def _boost(self, table: Floats, cells: BoosterCells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
         T, K = len(cells.names), self._outputs()
         order = np.argsort(cells.task, kind="stable")  # the rows of a task side by side: its tree's root is a range
         task, y = cells.task[order], y[order]
@@ -175,7 +175,7 @@ class _RMTGB(RMTGBSettings, TaskBooster):
         )
         self.start_ = np.zeros(K) if self.start == "zero" else self._constant(y, w)
         fit = _Fit(self, grower, task, y, w, T, K, valid, rng, self._theta_start(T, rng))
-        self.trees_ = dict.fromkeys(BLOCKS, Trees.empty(K))
+        self.trees_ = dict.fromkeys(BLOCKS, TreeArrays.empty(K))
         with ThreadPoolExecutor(max(threads(self.n_jobs), 1)) as pool:
             fit.block_1(self.trees_)
             fit.block_2(self.trees_, pool)
@@ -268,7 +268,7 @@ class _RMTGB(RMTGBSettings, TaskBooster):
         share: Floats = total / total.sum() if total.sum() > 0 else total
         return share
 
-    def _pieces(self, t: int) -> list[tuple[Trees, float]]:
+    def _pieces(self, t: int) -> list[tuple[TreeArrays, float]]:
         """The trees that make task t's score and the factor each enters with."""
         nu, s = self.learning_rate, float(self._mix(t))
         own = self.trees_[TASK].take(np.flatnonzero(self.task_of_tree_ == t))
@@ -369,7 +369,7 @@ class _Fit:
             rows = np.flatnonzero(left_out)
             grown.add_binned(P, self.nu, self.grower.bins, rows, tree_of_task[self.task[rows]])
 
-    def block_1(self, trees: dict[str, Trees]) -> None:
+    def block_1(self, trees: dict[str, TreeArrays]) -> None:
         model, parts = self.model, []
         everyone, one_tree = [(0, len(self.task))], np.zeros(self.T, dtype=np.int64)
         stop = None if self.valid is None else _Stopper(float(self.valid_losses(self.V_sh).mean()), self.patience)
@@ -387,9 +387,9 @@ class _Fit:
                 break
         if stop is not None:
             parts, (self.V_sh, self.P_sh) = parts[: stop.best], best
-        trees[SHARED] = Trees.join(parts, self.K)
+        trees[SHARED] = TreeArrays.join(parts, self.K)
 
-    def block_2(self, trees: dict[str, Trees], pool: ThreadPoolExecutor) -> None:
+    def block_2(self, trees: dict[str, TreeArrays], pool: ThreadPoolExecutor) -> None:
         model, A_parts, B_parts = self.model, [], []
         everyone, one_tree = [(0, len(self.task))], np.zeros(self.T, dtype=np.int64)
         rate = self.nu if model.theta_lr is None else model.theta_lr
@@ -428,14 +428,14 @@ class _Fit:
         if stop is not None:
             A_parts, B_parts = A_parts[: stop.best], B_parts[: stop.best]
             self.theta, self.P_out, self.P_non, self.V_out, self.V_non = best
-        trees[OUTLIER], trees[NON_OUTLIER] = Trees.join(A_parts, self.K), Trees.join(B_parts, self.K)
+        trees[OUTLIER], trees[NON_OUTLIER] = TreeArrays.join(A_parts, self.K), TreeArrays.join(B_parts, self.K)
 
     def _state(self) -> tuple[Floats, Floats, Floats, Floats, Floats]:
         if self.valid is None:
             return self.theta, self.P_out, self.P_non, self.V_out, self.V_non
         return self.theta, self.P_out.copy(), self.P_non.copy(), self.V_out.copy(), self.V_non.copy()
 
-    def block_3(self, trees: dict[str, Trees], pool: ThreadPoolExecutor, n_threads: int) -> Ints:
+    def block_3(self, trees: dict[str, TreeArrays], pool: ThreadPoolExecutor, n_threads: int) -> Ints:
         """Trees of each task on what is left; all tasks' trees of a round in one pass. Returns the task of each tree."""
         model, parts, owners = self.model, [], []
         active = np.flatnonzero(np.diff(self.roots))
@@ -479,7 +479,7 @@ class _Fit:
                 active = np.array([t for t in active if t not in stops or not stops[int(t)].stopped], dtype=np.int64)
             if self._note(TASK, m + 1, model.n_task):
                 break
-        forest = Trees.join(parts, self.K)
+        forest = TreeArrays.join(parts, self.K)
         owner = np.concatenate(owners) if owners else np.empty(0, dtype=np.int64)
         if stops:
             rank = np.array([np.count_nonzero(owner[:i] == t) for i, t in enumerate(owner)], dtype=np.int64)
@@ -546,7 +546,7 @@ class RMTGBRegressor(_RMTGB, TaskRegressor):
     np.True_
     """
 
-    def _encode(self, cells: Cells, fit: bool) -> Any:
+    def _encode(self, cells: BoosterCells, fit: bool) -> Any:
         return numbers(cells.y)
 
     def _outputs(self) -> int:
@@ -579,7 +579,7 @@ class RMTGBClassifier(_RMTGB, TaskClassifier):
 
     classes_: Any
 
-    def _encode(self, cells: Cells, fit: bool) -> Any:
+    def _encode(self, cells: BoosterCells, fit: bool) -> Any:
         if fit:
             check_classification_targets(cells.y)
             self.classes_ = np.unique(cells.y)

@@ -18,8 +18,8 @@ import numpy as np
 from sklearn.base import BaseEstimator
 
 from pluribus.boosting.columns import Columns
-from pluribus.boosting.objectives import OBJECTIVES, Objective
-from pluribus.boosting.tree import Trees
+from pluribus.boosting.objectives import OBJECTIVES, BoosterObjective
+from pluribus.boosting.tree import TreeArrays
 from pluribus.errors import BadInput
 from pluribus.files import atomic_folder, read_json
 
@@ -45,7 +45,7 @@ CLASSES = {
 }
 
 
-class _Writer:
+class _BoosterWriter:
     def __init__(self, folder: Path) -> None:
         self.folder, self.arrays, self.texts = folder, dict[str, Any](), 0
 
@@ -68,11 +68,11 @@ class _Writer:
             name = f"a{len(self.arrays)}"
             self.arrays[name] = value
             return {"array": name}
-        if isinstance(value, Trees):
+        if isinstance(value, TreeArrays):
             return {"trees": {f.name: self.encode(getattr(value, f.name)) for f in fields(value)}}
         if isinstance(value, Columns):
             return {"columns": [self.encode(value.names), self.encode(value.categories)]}
-        if isinstance(value, Objective):
+        if isinstance(value, BoosterObjective):
             return {"objective": [value.kind, self.encode(value.classes)]}
         if isinstance(value, BaseEstimator):
             return {"booster": self.estimator(value)}
@@ -99,7 +99,7 @@ class _Writer:
 def save(model: BaseEstimator, folder: str | Path) -> None:
     """Write a fitted booster; see the module's text for the format."""
     with atomic_folder(folder) as aside:
-        writer = _Writer(aside)
+        writer = _BoosterWriter(aside)
         record = {"schema_version": SCHEMA_VERSION, "kind": "booster", **writer.estimator(model)}
         np.savez(aside / "arrays.npz", **writer.arrays)
         (aside / "pluribus.json").write_text(json.dumps(record, indent=1, ensure_ascii=False, allow_nan=False), encoding="utf-8")
@@ -122,12 +122,12 @@ def load(folder: str | Path) -> Any:
     except (OSError, ValueError, zipfile.BadZipFile) as error:
         raise BadInput(f"cannot be read ({error})", where=str(folder / "arrays.npz"), remedy="save the model again") from error
     try:
-        return _Reader(folder, arrays).estimator(record)
+        return _BoosterReader(folder, arrays).estimator(record)
     except (KeyError, TypeError, AttributeError, IndexError) as error:
         raise BadInput(f"is damaged ({error!r})", where=where, remedy="save the model again") from error
 
 
-class _Reader:
+class _BoosterReader:
     def __init__(self, folder: Path, arrays: dict[str, Any]) -> None:
         self.folder, self.arrays = folder, arrays
 
@@ -152,7 +152,7 @@ class _Reader:
             found[:] = [self.decode(v) for v in content]
             return found
         if mark == "trees":
-            return Trees(**{name: self.decode(v) for name, v in content.items()})
+            return TreeArrays(**{name: self.decode(v) for name, v in content.items()})
         if mark == "columns":
             return Columns(*(self.decode(v) for v in content))
         if mark == "objective":

@@ -15,7 +15,7 @@ from pluribus.errors import BadInput
 
 
 @dataclass(frozen=True)
-class Trees:
+class TreeArrays:
     """A sequence of trees over d features with K outputs, all nodes in one set of arrays.
 
     first [n_trees + 1]: each tree's first node (its root) and, last, the number of nodes.
@@ -40,7 +40,7 @@ class Trees:
         return len(self.first) - 1
 
     @classmethod
-    def empty(cls, outputs: int) -> Trees:
+    def empty(cls, outputs: int) -> TreeArrays:
         """No tree at all."""
         none = np.empty(0, dtype=np.int32)
         return cls(
@@ -58,7 +58,7 @@ class Trees:
         )
 
     @classmethod
-    def join(cls, parts: Sequence[Trees], outputs: int) -> Trees:
+    def join(cls, parts: Sequence[TreeArrays], outputs: int) -> TreeArrays:
         """All trees of `parts`, in order."""
         parts = [cls.empty(outputs), *parts]
         nodes = np.cumsum([0, *(len(p.feature) for p in parts)])
@@ -71,7 +71,7 @@ class Trees:
         }
         return cls(**{f.name: np.concatenate(moved.get(f.name, [getattr(p, f.name) for p in parts])) for f in fields(cls)})
 
-    def take(self, which: Ints | slice) -> Trees:
+    def take(self, which: Ints | slice) -> TreeArrays:
         """The trees `which` (indices, a slice or a boolean mask), in that order."""
         picked = np.arange(len(self))[which]
         parts = []
@@ -82,8 +82,8 @@ class Trees:
             own["left"], own["right"] = own["left"] - span.start, own["right"] - span.start
             masks = self.masks[own["mask_of"][used]]
             own["mask_of"] = np.where(used, np.cumsum(used) - 1, -1)
-            parts.append(Trees(first=np.array([0, span.stop - span.start]), masks=masks, **own))
-        return Trees.join(parts, self.value.shape[1])
+            parts.append(TreeArrays(first=np.array([0, span.stop - span.start]), masks=masks, **own))
+        return TreeArrays.join(parts, self.value.shape[1])
 
     def add_to(
         self, out: Floats, X: Floats, rate: float = 1.0, rows: Ints | None = None, trees: Ints | None = None, threads: int = 1
@@ -155,7 +155,7 @@ class Trees:
 class Grown:
     """Trees of one call and where their training rows fell (rows[start[node] : stop[node]])."""
 
-    trees: Trees
+    trees: TreeArrays
     rows: Ints
     start: Ints
     stop: Ints
@@ -300,7 +300,9 @@ class Grower:
             last_left,
         )
         cover = (stop - start).astype(np.float64)
-        trees = Trees(first, feature, threshold, missing_left, mask_of, masks[:n_masks].copy(), left, right, value, cover, gain)
+        trees = TreeArrays(
+            first, feature, threshold, missing_left, mask_of, masks[:n_masks].copy(), left, right, value, cover, gain
+        )
         return Grown(trees, rows, start, stop, last_left, binner.n_values)
 
     def _score(self, sums: Floats) -> Floats:

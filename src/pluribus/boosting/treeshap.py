@@ -14,7 +14,7 @@ from sklearn.utils.validation import check_is_fitted
 from pluribus.boosting.cells import LONG, read_task, task_index
 from pluribus.boosting.columns import is_frame
 from pluribus.boosting.histogram import Floats, kernels
-from pluribus.boosting.tree import Trees
+from pluribus.boosting.tree import TreeArrays
 from pluribus.errors import BadInput, require
 
 
@@ -100,7 +100,7 @@ def to_shap(model: Any, task: Any = None, output: int = 0) -> dict[str, Any]:
     }
 
 
-def expectation(trees: Trees) -> Floats:
+def expectation(trees: TreeArrays) -> Floats:
     """Sum over the trees of their mean leaf value, weighted by cover, [K]."""
     root = np.repeat(trees.first[:-1], np.diff(trees.first))
     leaf = trees.feature < 0
@@ -109,7 +109,7 @@ def expectation(trees: Trees) -> Floats:
     return total
 
 
-def parents(trees: Trees) -> Any:
+def parents(trees: TreeArrays) -> Any:
     """The parent of every node (of a root: itself)."""
     parent = np.arange(len(trees.feature))
     inner = np.flatnonzero(trees.feature >= 0)

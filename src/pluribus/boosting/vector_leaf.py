@@ -30,14 +30,14 @@ import numpy as np
 from sklearn.utils.metaestimators import available_if
 from sklearn.utils.validation import check_is_fitted
 
-from pluribus.boosting.cells import WIDE, Cells
+from pluribus.boosting.cells import WIDE, BoosterCells
 from pluribus.boosting.columns import signs
 from pluribus.boosting.estimator import POSITIVE_COUNT, RANGES, Range, Valid, threads
 from pluribus.boosting.histogram import Binner, Floats, Ints
 from pluribus.boosting.kind_booster import KindBooster, KindClassifier, KindRegressor
-from pluribus.boosting.objectives import OBJECTIVES, Objective, gradients, objective
+from pluribus.boosting.objectives import OBJECTIVES, BoosterObjective, gradients, objective
 from pluribus.boosting.settings import EarlyStopping, TreeSettings
-from pluribus.boosting.tree import Grower, Trees
+from pluribus.boosting.tree import Grower, TreeArrays
 from pluribus.errors import BadInput, unknown
 
 MINOR = 0.1  # emphasis of the tasks that are not the main one of a round
@@ -77,9 +77,9 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
         "sketch": (None, "top", "sampling", "projection"),
     }
 
-    trees_: Trees
+    trees_: TreeArrays
 
-    def _boost(self, table: Floats, cells: Cells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
+    def _boost(self, table: Floats, cells: BoosterCells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
         T, first = len(cells.names), self._first
         K = int(first[-1])
         distinct, place = np.unique(cells.row, return_inverse=True)
@@ -122,7 +122,7 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
         if V is not None and valid is not None:
             best_loss = self._valid_losses(valid, V)
         active = np.ones(T, dtype=bool)
-        parts: list[Trees] = []
+        parts: list[TreeArrays] = []
         everyone = np.arange(N)
         for m in range(self.n_estimators):
             gradients(self.objectives_, first, Y, F, g, h)
@@ -159,14 +159,14 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
                 values["by_task"] = dict(zip(self.tasks_, losses.tolist()))
             if (self.progress and self._report("trees", m + 1, self.n_estimators, **values)) or not active.any():
                 break
-        self.trees_ = Trees.join(parts, K)
+        self.trees_ = TreeArrays.join(parts, K)
         self.n_iter_task_ = np.full(T, len(parts))
         if valid is not None:
             self.n_iter_task_ = np.where(np.isfinite(best_loss), best, len(parts))
             self.trees_ = self._cut(self.trees_, self.n_iter_task_)
         self.n_iter_ = len(self.trees_)
 
-    def _cut(self, trees: Trees, rounds: Ints) -> Trees:
+    def _cut(self, trees: TreeArrays, rounds: Ints) -> TreeArrays:
         """Every task keeps the trees up to its own best round: its values in later ones become 0."""
         trees = trees.take(slice(0, int(rounds.max())))
         tree = np.repeat(np.arange(len(trees)), np.diff(trees.first))
@@ -293,7 +293,7 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
         found: Floats = share / share.sum() if share.sum() > 0 else share
         return found
 
-    def _pieces(self, t: int) -> list[tuple[Trees, float]]:
+    def _pieces(self, t: int) -> list[tuple[TreeArrays, float]]:
         span = slice(self._first[t], self._first[t + 1])
         return [(replace(self.trees_, value=np.ascontiguousarray(self.trees_.value[:, span])), self.learning_rate)]
 
@@ -383,10 +383,10 @@ class MultiTaskBoosting(MultiTaskSettings, _VectorLeaf):
             return dict(self.tasks)
         return {task.name: getattr(task.kind, "name", task.kind) for task in self.tasks}
 
-    def _shares_objective(self, cells: Cells) -> bool:
+    def _shares_objective(self, cells: BoosterCells) -> bool:
         return cells.form != WIDE and isinstance(self._kinds(), str)
 
-    def _objective(self, task: Any, y: Any) -> Objective:
+    def _objective(self, task: Any, y: Any) -> BoosterObjective:
         kinds = self._kinds()
         if isinstance(kinds, str):
             return objective(kinds, y, f"task {task!r}")

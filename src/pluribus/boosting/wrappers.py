@@ -17,12 +17,12 @@ from typing import Any, ClassVar
 import lightgbm
 import numpy as np
 
-from pluribus.boosting.cells import Cells
+from pluribus.boosting.cells import BoosterCells
 from pluribus.boosting.columns import signs
 from pluribus.boosting.estimator import COUNT, POSITIVE_COUNT, RANGES, Range, Valid, threads
 from pluribus.boosting.histogram import Floats, Ints
 from pluribus.boosting.kind_booster import KindBooster, KindClassifier, KindRegressor
-from pluribus.boosting.objectives import Objective
+from pluribus.boosting.objectives import BoosterObjective
 from pluribus.boosting.settings import EarlyStopping, TreeSettings
 from pluribus.errors import BadInput
 
@@ -65,7 +65,7 @@ class _LightGBM(LightGBMSettings, KindBooster):
 
     starts_: list[Floats]
 
-    def _settings(self, o: Objective, seed: int, constraints: Any) -> dict[str, Any]:
+    def _settings(self, o: BoosterObjective, seed: int, constraints: Any) -> dict[str, Any]:
         return {
             "objective": o.lightgbm,
             "learning_rate": self.learning_rate,
@@ -97,7 +97,7 @@ class _LightGBM(LightGBMSettings, KindBooster):
         y: Floats,
         w: Floats | None,
         start: Floats,
-        o: Objective,
+        o: BoosterObjective,
         rounds: int,
         seed: int,
         name: str,
@@ -163,10 +163,10 @@ class _LightGBM(LightGBMSettings, KindBooster):
         return int(rng.randint(2**31 - 1))
 
 
-class _PerTask(StoppedSettings, _LightGBM):
+class _PerTaskLightGBM(StoppedSettings, _LightGBM):
     boosters_: list[Any]
 
-    def _boost(self, table: Floats, cells: Cells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
+    def _boost(self, table: Floats, cells: BoosterCells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
         self.boosters_, self.starts_ = [], []
         for t, o in enumerate(self.objectives_):
             own = np.flatnonzero(cells.task == t)
@@ -212,7 +212,7 @@ class _PerTask(StoppedSettings, _LightGBM):
 class _Pooled(PooledSettings, _LightGBM):
     booster_: Any
 
-    def _shares_objective(self, cells: Cells) -> bool:
+    def _shares_objective(self, cells: BoosterCells) -> bool:
         return True
 
     def _with_id(self, table: Floats, task: Ints) -> Floats:
@@ -220,7 +220,7 @@ class _Pooled(PooledSettings, _LightGBM):
             return table
         return np.column_stack([table, np.where(task >= 0, task, np.nan)])
 
-    def _fit_pool(self, table: Floats, cells: Cells, y: Any, valid: Valid | None, seed: int) -> Floats:
+    def _fit_pool(self, table: Floats, cells: BoosterCells, y: Any, valid: Valid | None, seed: int) -> Floats:
         """Fit the pooled booster; returns its scores [n, K] of the cells."""
         o = self.objectives_[0]
         start = o.start(y, np.ones(len(y)) if cells.weight is None else cells.weight)
@@ -234,7 +234,7 @@ class _Pooled(PooledSettings, _LightGBM):
         )
         return start + self._predict(self.booster_, rows, o.outputs)
 
-    def _boost(self, table: Floats, cells: Cells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
+    def _boost(self, table: Floats, cells: BoosterCells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
         self._fit_pool(table, cells, y, valid, self._seed(rng))
 
     def _pool_score(self, table: Floats, task: Ints) -> Floats:
@@ -260,7 +260,7 @@ class _Pooled(PooledSettings, _LightGBM):
 class _PooledOffset(OffsetSettings, _Pooled):
     boosters_: list[Any]
 
-    def _boost(self, table: Floats, cells: Cells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
+    def _boost(self, table: Floats, cells: BoosterCells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
         offset = self._fit_pool(table, cells, y, valid, self._seed(rng))
         held_offset = None if valid is None else self._pool_score(valid.table, valid.task)
         self.boosters_ = []
@@ -299,7 +299,7 @@ class _PooledOffset(OffsetSettings, _Pooled):
         return super().importances() | {"task": np.sum([self._gain(b, d) for b in chosen], axis=0)}
 
 
-class PerTaskRegressor(_PerTask, KindRegressor):
+class PerTaskRegressor(_PerTaskLightGBM, KindRegressor):
     """One LightGBM regression booster a task; on wide labels the multi-output wrapper, missing labels left out.
 
     Parameters
@@ -313,7 +313,7 @@ class PerTaskRegressor(_PerTask, KindRegressor):
     """
 
 
-class PerTaskClassifier(_PerTask, KindClassifier):
+class PerTaskClassifier(_PerTaskLightGBM, KindClassifier):
     """One LightGBM classification booster a task; on wide labels the multi-output wrapper, missing labels left out."""
 
 

@@ -35,7 +35,7 @@ def spread(args: Sequence[str], options: Sequence[str] = ("--expert",)) -> list[
     return found
 
 
-class _Words(click.Command):
+class _ExpertWords(click.Command):
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         for i, word in enumerate(args):
             if word in ("--expert", "--set") and (i + 1 == len(args) or args[i + 1].startswith("-")):
@@ -43,7 +43,7 @@ class _Words(click.Command):
         return super().parse_args(ctx, spread(args))
 
 
-class _Merge(_Words):
+class _Merge(_ExpertWords):
     """The command itself; its reserved first words are commands of their own."""
 
     def make_context(
@@ -380,7 +380,9 @@ def _tell(about: dict[str, Any], as_json: bool) -> None:
         click.echo(f"  note: {note}")
 
 
-@click.command("doctor", cls=_Words, epilog="Example:  pluribus merge doctor --base vit/ --expert ft-*/ --picture doctor.svg")
+@click.command(
+    "doctor", cls=_ExpertWords, epilog="Example:  pluribus merge doctor --base vit/ --expert ft-*/ --picture doctor.svg"
+)
 @shared
 @click.option("--picture", type=click.Path(), metavar="FILE.svg", help="Draw cosine, conflict and overlap of every layer.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
@@ -423,7 +425,7 @@ def doctor(
 
 @click.command(
     "search",
-    cls=_Words,
+    cls=_ExpertWords,
     epilog="Example:  pluribus merge search --base vit/ --expert ft-*/ --method ties "
     "--space density=0.1:0.9 --space scale=0.5:2.0 --score mine.py:accuracy",
 )

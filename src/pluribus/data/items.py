@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pluribus.data.inputs.record import Features, Words
+from pluribus.data.inputs.record import ColumnFeatures, Words
 from pluribus.data.prepared import Prepared
 from pluribus.data.ragged import Texts
 from pluribus.data.statistics import FIRST, MISSING, UNSEEN
@@ -74,13 +74,13 @@ class FittedItems:
         known = self._code_of
         return np.array([known.get(word, 1) for word in words], np.int32)
 
-    def attributes(self, codes: NDArray[np.int32], prefix: str) -> Features:
+    def attributes(self, codes: NDArray[np.int32], prefix: str) -> ColumnFeatures:
         """The features of the items with these codes [n], each called PREFIX.ATTRIBUTE.
 
         Of a missing item they are missing; of one that the catalogue lacks its numbers are, and its words are unseen.
         """
         there, row = codes >= FIRST, np.maximum(codes.astype(np.int64) - FIRST, 0)
-        columns, found = self.data.columns, Features()
+        columns, found = self.data.columns, ColumnFeatures()
         for i, (attribute, number) in enumerate(columns.numbers.items()):
             values = self.data.numeric[row, i].astype(np.float64) * number.scale + number.centre
             found.numeric[f"{prefix}.{attribute}"] = np.where(there, values, np.nan)

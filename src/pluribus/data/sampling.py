@@ -3,7 +3,7 @@
 With n_t labelled rows of task t in the part, a batch draws task t with probability p_t:
 
 - `Proportional`: p_t ∝ n_t, as if the data were put together.
-- `Uniform`: p_t = 1/T.
+- `UniformSampler`: p_t = 1/T.
 - `Temperature(tau)`: p_t ∝ n_t^{1/τ} (τ = 1 proportional, τ → ∞ uniform); multilingual BERT (2019), T5 (Raffel et al. 2020).
 - `Capped(limit)`: p_t ∝ min(n_t, K), T5's "examples-proportional mixing".
 - `Annealed(start, end, steps)`: p_t ∝ n_t^α, α going linearly from `start` to `end`; Stickland & Murray 2019, §4.4, who take
@@ -55,7 +55,7 @@ class Proportional:
 
 
 @dataclass(frozen=True)
-class Uniform:
+class UniformSampler:
     """p_t = 1/T."""
 
     def probabilities(self, sizes: FloatArray, step: int) -> FloatArray:
@@ -108,7 +108,7 @@ class Annealed:
         return _power(sizes, self.start + (self.end - self.start) * done)
 
 
-class _Source:
+class _ShuffledRows:
     """A task's labelled rows in random order, dealt out for ever: each pass gives every row once."""
 
     def __init__(self, rows: IntArray, rng: np.random.Generator) -> None:
@@ -169,7 +169,7 @@ class TaskSampler:
             what = f"task {empty[0]!r} has no label in {part}" if empty else "there is no task to sample"
             raise BadInput(what, where="TaskSampler", remedy="leave the task out")
         self._rng = np.random.default_rng(seed)
-        self._sources = {name: _Source(cells.rows, self._rng) for name, cells in self._cells.items()}
+        self._sources = {name: _ShuffledRows(cells.rows, self._rng) for name, cells in self._cells.items()}
         self._sizes = np.array([len(self._cells[name]) for name in self.names], np.float64)
         self.drawn = dict.fromkeys(self.names, 0)
         self.planned = dict.fromkeys(self.names, 0.0)
@@ -199,3 +199,7 @@ class TaskSampler:
             rows.append(cells.rows[at])
             start += count
         return replace(self.data.batch(torch.from_numpy(np.concatenate(rows)), ()), labels=labels)
+
+
+Uniform = UniformSampler
+"""Its name in the first edition; `pluribus.modeling.Uniform` is a range of a setting."""

@@ -72,9 +72,9 @@ def compare(
     """
     if group and time:
         raise BadInput("names two resampling units", where="group, time", remedy="give one of them")
-    table = _Table(truth, id, "truth")
+    table = _ComparedFile(truth, id, "truth")
     sides = [
-        [_Table(file, id, f"{side} {i + 1}" if len(files) > 1 else side) for i, file in enumerate(files)]
+        [_ComparedFile(file, id, f"{side} {i + 1}" if len(files) > 1 else side) for i, file in enumerate(files)]
         for side, files in (("reference", _several(reference)), ("challenger", _several(challenger)))
     ]
     for column in filter(None, (weight, group, time)):
@@ -124,7 +124,7 @@ def compare(
     )
 
 
-class _Table:
+class _ComparedFile:
     """A file or frame with its ids checked; `keys` are the ids as text."""
 
     def __init__(self, source: Frame, id: str, name: str) -> None:
@@ -208,8 +208,8 @@ _FORMS = {
 
 
 def _tasks(
-    truth: _Table,
-    sides: Sequence[Sequence[_Table]],
+    truth: _ComparedFile,
+    sides: Sequence[Sequence[_ComparedFile]],
     taken: set[str],
     named: Sequence[str],
     kinds: dict[str, str],
@@ -278,7 +278,7 @@ def _tasks(
 
 
 def _tagging(
-    truth: _Table, files: Sequence[_Table], name: str, judged: tuple[Metric, ...]
+    truth: _ComparedFile, files: Sequence[_ComparedFile], name: str, judged: tuple[Metric, ...]
 ) -> tuple[tuple[str, ...], int, tuple[Metric, ...]]:
     """The classes of truth and files together, the longest row, and spans as what is judged where the tags are BIO."""
     classes = ordered(tag for file in (truth, *files) for tag in find_tags(file.frame[name], f"{file.name}, column {name!r}"))
@@ -287,14 +287,14 @@ def _tagging(
     return classes, max(1, int(tag_counts(truth.frame[name], truth.name).max(initial=0))), judged
 
 
-def _is_truth(file: _Table, truth: _Table, name: str) -> bool:
+def _is_truth(file: _ComparedFile, truth: _ComparedFile, name: str) -> bool:
     """Whether a column repeats the truth, wherever both have a value."""
     mine = dict(zip(file.keys, file.frame[name]))
     pairs = [(mine[key], value) for key, value in zip(truth.keys, truth.frame[name]) if key in mine and value == value]
     return bool(pairs) and all(a == b for a, b in pairs)
 
 
-def _two(truth: _Table, name: str, notes: list[str]) -> tuple[str, str]:
+def _two(truth: _ComparedFile, name: str, notes: list[str]) -> tuple[str, str]:
     """The classes of a binary truth: 0 and 1, or two words of which the later in the alphabet is the positive one."""
     seen = sorted({label for label, empty in zip(labels(truth.frame[name]), truth.frame[name].isna()) if not empty})
     if set(seen) <= {"0", "1"}:
@@ -309,7 +309,7 @@ def _two(truth: _Table, name: str, notes: list[str]) -> tuple[str, str]:
     return seen[0], seen[1]
 
 
-def _target(truth: _Table, task: Task) -> Array:
+def _target(truth: _ComparedFile, task: Task) -> Array:
     """Labels as numbers, NaN where there is none."""
     where = f"{truth.name}, column {task.name!r}"
     if task.record.cell == "list":
@@ -338,7 +338,7 @@ def _target(truth: _Table, task: Task) -> Array:
     return found
 
 
-def _units(truth: _Table, group: str | None, time: str | None) -> tuple[Any, str]:
+def _units(truth: _ComparedFile, group: str | None, time: str | None) -> tuple[Any, str]:
     import pandas as pd
 
     column = group or time
@@ -356,7 +356,7 @@ def _units(truth: _Table, group: str | None, time: str | None) -> tuple[Any, str
     return days.dt.strftime("%Y-%m-%d").to_numpy(str), "day"
 
 
-def _prediction(file: _Table, task: Task, truth: _Table, rows: Any) -> Array:
+def _prediction(file: _ComparedFile, task: Task, truth: _ComparedFile, rows: Any) -> Array:
     """The predictions [m] or [m, C] of the truth's labelled rows, checked."""
     at = file.keys.get_indexer(truth.keys[rows])
     if (at < 0).any():

@@ -51,7 +51,7 @@ CODES = {dtype: code for code, dtype in DTYPES.items()}
 
 
 @dataclass(frozen=True)
-class Entry:
+class TensorEntry:
     """Where a tensor lies: the file, the first byte, how many bytes, and what they are."""
 
     path: Path
@@ -61,7 +61,7 @@ class Entry:
     shape: tuple[int, ...]
 
 
-def read_header(path: str | Path) -> tuple[dict[str, Entry], dict[str, str]]:
+def read_header(path: str | Path) -> tuple[dict[str, TensorEntry], dict[str, str]]:
     """The entries of one file in the order of their data, and its metadata. Raises `BadInput` for anything out of order."""
     path = Path(path)
 
@@ -112,7 +112,7 @@ def read_header(path: str | Path) -> tuple[dict[str, Entry], dict[str, str]]:
     metadata = table.pop("__metadata__", {})
     if not isinstance(metadata, dict) or not all(isinstance(v, str) for v in metadata.values()):
         raise bad("has metadata that is not text")
-    found: list[tuple[int, str, Entry]] = []
+    found: list[tuple[int, str, TensorEntry]] = []
     for name, row in table.items():
         if not isinstance(row, dict) or set(row) != {"dtype", "shape", "data_offsets"}:
             raise bad(f"describes tensor {name!r} in an unknown way")
@@ -126,7 +126,7 @@ def read_header(path: str | Path) -> tuple[dict[str, Entry], dict[str, str]]:
         nbytes = math.prod(shape) * dtype.itemsize
         if span[1] - span[0] != nbytes:
             raise bad(f"gives tensor {name!r} of shape {tuple(shape)} {span[1] - span[0]} bytes instead of {nbytes}")
-        found.append((span[0], name, Entry(path, 8 + length + span[0], nbytes, dtype, tuple(shape))))
+        found.append((span[0], name, TensorEntry(path, 8 + length + span[0], nbytes, dtype, tuple(shape))))
     found.sort(key=lambda item: (item[0], item[2].nbytes))
     reached = 0
     for start, name, entry in found:
@@ -189,7 +189,7 @@ class Reader:
         self.files = shards(path)
         if not self.files:
             raise BadInput("holds no safetensors file", where=str(path), remedy="save the model with safe_serialization=True")
-        self.entries: dict[str, Entry] = {}
+        self.entries: dict[str, TensorEntry] = {}
         self.metadata: dict[str, str] = {}
         self._handles: dict[Path, int] = {}
         self._lock = threading.Lock()

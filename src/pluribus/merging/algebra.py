@@ -2,7 +2,7 @@
 
     τ_t = θ_t − θ0;     τ̂ = transform_k(… transform_1(τ));     τ_M = combine(τ̂) [n];     θ = θ0 + scale · τ_M
 
-A `Method` is a few stages. A `Stage` is called on task vectors [T, n] of a stretch of one tensor and declares what it needs:
+A `Method` is a few stages. A `MergeStage` is called on task vectors [T, n] of a stretch of one tensor and declares what it needs:
 
     "elementwise"  entry by entry: any stretch will do
     "rows"         whole rows of the tensor (its last dimension)
@@ -64,7 +64,7 @@ class View(Protocol):
     def chunks(self) -> Iterator[tuple[Span, Tensor]]: ...
 
 
-class Stage:
+class MergeStage:
     """A transform ([T, n] → [T, n], in place where it likes) or, last in a method, the consensus ([T, n] → [n])."""
 
     needs: ClassVar[Need] = "elementwise"
@@ -96,15 +96,15 @@ class Method:
     task: the expert whose own model is asked for, where the method gives one per task.
     """
 
-    combine: Stage
-    transforms: tuple[Stage, ...] = ()
+    combine: MergeStage
+    transforms: tuple[MergeStage, ...] = ()
     scale: float = 1.0
     space: Literal["task_vectors", "weights"] = "task_vectors"
     experts: tuple[int, int] = (1, 1 << 30)
     weighted: bool = True
     positive: bool = False
     task: str | None = None
-    stages: tuple[Stage, ...] = field(init=False, default=())
+    stages: tuple[MergeStage, ...] = field(init=False, default=())
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "stages", (*self.transforms, self.combine))
@@ -192,14 +192,14 @@ def norms(view: View) -> Tensor:
 # Combinations that several methods share -------------------------------------------------------------------------------------
 
 
-class WeightedSum(Stage):
+class WeightedSum(MergeStage):
     """τ_M = Σ_t w_t τ_t."""
 
     def __call__(self, tau: Tensor, span: Span, seen: Any) -> Tensor:
         return weighted_sum(tau, span.weights.tolist())
 
 
-class Mean(Stage):
+class Mean(MergeStage):
     """τ_M = Σ_t w_t τ_t / Σ_t w_t, as a running mean: equal inputs give their own bits."""
 
     def __call__(self, tau: Tensor, span: Span, seen: Any) -> Tensor:
@@ -235,7 +235,7 @@ def affine(x: Tensor, coefficients: Sequence[float]) -> Tensor:
     return found
 
 
-class DisjointMean(Stage):
+class DisjointMean(MergeStage):
     """Steps 2 and 3 of TIES: γ = sign(Σ_t w_t τ_t); τ_M = Σ_{sign τ_t = γ} w_t τ_t / Σ_{sign τ_t = γ} w_t, 0 where none does."""
 
     def __call__(self, tau: Tensor, span: Span, seen: Any) -> Tensor:

@@ -15,7 +15,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pluribus.merging.algebra import Method, Need, Span, Stage
+from pluribus.merging.algebra import MergeStage, Method, Need, Span
 
 
 def quantile(x: Tensor, q: float) -> float:
@@ -28,7 +28,7 @@ def quantile(x: Tensor, q: float) -> float:
 
 
 @dataclass(frozen=True)
-class Important(Stage):
+class Important(MergeStage):
     needs: ClassVar[Need] = "tensor"
 
     def __call__(self, weights: Tensor, span: Span, seen: Any) -> Tensor:

@@ -21,7 +21,7 @@ from torch import Tensor
 
 from pluribus.errors import BadInput, unknown
 from pluribus.files import atomic_folder, safetensors
-from pluribus.merging.checkpoints import Plan, config
+from pluribus.merging.checkpoints import MergePlan, config
 from pluribus.merging.container import MergeContainer
 from pluribus.merging.extract_lora import SKIP
 from pluribus.merging.folder import KIND, check_vacant, copy_texts, describe_export, own_names, read_about
@@ -104,7 +104,7 @@ def _adapter(
     return part
 
 
-def _spelling(plan: Plan) -> dict[str, str]:
+def _spelling(plan: MergePlan) -> dict[str, str]:
     """The base's name → the experts' own, where they differ; the experts must agree."""
     found: dict[str, str] = {}
     for i, (task, source) in enumerate(plan.experts.items()):

@@ -41,7 +41,7 @@ LABELS = re.compile(r"(^|[._])(classifier|classification_head|score|head|heads|f
 
 
 @dataclass
-class Plan:
+class MergePlan:
     """What a merge will do, known before any data is read.
 
     merged: names that merge. copied: names taken from the base as they are. heads: by task, the names of its own tensors (as
@@ -67,7 +67,7 @@ def _pattern(name: str) -> str:
     return re.sub(r"\d+", "#", name)
 
 
-class Heads:
+class HeadNames:
     """Which of a model's names look like a classifier's. What lies in a numbered block that holds other tensors too is of the
     trunk, whatever it is called: `h.0.mlp.c_fc` is no head."""
 
@@ -113,7 +113,7 @@ def compare(
     heads: Sequence[str] = (),
     keep: Sequence[str] = (),
     labels: Mapping[str, Any] | None = None,
-) -> Plan:
+) -> MergePlan:
     """What merges, what is copied and what are heads. Raises `BadInput` that names tensor, model and both shapes.
 
     heads: name patterns of heads. keep: name patterns that stay the base's; a pattern that matches no tensor is an error.
@@ -128,7 +128,7 @@ def compare(
         if word:
             notes.append(f"expert {task!r} is read {word}")
     names, known = base.names(), {task: set(e.names()) for task, e in seen.items()}
-    mine, shapes_of, is_head = set(names), {_pattern(n) for n in names if _pattern(n) != n}, Heads(names)
+    mine, shapes_of, is_head = set(names), {_pattern(n) for n in names if _pattern(n) != n}, HeadNames(names)
     for task, expert in seen.items():
         common = len(mine & known[task])
         if common * 2 < min(len(mine), len(known[task])) or not common:
@@ -197,7 +197,7 @@ def compare(
     if not merged:
         raise BadInput("nothing is left to merge", where="heads and keep", remedy="name fewer patterns")
     tied = _tied(base, seen, merged)
-    return Plan(
+    return MergePlan(
         base,
         seen,
         tuple(n for n in merged if n not in tied),
@@ -282,7 +282,7 @@ def vocabulary(folder: Path) -> dict[str, int] | None:
     return found
 
 
-class Rows:
+class ReorderedRows:
     """A source whose embedding matrices are read in the base's order of tokens: row i is the expert's row `order[i]`."""
 
     def __init__(self, source: Source, names: Iterable[str], order: Tensor) -> None:
@@ -354,4 +354,4 @@ def words(base: Source, expert: Source, base_folder: Path, folder: Path, task: s
             )
         order[row] = theirs[word]
     order.clamp_(max=limit - 1)
-    return Rows(expert, names, order), [f"expert {task!r} orders its tokens in another way: moved to the base's rows"]
+    return ReorderedRows(expert, names, order), [f"expert {task!r} orders its tokens in another way: moved to the base's rows"]

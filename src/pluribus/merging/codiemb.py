@@ -16,11 +16,11 @@ from typing import Any, ClassVar
 from torch import Tensor
 
 from pluribus.errors import BadInput
-from pluribus.merging.algebra import Method, Need, Span, Stage, View, mean, norms
+from pluribus.merging.algebra import MergeStage, Method, Need, Span, View, mean, norms
 
 
 @dataclass(frozen=True)
-class DeltaGuided(Stage):
+class DeltaGuided(MergeStage):
     power: float
     needs: ClassVar[Need] = "statistic"
 

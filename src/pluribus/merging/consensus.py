@@ -18,7 +18,7 @@ from typing import Any
 from torch import Tensor
 
 from pluribus.errors import BadInput
-from pluribus.merging.algebra import Method, Span, Stage, one_of
+from pluribus.merging.algebra import MergeStage, Method, Span, one_of
 from pluribus.merging.ties import DisjointSum
 from pluribus.merging.trim import Trim
 
@@ -29,7 +29,7 @@ def masks(tau: Tensor, merged: Tensor, threshold: float) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Localised(Stage):
+class Localised(MergeStage):
     """Consensus of at least k masks, or with a task its own mask."""
 
     threshold: float

@@ -18,10 +18,10 @@ from torch import Tensor
 
 from pluribus.merging.algebra import (
     DisjointMean,
+    MergeStage,
     Method,
     Need,
     Span,
-    Stage,
     View,
     WeightedSum,
     fraction,
@@ -35,7 +35,7 @@ RESCALE = ("expectation", "l1", "none")
 
 
 @dataclass(frozen=True)
-class Drop(Stage):
+class Drop(MergeStage):
     """Keep each entry with probability `density`, and rescale."""
 
     density: float

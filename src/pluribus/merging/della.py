@@ -21,12 +21,12 @@ import torch
 from torch import Tensor
 
 from pluribus.errors import BadInput
-from pluribus.merging.algebra import Method, Need, Span, Stage, fraction, one_of, random_bits
+from pluribus.merging.algebra import MergeStage, Method, Need, Span, fraction, one_of, random_bits
 from pluribus.merging.dare import COMBINE
 
 
 @dataclass(frozen=True)
-class MagPrune(Stage):
+class MagPrune(MergeStage):
     """Keep an entry with a probability that grows with its rank in its row."""
 
     density: float

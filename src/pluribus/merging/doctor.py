@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from pluribus.merging.algebra import Method, Span, WeightedSum, total
-from pluribus.merging.checkpoints import Plan
+from pluribus.merging.checkpoints import MergePlan
 from pluribus.merging.folder import own_names
 from pluribus.merging.source import is_statistic
 from pluribus.merging.stream import Engine, TensorPass, one_thread
@@ -37,7 +37,7 @@ def layer_of(name: str) -> str:
 
 
 @dataclass
-class Layer:
+class LayerFigures:
     """Figures of one layer. distance: by task. cosine, conflict and overlap are None with one expert."""
 
     name: str
@@ -53,8 +53,8 @@ class Examination:
     """The doctor's findings. roads: bytes on disk and in memory of each way to serve the tasks."""
 
     tasks: tuple[str, ...]
-    layers: list[Layer]
-    whole: Layer
+    layers: list[LayerFigures]
+    whole: LayerFigures
     heads: dict[str, tuple[str, ...]]
     notes: list[str]
     warnings: list[str]
@@ -88,7 +88,7 @@ class Examination:
         return "\n".join([*parts, "</svg>"])
 
 
-def examine(plan: Plan) -> Examination:
+def examine(plan: MergePlan) -> Examination:
     """Look at a plan's task vectors. Reads every input twice."""
     engine = Engine(plan.base, plan.experts, plan.merged, Method(WeightedSum()))
     tasks, t_count = engine.tasks, len(engine.tasks)
@@ -130,19 +130,19 @@ def examine(plan: Plan) -> Examination:
             sums[layer] = sums[layer] + found if layer in sums else found
             entries[layer] = entries.get(layer, 0) + math.prod(plan.base.shape(name))
 
-    def row(name: str, s: Tensor, n: int) -> Layer:
+    def row(name: str, s: Tensor, n: int) -> LayerFigures:
         base, moved, opposed = s[:3].tolist()
         energy = s[3 : 3 + t_count]
         rest = s[3 + t_count :].view(3, len(pairs)) if pairs else None
         distance = {t: math.sqrt(float(e) / base) if base > 0 else math.inf for t, e in zip(tasks, energy)}
         if rest is None:
-            return Layer(name, n, distance, None, None, None)
+            return LayerFigures(name, n, distance, None, None, None)
         cosines = [
             float(d) / math.sqrt(float(energy[a] * energy[b])) if float(energy[a] * energy[b]) > 0 else 0.0
             for d, (a, b) in zip(rest[0], pairs)
         ]
         jaccard = [float(x / y) if float(y) > 0 else 0.0 for x, y in zip(rest[1], rest[2])]
-        return Layer(
+        return LayerFigures(
             name, n, distance, sum(cosines) / len(cosines), opposed / moved if moved else 0.0, sum(jaccard) / len(jaccard)
         )
 
@@ -151,7 +151,7 @@ def examine(plan: Plan) -> Examination:
     return Examination(tasks, layers, whole, plan.heads, plan.notes, _warnings(whole), roads(plan))
 
 
-def _warnings(whole: Layer) -> list[str]:
+def _warnings(whole: LayerFigures) -> list[str]:
     found = []
     for task, distance in whole.distance.items():
         if distance > 0.7:
@@ -163,7 +163,7 @@ def _warnings(whole: Layer) -> list[str]:
     return found
 
 
-def roads(plan: Plan) -> list[dict[str, Any]]:
+def roads(plan: MergePlan) -> list[dict[str, Any]]:
     """Bytes of each way to serve the tasks, heads included, and what each needs at prediction time."""
     trunk = sum(math.prod(s) * d.itemsize for s, d in plan.layout().values())
     heads = sum(
@@ -190,7 +190,7 @@ def roads(plan: Plan) -> list[dict[str, Any]]:
     ]
 
 
-def _factors(plan: Plan, rank: int) -> int:
+def _factors(plan: MergePlan, rank: int) -> int:
     sizes = 0
     for name in plan.merged:
         shape: Sequence[int] = plan.base.shape(name)

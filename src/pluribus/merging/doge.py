@@ -30,7 +30,7 @@ import torch
 from torch import Tensor
 
 from pluribus.errors import BadInput
-from pluribus.merging.algebra import Method, Need, Span, Stage, View, fraction, one_of
+from pluribus.merging.algebra import MergeStage, Method, Need, Span, View, fraction, one_of
 from pluribus.merging.matrices import matrix_shape, svd
 from pluribus.merging.trim import Trim
 
@@ -79,7 +79,7 @@ def correction(
     return delta.detach()
 
 
-class _Whole(Stage):
+class _Whole(MergeStage):
     needs: ClassVar[Need] = "tensor"
 
     def __call__(self, tau: Tensor, span: Span, seen: Any) -> Tensor:
@@ -87,7 +87,7 @@ class _Whole(Stage):
 
 
 @dataclass(frozen=True)
-class Doge(Stage):
+class Doge(MergeStage):
     eta: float
     trim: Trim
     subspace: int

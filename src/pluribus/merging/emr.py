@@ -18,7 +18,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pluribus.merging.algebra import Method, Need, Span, Stage, View, total
+from pluribus.merging.algebra import MergeStage, Method, Need, Span, View, total
 
 
 def unified(tau: Tensor) -> tuple[Tensor, Tensor]:
@@ -40,7 +40,7 @@ def scales(views: Sequence[View]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Unified(Stage):
+class Unified(MergeStage):
     """τ_u, or with a task its masked and rescaled part."""
 
     task: str | None

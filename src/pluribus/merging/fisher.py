@@ -19,12 +19,12 @@ import torch
 from torch import Tensor, nn
 
 from pluribus.errors import BadInput, unknown
-from pluribus.merging.algebra import Method, Span, Stage
+from pluribus.merging.algebra import MergeStage, Method, Span
 from pluribus.merging.source import Source, open_source
 
 
 @dataclass(frozen=True)
-class FisherMean(Stage):
+class FisherMean(MergeStage):
     fishers: Mapping[str, Source]
     floor: float
 

@@ -32,7 +32,7 @@ from torch import Tensor
 from pluribus.errors import BadInput, unknown
 from pluribus.files import atomic_folder, read_json, safetensors, sha256
 from pluribus.merging.algebra import Method
-from pluribus.merging.checkpoints import LABELS, Heads, Plan, config
+from pluribus.merging.checkpoints import LABELS, HeadNames, MergePlan, config
 from pluribus.merging.source import Renamed, Source
 from pluribus.merging.stream import CHUNK, Engine
 
@@ -57,12 +57,12 @@ class Written:
     notes: list[str] = field(default_factory=list)
 
 
-def layout_of(plan: Plan, dtypes: Mapping[str, torch.dtype]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
+def layout_of(plan: MergePlan, dtypes: Mapping[str, torch.dtype]) -> dict[str, tuple[tuple[int, ...], torch.dtype]]:
     """The trunk on disk, in the order of names: the same whatever the inputs' shards."""
     return {n: (shape, dtypes.get(n, dtype)) for n, (shape, dtype) in sorted(plan.layout().items())}
 
 
-def sizes(plan: Plan, dtypes: Mapping[str, torch.dtype]) -> tuple[int, int]:
+def sizes(plan: MergePlan, dtypes: Mapping[str, torch.dtype]) -> tuple[int, int]:
     """Bytes that will be read (in one pass) and written."""
     trunk = sum(math.prod(s) * d.itemsize for s, d in layout_of(plan, dtypes).values())
     heads = sum(
@@ -77,13 +77,13 @@ def sizes(plan: Plan, dtypes: Mapping[str, torch.dtype]) -> tuple[int, int]:
     return read, trunk + heads
 
 
-def own_names(plan: Plan, task: str, names: Sequence[str]) -> dict[str, str]:
+def own_names(plan: MergePlan, task: str, names: Sequence[str]) -> dict[str, str]:
     """Names under the base's spelling → the expert's own."""
     expert = plan.experts[task]
     return {n: expert.map[n] if isinstance(expert, Renamed) else n for n in names}
 
 
-def check_place(out: Path, plan: Plan, needed: int, overwrite: bool) -> None:
+def check_place(out: Path, plan: MergePlan, needed: int, overwrite: bool) -> None:
     """Refuse a place that is taken, that is an input, or that is too small."""
     if out.exists() and not overwrite and (not out.is_dir() or any(out.iterdir())):
         raise BadInput("exists already", where=str(out), remedy="choose another place or overwrite (--force)")
@@ -119,7 +119,7 @@ def _digest(files: Sequence[Path], cancelled: threading.Event) -> str:
 
 
 def write(
-    plan: Plan,
+    plan: MergePlan,
     method: Method,
     weights: Sequence[float],
     out: Path,
@@ -270,7 +270,7 @@ def _copy(source: Source, name: str, writer: safetensors.Writer, as_name: str, c
         writer.write(as_name, source.read(name, start, min(n, start + chunk)).contiguous(), start)
 
 
-def _head(plan: Plan, task: str, aside: Path, chunk: int) -> dict[str, Any]:
+def _head(plan: MergePlan, task: str, aside: Path, chunk: int) -> dict[str, Any]:
     """Write a task's own tensors; what is needed to put the task together again."""
     expert = plan.originals[task]
     mine = own_names(plan, task, plan.heads[task])
@@ -361,7 +361,7 @@ def read_about(folder: str | Path) -> dict[str, Any]:
 
 def _with_classes(about: dict[str, Any], layout: Mapping[str, tuple[tuple[int, ...], torch.dtype]]) -> dict[str, Any]:
     """The base's configuration for an expert without its own (an adapter), with as many classes as its head has rows."""
-    is_head = Heads(layout)
+    is_head = HeadNames(layout)
     rows = {shape[0] for name, (shape, _) in layout.items() if len(shape) == 2 and is_head(name, LABELS) and ".dense" not in name}
     if not about or len(rows) != 1:
         return about

@@ -19,7 +19,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pluribus.merging.algebra import Method, Need, Span, Stage, View, affine, gram, one_of
+from pluribus.merging.algebra import MergeStage, Method, Need, Span, View, affine, gram, one_of
 
 
 def coefficients(products: Tensor, weights: Tensor, iterations: int, tolerance: float) -> list[float]:
@@ -53,7 +53,7 @@ def coefficients(products: Tensor, weights: Tensor, iterations: int, tolerance: 
 
 
 @dataclass(frozen=True)
-class Karcher(Stage):
+class Karcher(MergeStage):
     """The mean on the sphere, tensor by tensor."""
 
     iterations: int

@@ -41,13 +41,13 @@ class Knots(MatrixStage):
             merged = Mean()(rows, inner, None)
         else:
             trim = Trim(self.density)
-            view = _Rows(inner, rows)
+            view = _SpanView(inner, rows)
             merged = DisjointMean()(trim(rows, inner, trim.observe(view)), inner, None)
         found: Tensor = (u * s) @ merged.view(len(s), columns)
         return found.to(tau.dtype)
 
 
-class _Rows:
+class _SpanView:
     def __init__(self, span: Span, rows: Tensor) -> None:
         self.name, self.shape, self.span, self.rows = span.name, span.shape, span, rows
 

@@ -8,7 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pluribus.merging.algebra import Need, Span, Stage, mean
+from pluribus.merging.algebra import MergeStage, Need, Span, mean
 
 
 def matrix_shape(shape: tuple[int, ...]) -> tuple[int, int] | None:
@@ -30,7 +30,7 @@ def svd(x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return u, s, v
 
 
-class MatrixStage(Stage):
+class MatrixStage(MergeStage):
     """A consensus that works on matrices; every other tensor gets the mean of the task vectors, and so does a lone expert."""
 
     needs: ClassVar[Need] = "tensor"

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from pluribus.merging.algebra import Method, Need, Span, Stage, View, gram, mean
+from pluribus.merging.algebra import MergeStage, Method, Need, Span, View, gram, mean
 
 
 def ratio(products: Tensor) -> Tensor:
@@ -30,7 +30,7 @@ def ratio(products: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Stock(Stage):
+class Stock(MergeStage):
     by_rows: bool
 
     @property

@@ -12,11 +12,11 @@ from typing import Any
 from torch import Tensor
 
 from pluribus.errors import BadInput
-from pluribus.merging.algebra import Method, Span, Stage
+from pluribus.merging.algebra import MergeStage, Method, Span
 
 
 @dataclass(frozen=True)
-class Clamp(Stage):
+class Clamp(MergeStage):
     t: float
 
     def __call__(self, tau: Tensor, span: Span, seen: Any) -> Tensor:

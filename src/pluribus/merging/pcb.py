@@ -23,7 +23,7 @@ from typing import Any
 
 from torch import Tensor
 
-from pluribus.merging.algebra import Method, Need, Span, Stage, View, fraction, keep_count, one_of
+from pluribus.merging.algebra import MergeStage, Method, Need, Span, View, fraction, keep_count, one_of
 from pluribus.merging.select import top
 from pluribus.merging.trim import SCOPES
 
@@ -31,7 +31,7 @@ CLIP = 1e-4
 
 
 @dataclass(frozen=True)
-class Competition(Stage):
+class Competition(MergeStage):
     ratio: float
     scope: str
 

@@ -24,11 +24,11 @@ import torch
 from torch import Tensor, nn
 
 from pluribus.errors import BadInput, unknown
-from pluribus.merging.algebra import Method, Need, Span, Stage, fraction, mean
+from pluribus.merging.algebra import MergeStage, Method, Need, Span, fraction, mean
 
 
 @dataclass(frozen=True)
-class RegMean(Stage):
+class RegMean(MergeStage):
     grams: Mapping[str, Mapping[str, Tensor]]
     alpha: float
     needs: ClassVar[Need] = "tensor"

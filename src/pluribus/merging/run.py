@@ -21,7 +21,7 @@ from pluribus import catalog
 from pluribus.errors import BadInput, unknown
 from pluribus.merging.algebra import Method, WeightedSum
 from pluribus.merging.batch_norm import reestimate
-from pluribus.merging.checkpoints import Plan, compare, config, words
+from pluribus.merging.checkpoints import MergePlan, compare, config, words
 from pluribus.merging.greedy_soup import greedy_soup
 from pluribus.merging.source import Source, is_statistic, open_source
 from pluribus.merging.stream import CHUNK, Engine
@@ -153,7 +153,7 @@ def prepare(
     heads: Sequence[str] = (),
     keep: Sequence[str] = (),
     settings: Mapping[str, Any] | None = None,
-) -> tuple[Plan, Method, list[float]]:
+) -> tuple[MergePlan, Method, list[float]]:
     """All that can be known from headers: what merges, how, with which weights. Raises for whatever does not fit."""
     made = method_of(method, settings or {})
     given = names_of(experts)
@@ -222,10 +222,10 @@ def _differences(home: Path, folder: Path, task: str) -> list[str]:
     return found
 
 
-class Merged(Mapping[str, Tensor]):
+class MergedTensors(Mapping[str, Tensor]):
     """The merged tensors by name, each computed when it is asked for."""
 
-    def __init__(self, plan: Plan, engine: Engine) -> None:
+    def __init__(self, plan: MergePlan, engine: Engine) -> None:
         self.plan, self.engine = plan, engine
         self._names = tuple(n for n in plan.base.names() if n in {*plan.merged, *plan.copied, *plan.tied})
 
@@ -372,14 +372,14 @@ def _reestimated(state: dict[str, Tensor], module: nn.Module, batches: Iterable[
     state.update({n: found[n].to(t.dtype) for n, t in state.items() if is_statistic(n) and n in found})
 
 
-def _bytes(plan: Plan) -> int:
+def _bytes(plan: MergePlan) -> int:
     return sum(
         math.prod(plan.base.shape(n)) * (plan.base.dtype(n).itemsize + sum(e.dtype(n).itemsize for e in plan.experts.values()))
         for n in plan.merged
     )
 
 
-def dtypes_of(plan: Plan, dtype: torch.dtype | str | None) -> dict[str, torch.dtype]:
+def dtypes_of(plan: MergePlan, dtype: torch.dtype | str | None) -> dict[str, torch.dtype]:
     if dtype is None:
         return {}
     if isinstance(dtype, str):
@@ -444,7 +444,7 @@ def _soup(base: Any, experts: Any, settings: dict[str, Any], **rest: Any) -> Any
     def average(chosen: list[str]) -> Mapping[str, Tensor]:
         mine = {task: given[task] for task in chosen}
         plan, made, each = prepare(base, mine, "average", heads=heads(chosen), keep=rest["keep"])
-        return Merged(plan, Engine(plan.base, plan.experts, plan.merged, made, weights=each))
+        return MergedTensors(plan, Engine(plan.base, plan.experts, plan.merged, made, weights=each))
 
     soup, _ = greedy_soup(average, list(given), settings.get("score"))  # type: ignore[arg-type]
     return merge(base, {task: given[task] for task in soup}, "average", heads=heads(soup), **rest)

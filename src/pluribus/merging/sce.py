@@ -18,7 +18,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from pluribus.merging.algebra import Method, Need, Span, Stage, View, fraction, keep_count, total
+from pluribus.merging.algebra import MergeStage, Method, Need, Span, View, fraction, keep_count, total
 from pluribus.merging.select import ALL, Cut, top
 
 
@@ -28,7 +28,7 @@ def variance(tau: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class SelectCalculateErase(Stage):
+class SelectCalculateErase(MergeStage):
     density: float
     needs: ClassVar[Need] = "statistic"
 

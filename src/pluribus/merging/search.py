@@ -10,14 +10,14 @@ from typing import Any, get_args, get_type_hints
 from torch import Tensor
 
 from pluribus.errors import BadInput, require
-from pluribus.merging.run import Merged, builder, is_static, method_of, prepare
+from pluribus.merging.run import MergedTensors, builder, is_static, method_of, prepare
 from pluribus.merging.stream import Engine
 
 WEIGHT = "weight:"  # before a task's name in the space
 
 
 @dataclass
-class Found:
+class SearchResult:
     """The best settings, their score, and every trial in order: (settings, score)."""
 
     settings: dict[str, Any]
@@ -36,7 +36,7 @@ def search(
     seed: int = 0,
     heads: Any = (),
     keep: Any = (),
-) -> Found:
+) -> SearchResult:
     """The settings of `method` with the highest `score` of the merged tensors.
 
     space: by setting, (low, high) of a number (whole where the setting is) or a list of choices. "weight:TASK" is a weight.
@@ -79,7 +79,7 @@ def search(
         weights = {n.removeprefix(WEIGHT): v for n, v in chosen.items() if n.startswith(WEIGHT)}
         settings = {n: v for n, v in chosen.items() if not n.startswith(WEIGHT)}
         plan, made, each = prepare(base, experts, method, weights=weights or None, heads=heads, keep=keep, settings=settings)
-        tensors = Merged(plan, Engine(plan.base, plan.experts, plan.merged, made, weights=each, seed=seed))
+        tensors = MergedTensors(plan, Engine(plan.base, plan.experts, plan.merged, made, weights=each, seed=seed))
         try:
             given = score(tensors)
         except BadInput:  # of the merge: the score only reads it
@@ -100,7 +100,7 @@ def search(
     if not good:
         raise BadInput(f"none of {trials} trials has a finite score", where="score", remedy="check it on the base model")
     best = max(good, key=lambda row: row[1])
-    return Found(best[0], best[1], tried)
+    return SearchResult(best[0], best[1], tried)
 
 
 def _whole(hint: Any) -> bool:

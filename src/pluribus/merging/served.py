@@ -74,7 +74,7 @@ class Routed:
 
 
 @dataclass(frozen=True)
-class _Route:
+class _ForwardRows:
     """Of one forward: whose it is, rows in all, the rows of each task by id, and mixture weights [B, T] (None: by id).
 
     spread: of a plain merge, the row of the batch that each answer is about; `groups` count answers then. A head of one map puts
@@ -89,10 +89,10 @@ class _Route:
     reached: list[bool] = field(default_factory=list)
 
 
-_route: ContextVar[_Route | None] = ContextVar("route", default=None)
+_route: ContextVar[_ForwardRows | None] = ContextVar("route", default=None)
 
 
-def _current(owner: Served) -> _Route | None:
+def _current(owner: Served) -> _ForwardRows | None:
     """The route of the forward that runs in this thread, if it is `owner`'s."""
     route = _route.get()
     return route if route is not None and route.owner is owner else None
@@ -223,7 +223,7 @@ class Served(nn.Module):
                 raise unknown("task", task, known, where="container")
             groups[task] = torch.tensor([i for i, n in enumerate(names) if n == task])
         if self.plan == "batched":
-            return self._batched(inputs, _Route(self, size, groups, weights, spread))
+            return self._batched(inputs, _ForwardRows(self, size, groups, weights, spread))
         return self._grouped(inputs, groups, weights)
 
     @torch.no_grad()
@@ -269,7 +269,7 @@ class Served(nn.Module):
 
     # Batched
 
-    def _batched(self, inputs: Any, route: _Route) -> Routed:
+    def _batched(self, inputs: Any, route: _ForwardRows) -> Routed:
         token = _route.set(route)
         try:
             if self._free:
@@ -291,7 +291,7 @@ class Served(nn.Module):
             outputs[task] = self._headed(task, mine)
         return Routed(route.groups, outputs)
 
-    def _of_rows(self, name: str, route: _Route) -> Tensor:
+    def _of_rows(self, name: str, route: _ForwardRows) -> Tensor:
         """The rows' own values of a parameter with a leading 1, [B, …]."""
         shared = self.fit(name, self.container.shared[name])
         found = shared.repeat(route.size, *[1] * (shared.dim() - 1))
@@ -363,7 +363,7 @@ class Served(nn.Module):
                 maps += 1
                 heads -= set(mine.values())
             elif left & set(mine.values()) and isinstance(module, (nn.Linear, nn.Embedding, nn.LayerNorm, nn.GroupNorm, *_Conv)):
-                site = _Site(module, mine, container, self)
+                site = _ModuleChanges(module, mine, container, self)
                 self._hooked.append(module.register_forward_hook(site))
                 left -= set(mine.values())
             elif left & set(mine.values()):
@@ -410,7 +410,7 @@ class Served(nn.Module):
         return hook
 
 
-class _Site:
+class _ModuleChanges:
     """What the tasks add at one module: by task, factors of the weight, or its whole change, and the change of the bias."""
 
     def __init__(self, module: nn.Module, names: dict[str, str], container: Container, owner: Served) -> None:

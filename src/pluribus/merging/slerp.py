@@ -19,7 +19,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from pluribus.merging.algebra import Method, Need, Span, Stage, View, affine, fraction, gram, one_of
+from pluribus.merging.algebra import MergeStage, Method, Need, Span, View, affine, fraction, gram, one_of
 from pluribus.merging.karcher import Karcher
 
 SPACES = ("weights", "task_vectors")
@@ -37,7 +37,7 @@ def arc(t: float, products: Tensor, straight: float) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Slerp(Stage):
+class Slerp(MergeStage):
     """The arc from the first input to the second. t None: from the experts' weights."""
 
     t: float | None

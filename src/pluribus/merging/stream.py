@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from pluribus.errors import NonFinite
-from pluribus.merging.algebra import BLOCK, Mean, Method, Span, Stage
+from pluribus.merging.algebra import BLOCK, Mean, MergeStage, Method, Span
 from pluribus.merging.source import Source, accumulator, is_statistic, spans, where
 
 CHUNK = 1 << 17  # entries of each input that are held at a time
@@ -126,7 +126,7 @@ class Engine:
 
     # stages ----------------------------------------------------------------------------------------------------------------
 
-    def _seen(self, name: str, method: Method, stages: Sequence[Stage]) -> list[Any]:
+    def _seen(self, name: str, method: Method, stages: Sequence[MergeStage]) -> list[Any]:
         """What each of `stages` is told about a tensor."""
         seen: list[Any] = []
         for depth, stage in enumerate(stages):
@@ -138,7 +138,7 @@ class Engine:
                 seen.append(None)
         return seen
 
-    def _survey(self, stage: Stage, method: Method) -> Any:
+    def _survey(self, stage: MergeStage, method: Method) -> Any:
         with self._lock:
             key = id(stage)
             if key not in self._surveyed:
@@ -215,7 +215,7 @@ class Engine:
             only = None if first is None else first[span.start : span.stop]
             yield span.start, span.stop, self._finish(theta, passed(span, len(stages)), only, method, span).to(dtype)
 
-    def _survey_aside(self, stage: Stage, method: Method) -> Any:
+    def _survey_aside(self, stage: MergeStage, method: Method) -> Any:
         """A survey reads through the same buffer; the stretch in hand is set aside meanwhile."""
         if id(stage) in self._surveyed:
             return self._surveyed[id(stage)]
@@ -314,7 +314,7 @@ class _Held:
             yield span, self.tau[:, span.start : span.stop]
 
 
-class _Own(Stage):
+class _Own(MergeStage):
     def __init__(self, index: int) -> None:
         self.index = index
 

@@ -19,11 +19,11 @@ from typing import Any
 
 from torch import Tensor
 
-from pluribus.merging.algebra import DisjointMean, Method, Span, Stage, one_of, weighted_sum
+from pluribus.merging.algebra import DisjointMean, MergeStage, Method, Span, one_of, weighted_sum
 from pluribus.merging.trim import Trim
 
 
-class DisjointSum(Stage):
+class DisjointSum(MergeStage):
     """Σ_{sign τ_t = γ} w_t τ_t with γ = sign(Σ_t w_t τ_t)."""
 
     def __call__(self, tau: Tensor, span: Span, seen: Any) -> Tensor:

@@ -8,14 +8,14 @@ from typing import Any
 
 from torch import Tensor
 
-from pluribus.merging.algebra import Need, Span, Stage, View, fraction, keep_count, one_of
+from pluribus.merging.algebra import MergeStage, Need, Span, View, fraction, keep_count, one_of
 from pluribus.merging.select import Cut, top
 
 SCOPES = ("per_tensor", "global")
 
 
 @dataclass(frozen=True)
-class Trim(Stage):
+class Trim(MergeStage):
     """Keep the fraction `density` of |τ_t| that lies below its largest fraction `outliers`; zero the rest.
 
     scope: "per_tensor" counts within each tensor, "global" over the concatenation of all tensors in

@@ -25,7 +25,7 @@ INLINE = 0.005  # seconds that the event loop may be held
 
 
 @dataclass(slots=True)
-class _Item:
+class _Waiting:
     rows: Sequence[Sequence[Any]]
     tasks: Sequence[str]
     done: asyncio.Future[Slots] = field(repr=False)
@@ -42,7 +42,7 @@ class Batcher:
         self, answer: Answer, *, max_rows: int = 1024, max_delay: float = 0.002, on_batch: Callable[[int], None] | None = None
     ) -> None:
         self.answer, self.max_rows, self.max_delay, self.on_batch = answer, max_rows, max_delay, on_batch
-        self._waiting: list[_Item] = []
+        self._waiting: list[_Waiting] = []
         self._rows = 0
         self._arrived = asyncio.Event()
         self._full = asyncio.Event()
@@ -69,7 +69,7 @@ class Batcher:
         """The slots of these rows, once their batch has run."""
         if not rows:
             return []
-        item = _Item(rows, tasks, asyncio.get_running_loop().create_future())
+        item = _Waiting(rows, tasks, asyncio.get_running_loop().create_future())
         self._waiting.append(item)
         self._rows += len(rows)
         self._arrived.set()
@@ -77,7 +77,7 @@ class Batcher:
             self._full.set()
         return await item.done
 
-    def _take(self) -> list[_Item]:
+    def _take(self) -> list[_Waiting]:
         taken, rows = 0, 0
         for item in self._waiting:
             if taken and rows + len(item.rows) > self.max_rows:
@@ -107,7 +107,7 @@ class Batcher:
             if self._stopping:
                 self._arrived.set()
 
-    async def _run(self, loop: asyncio.AbstractEventLoop, batch: list[_Item]) -> None:
+    async def _run(self, loop: asyncio.AbstractEventLoop, batch: list[_Waiting]) -> None:
         rows = [row for item in batch for row in item.rows]
         tasks = [item.tasks for item in batch for _ in item.rows]
         if self.on_batch:

@@ -63,8 +63,8 @@ class Refusal(Exception):
 
 @dataclass
 class Rows:
-    """The rows of a request. good: the places of rows that fit, and `values` [good] their cells in the order of `Reader.names`;
-    errors: place → what is wrong with the others; tasks: what the body itself asked for."""
+    """The rows of a request. good: the places of rows that fit, and `values` [good] their cells in the order of
+    `BodyReader.names`; errors: place → what is wrong with the others; tasks: what the body itself asked for."""
 
     size: int
     good: list[int]
@@ -74,7 +74,7 @@ class Rows:
     tasks: list[str] | None = None
 
 
-class Reader:
+class BodyReader:
     """Reads bodies for one artefact's columns.
 
     Parameters

@@ -24,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 from pluribus.errors import BadInput, require
 from pluribus.modeling import Fitted
 from pluribus.serving.batching import Batcher
-from pluribus.serving.bodies import ARROW, JSON, PARQUET, Limits, Reader, Refusal, Rows
+from pluribus.serving.bodies import ARROW, JSON, PARQUET, BodyReader, Limits, Refusal, Rows
 from pluribus.serving.cells import Answerer
 from pluribus.serving.metrics import Metrics
 from pluribus.serving.patience import by, protocol
@@ -45,7 +45,7 @@ class Service:
 
     def __init__(self, fitted: Fitted, limits: Limits, token: str | None, *, max_batch: int, max_delay: float) -> None:
         self.fitted, self.limits, self.token = fitted, limits, None if token is None else token.encode("utf-8")
-        self.reader = Reader(fitted.columns, limits, fitted.tasks)
+        self.reader = BodyReader(fitted.columns, limits, fitted.tasks)
         self.answerer = Answerer(fitted, self.reader.names)
         self.metrics = Metrics()
         self._listed: tuple[Any, list[str]] = (None, [])

@@ -22,7 +22,7 @@ from pluribus.sharing.stacked import Experts, Gates, Stacked, Towers, at_least, 
 from pluribus.tasks import Task
 
 
-class Fusion(nn.Module):
+class FusionLevel(nn.Module):
     """One level: units·m experts, `gated` gates over all of them, native weights v."""
 
     def __init__(self, units: int, gated: int, width: int, expert: Sequence[int], m: int, norm: bool = False) -> None:
@@ -66,7 +66,8 @@ class AdaTT(Stacked):
         count, last = len(self.index), levels - 1
         units = count + shared
         self.levels = nn.ModuleList(
-            Fusion(units, count if i == last else units, layers[-1] if i else width, layers, own, norm) for i in range(levels)
+            FusionLevel(units, count if i == last else units, layers[-1] if i else width, layers, own, norm)
+            for i in range(levels)
         )
         self.towers = Towers(count, layers[-1], tower)
         self.width = self.towers.width

@@ -26,7 +26,7 @@ from pluribus.tasks import Task
 from pluribus.tasks.task import check_graph
 
 
-class Step(nn.Module):
+class FunnelStage(nn.Module):
     """One task's bottom f and, where it follows another, the transfer g and the attention h₁, h₂, h₃ (as one linear map)."""
 
     def __init__(self, width: int, hidden: int, follows: bool) -> None:
@@ -60,7 +60,7 @@ class AITM(Stacked):
             if len(task.after) > 1:
                 raise BadInput(f"hands on from one step, not from {len(task.after)}", where=f"aitm, task {task.name!r}")
             self.parent[task.name] = task.after[0] if task.after else None
-            self.add_module(f"step_{i}", Step(width, hidden, bool(task.after)))
+            self.add_module(f"step_{i}", FunnelStage(width, hidden, bool(task.after)))
         self.towers = Towers(len(self.index), hidden, tower)
         self.width = self.towers.width
         self.owned = {"towers": 1}

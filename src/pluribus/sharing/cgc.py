@@ -40,7 +40,7 @@ from pluribus.sharing.stacked import (
 from pluribus.tasks import Task
 
 
-class Extraction(nn.Module):
+class ExtractionLevel(nn.Module):
     """One level: T·own task experts, `shared` shared ones, T task gates and, unless `last`, a shared gate over all."""
 
     def __init__(
@@ -162,7 +162,7 @@ class CGC(Stacked):
     ) -> None:
         super().__init__(tasks)
         layers = check_experts("cgc", own, shared, expert, tower)
-        self.level = Extraction(len(self.index), width, layers, own, shared, last=True, norm=norm)
+        self.level = ExtractionLevel(len(self.index), width, layers, own, shared, last=True, norm=norm)
         self.towers = Towers(len(self.index), layers[-1], tower)
         self.width = self.towers.width
         self.owned = {"level.own": own, "level.gates": 1, "towers": 1}

@@ -69,7 +69,7 @@ class SelfGates(Gates):
         return torch.sigmoid(torch.matmul(x, weight))
 
 
-class Category(nn.Module):
+class CategoryNetwork(nn.Module):
     """All that only the tasks of one category read, and below it what only one of them reads."""
 
     def __init__(
@@ -151,7 +151,7 @@ class HoME(Stacked):
         self.common = normalised(common, expert, expert, norm)
         for c, names in enumerate(self.members):
             sizes = (len(names), width, expert, meta, common, shared, own, rank, mixed, norm)
-            self.add_module(f"category_{c}", Category(*sizes))
+            self.add_module(f"category_{c}", CategoryNetwork(*sizes))
         self.towers = Towers(len(self.index), expert, tower)
         self.width = self.towers.width
 
@@ -176,8 +176,8 @@ class HoME(Stacked):
         extra = {"gates": gates, "shared": slice(len(common))}
         return Shared(self.towers(hidden, order, active, rows, features), extra=extra)
 
-    def _category(self, c: int) -> Category:
-        return cast(Category, getattr(self, f"category_{c}"))
+    def _category(self, c: int) -> CategoryNetwork:
+        return cast(CategoryNetwork, getattr(self, f"category_{c}"))
 
     def reads(self, task: str) -> tuple[str, ...]:
         here = f"category_{self.place[task][0]}"

@@ -23,7 +23,7 @@ from pluribus.sharing.stacked import Stacked, Towers, at_least, vectors
 from pluribus.tasks import Task
 
 
-class Block(nn.Module):
+class MTANBlock(nn.Module):
     """One block: the trunk's two layers, the tasks' attention, and the layer f that hands the masked features on."""
 
     def __init__(self, tasks: int, width: int, hidden: int, attention: int, first: bool) -> None:
@@ -53,7 +53,7 @@ class MTAN(Stacked):
         at_least(1, "mtan", blocks=blocks, hidden=hidden, attention=attention)
         at_least(0, "mtan", tower=tower)
         count = len(self.index)
-        self.blocks = nn.ModuleList(Block(count, hidden if i else width, hidden, attention, i == 0) for i in range(blocks))
+        self.blocks = nn.ModuleList(MTANBlock(count, hidden if i else width, hidden, attention, i == 0) for i in range(blocks))
         self.towers = Towers(count, hidden, tower)
         self.width = self.towers.width
         self.owned = {"towers": 1, **{f"blocks.{i}.attention": 1 for i in range(blocks)}}

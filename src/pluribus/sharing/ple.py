@@ -22,7 +22,7 @@ from torch import Tensor, nn
 
 from pluribus.data import Rows
 from pluribus.modeling import Features, Shared
-from pluribus.sharing.cgc import Extraction, Paths, check_experts
+from pluribus.sharing.cgc import ExtractionLevel, Paths, check_experts
 from pluribus.sharing.stacked import Level, Stacked, Towers, at_least, towered, vectors
 from pluribus.tasks import Task
 
@@ -49,7 +49,7 @@ class PLE(Stacked):
         layers = check_experts("ple", own, shared, expert, tower)
         count = len(self.index)
         self.levels = nn.ModuleList(
-            Extraction(count, layers[-1] if i else width, layers, own, shared, last=i == levels - 1, norm=norm)
+            ExtractionLevel(count, layers[-1] if i else width, layers, own, shared, last=i == levels - 1, norm=norm)
             for i in range(levels)
         )
         self.towers = Towers(count, layers[-1], tower)
@@ -82,7 +82,7 @@ class PLE(Stacked):
         return Shared(self.towers(h, order, active, rows, features), extra=extra)
 
     def joined(self) -> tuple[Level, list[Paths], tuple[Tensor, ...]] | None:
-        first, *later = cast(Iterable[Extraction], self.levels)
+        first, *later = cast(Iterable[ExtractionLevel], self.levels)
         if not first.packs() or self.normed:
             return None
         return first.joined(), [level.joined_paths() for level in later], self.towers.joined()

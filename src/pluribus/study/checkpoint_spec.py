@@ -32,7 +32,7 @@ class Expert(BaseModel):
     head: str | None = None
 
 
-class Road(BaseModel):
+class RoadSpec(BaseModel):
     """A candidate: a merger, or "emr", "tall_masks", "twin", "lora"; with its settings."""
 
     model_config = ConfigDict(extra="forbid", strict=True)
@@ -54,15 +54,15 @@ class CheckpointStudy(BaseModel):
     kind: Literal["checkpoints"] = "checkpoints"
     base: str
     experts: Annotated[dict[str, Expert], Field(min_length=1)]
-    methods: list[str | Road] | None = None
+    methods: list[str | RoadSpec] | None = None
     name: str | None = None
     budget: str | float = "1h"
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     repeats: Annotated[int, Field(ge=100, le=100_000)] = 1000
     seed: int = 0
 
-    def roads(self) -> list[Road]:
-        return [Road(method=m) if isinstance(m, str) else m for m in (METHODS if self.methods is None else self.methods)]
+    def roads(self) -> list[RoadSpec]:
+        return [RoadSpec(method=m) if isinstance(m, str) else m for m in (METHODS if self.methods is None else self.methods)]
 
 
 def parse(row: Any, *, where: str, beside: Path | None = None) -> CheckpointStudy:
@@ -72,7 +72,7 @@ def parse(row: Any, *, where: str, beside: Path | None = None) -> CheckpointStud
     if any(key in ("evaluate", "evaluator", "code") for key in row):
         remedy = "leave it out and write --evaluate FILE.py:FUNCTION on the command line"
         raise BadInput("names code, which no file may", where=where, remedy=remedy)
-    spec = checked(CheckpointStudy, row, where=where, nested=(Expert, Road), schema="pluribus schema --kind checkpoints")
+    spec = checked(CheckpointStudy, row, where=where, nested=(Expert, RoadSpec), schema="pluribus schema --kind checkpoints")
     seconds(spec.budget, where=f"{where}, budget")
     seen: set[str] = set()
     for road in spec.roads():

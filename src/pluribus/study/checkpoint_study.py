@@ -28,11 +28,11 @@ from pluribus.evaluation.ledger import Row
 from pluribus.evaluation.verdict import TOLERANCE, Verdict
 from pluribus.files import atomic_file, read_json
 from pluribus.merging.bundle import bundle, homes_of
-from pluribus.merging.checkpoints import Plan, config
+from pluribus.merging.checkpoints import MergePlan, config
 from pluribus.merging.container import MergeContainer
 from pluribus.merging.modules import example, filled, names_in, skeleton
 from pluribus.merging.run import prepare
-from pluribus.study.checkpoint_spec import CheckpointStudy, Road
+from pluribus.study.checkpoint_spec import CheckpointStudy, RoadSpec
 from pluribus.study.crews import Crew
 from pluribus.study.evaluator import Evaluate, asked, check_same_rows
 from pluribus.study.paired import Scored, compare_scores
@@ -62,34 +62,34 @@ class RoadScores:
     def __init__(self, work: Path, tasks: Sequence[str]) -> None:
         self.work, self.tasks = work, list(tasks)
 
-    def file(self, road: Road, task: str, split: str) -> Path:
+    def file(self, road: RoadSpec, task: str, split: str) -> Path:
         """Where the scores of a road on a task are kept."""
         return self._place(road) / f"{split}-{self.tasks.index(task)}.parquet"
 
-    def of(self, road: Road, task: str, split: str) -> pd.DataFrame:
+    def of(self, road: RoadSpec, task: str, split: str) -> pd.DataFrame:
         """The scores of a road on a task."""
         import pandas as pd
 
         return pd.read_parquet(self.file(road, task, split))
 
-    def mean(self, road: Road, task: str, split: str) -> float:
+    def mean(self, road: RoadSpec, task: str, split: str) -> float:
         """The road's metric on a task."""
         return float(self.of(road, task, split)["score"].mean())
 
-    def complete(self, road: Road, split: str) -> bool:
+    def complete(self, road: RoadSpec, split: str) -> bool:
         """Whether every task of a road is scored."""
         return all(self.file(road, t, split).is_file() for t in self.tasks)
 
-    def described(self, road: Road) -> bool:
+    def described(self, road: RoadSpec) -> bool:
         """Whether it is written down what a road stores."""
         return (self._place(road) / "about.json").is_file()
 
-    def about(self, road: Road) -> dict[str, Any]:
+    def about(self, road: RoadSpec) -> dict[str, Any]:
         """What a road stores, and how long a request takes."""
         found: dict[str, Any] = read_json(self._place(road) / "about.json")
         return found
 
-    def describe(self, road: Road, about: Mapping[str, Any]) -> None:
+    def describe(self, road: RoadSpec, about: Mapping[str, Any]) -> None:
         """Write down what a road stores."""
         with atomic_file(self._place(road) / "about.json") as aside:
             aside.write_text(json.dumps(about), "utf-8")
@@ -106,7 +106,7 @@ class RoadScores:
         with atomic_file(self.work / "spent.json") as aside:
             aside.write_text(json.dumps({"seconds": before + max(0.0, more)}), "utf-8")
 
-    def _place(self, road: Road) -> Path:
+    def _place(self, road: RoadSpec) -> Path:
         return self.work / (hashlib.sha256(road.name.encode()).hexdigest()[:12] if road.settings else road.method)
 
 
@@ -127,7 +127,7 @@ class Walked:
     """
 
     scores: RoadScores
-    roads: dict[str, Road] = field(default_factory=dict)
+    roads: dict[str, RoadSpec] = field(default_factory=dict)
     left_out: list[str] = field(default_factory=list)
     failed: dict[str, str] = field(default_factory=dict)
 
@@ -155,7 +155,7 @@ class CheckpointArena:
         self.heads = [expert.head for expert in spec.experts.values() if expert.head]
 
     @cached_property
-    def plan(self) -> Plan:
+    def plan(self) -> MergePlan:
         """What the checkpoints have in common; they are checked."""
         return prepare(self.spec.base, self.paths, "average", heads=self.heads)[0]
 
@@ -193,7 +193,7 @@ class CheckpointArena:
     def trials(self, folder: RunFolder, crew: Crew, report: Reporter) -> Walked:
         """Score the experts and, within the budget, every road on the valid split."""
         found = Walked(RoadScores(folder.work, list(self.paths)))
-        roads = [Road(method=EXPERTS), *self.spec.roads()]
+        roads = [RoadSpec(method=EXPERTS), *self.spec.roads()]
         for i, outcome in crew.run(self._trial, [(found.scores, road) for road in roads]):
             assert isinstance(outcome, dict)  # this process has not died
             road, status = roads[i], outcome["status"]
@@ -209,7 +209,7 @@ class CheckpointArena:
                     report.note(f"{road.name}: {values}; {found.scores.about(road)['bytes'] / 1e6:.3g} MB")
         return found
 
-    def _trial(self, scores: RoadScores, road: Road) -> dict[str, Any]:
+    def _trial(self, scores: RoadScores, road: RoadSpec) -> dict[str, Any]:
         """Score a road on the valid split, unless the budget is spent."""
         expert = road.name == EXPERTS
         if not expert and scores.spent >= seconds(self.spec.budget) and not scores.complete(road, "valid"):
@@ -222,7 +222,7 @@ class CheckpointArena:
             return {"status": "failed", "error": str(error)}
         return {"status": "done"}
 
-    def _score(self, scores: RoadScores, road: Road, split: str) -> None:
+    def _score(self, scores: RoadScores, road: RoadSpec, split: str) -> None:
         """Ask the evaluator about every task of a road that has no scores yet."""
         missing = [t for t in self.paths if not scores.file(road, t, split).is_file()]
         if not missing and scores.described(road):
@@ -249,18 +249,18 @@ class CheckpointArena:
                     frame.to_parquet(aside, index=False)
                 spend()
 
-    def _container(self, road: Road) -> MergeContainer:
+    def _container(self, road: RoadSpec) -> MergeContainer:
         """The road's model."""
         return bundle(self.spec.base, self.paths, road.method, heads=self.heads, **road.settings)
 
-    def _asked(self, container: MergeContainer, scores: RoadScores, road: Road, task: str, split: str) -> pd.DataFrame:
+    def _asked(self, container: MergeContainer, scores: RoadScores, road: RoadSpec, task: str, split: str) -> pd.DataFrame:
         """The evaluator's answer about one task: the same rows as of the experts."""
         where = f"{self.named}, {road.name}, task {task!r}, {split}"
         state = container.state(task)
         model = filled(config(self.homes[task]), state, f"task {task!r} ({self.homes[task]})") if self.homes else state
         found = asked(self.evaluate, model, task, getattr(self.spec.experts[task], split), where=where)
         if road.name != EXPERTS:
-            check_same_rows(found, scores.of(Road(method=EXPERTS), task, split), where=where)
+            check_same_rows(found, scores.of(RoadSpec(method=EXPERTS), task, split), where=where)
         return found
 
     @torch.no_grad()
@@ -302,7 +302,7 @@ class CheckpointArena:
             "rule": rule,
         }
 
-    def _losses(self, results: Walked, road: Road, split: str) -> dict[str, float]:
+    def _losses(self, results: Walked, road: RoadSpec, split: str) -> dict[str, float]:
         """Task → the share of the expert's score that a road loses; negative where it gains."""
         found = {}
         for task, expert in self.spec.experts.items():

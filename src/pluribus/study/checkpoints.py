@@ -6,12 +6,15 @@ from collections.abc import Callable
 from pathlib import Path
 
 from pluribus.study import arena
-from pluribus.study.checkpoint_spec import METHODS, CheckpointStudy, Expert, Road, load, parse
+from pluribus.study.checkpoint_spec import METHODS, CheckpointStudy, Expert, RoadSpec, load, parse
 from pluribus.study.checkpoint_study import EXPERTS, CheckpointArena
 from pluribus.study.crews.local import Workers
 from pluribus.study.evaluator import COLUMNS, Evaluate, code_of
 from pluribus.study.progress import Reporter
 from pluribus.study.run_folder import RunFolder, StudyResult
+
+Road = RoadSpec
+"""Its name in the first edition."""
 
 __all__ = [
     "COLUMNS",
@@ -22,6 +25,7 @@ __all__ = [
     "Evaluate",
     "Expert",
     "Road",
+    "RoadSpec",
     "code_of",
     "load",
     "parse",

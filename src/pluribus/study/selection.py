@@ -60,7 +60,7 @@ class Finalist:
 
 
 @dataclass(frozen=True)
-class Choice:
+class StudyChoice:
     """What was chosen, and by what.
 
     Parameters
@@ -103,7 +103,7 @@ class Choice:
         return asdict(self)
 
     @classmethod
-    def from_dict(cls, row: Mapping[str, Any]) -> Choice:
+    def from_dict(cls, row: Mapping[str, Any]) -> StudyChoice:
         """The choice that `choice.json` holds.
 
         Raises
@@ -135,7 +135,7 @@ def choose(
     repeats: int,
     seed: int,
     unit: str,
-) -> Choice:
+) -> StudyChoice:
     """Choose the winner, its references and the recommendation on the valid part.
 
     Parameters
@@ -184,7 +184,7 @@ def choose(
             hurt = f"sharing hurts {', '.join(worse)}" if worse else f"the mean over tasks falls by {-gain:.2f} %"
             recommended, reason = "specialists", f"{hurt} on validation"
     answers = _answers(data, winner, alone, specialists, words, recommended)
-    return Choice(
+    return StudyChoice(
         None if winner is None else winner.candidate,
         specialists,
         None if same is None else same.candidate,

@@ -38,7 +38,7 @@ from pluribus.study.journal import Journal
 from pluribus.study.plan import Plan, plan
 from pluribus.study.progress import Reporter
 from pluribus.study.run_folder import RunFolder
-from pluribus.study.selection import CHAMPION, Choice, Finalist
+from pluribus.study.selection import CHAMPION, Finalist, StudyChoice
 from pluribus.study.training import Trained, Training
 from pluribus.study.trial import Predictions, cell_scores, constants
 from pluribus.tasks import Task
@@ -234,7 +234,7 @@ class TableArena:
 
     def judge(self, folder: RunFolder, results: Compared, choice: Mapping[str, Any]) -> Verdict | None:
         """Predict the test part with every finalist (only winner against reference is claimed), and judge."""
-        chosen, finalists = Choice.from_dict(choice), results.trained.finalists
+        chosen, finalists = StudyChoice.from_dict(choice), results.trained.finalists
         test = self._predictions(results)
         results.scores = table_summary.scores_on_test(self.data, test)
         if chosen.winner is None or not chosen.specialists:
@@ -306,7 +306,7 @@ class TableArena:
         verdict = judge(left, seen, units, cut(challenger), {first: cut(references[first])}, **settings)
         return [lead + verdict.headline]
 
-    def _doubts(self, finalists: Sequence[Finalist], choice: Choice) -> dict[str, str]:
+    def _doubts(self, finalists: Sequence[Finalist], choice: StudyChoice) -> dict[str, str]:
         """Tasks about which no word is given, because a side was cut short by the budget."""
         by_name = {f.candidate: f for f in finalists}
         found = {}
@@ -318,7 +318,7 @@ class TableArena:
 
     def deploy(self, folder: RunFolder, results: Compared, choice: Mapping[str, Any], verdict: Verdict | None) -> None:
         """Write the winner, or a committee, with everything that travels with it."""
-        chosen, journal = Choice.from_dict(choice), results.journal
+        chosen, journal = StudyChoice.from_dict(choice), results.journal
         members = {name: load(journal.model(chosen.trials[name])) for name in dict.fromkeys(chosen.answers.values())}
         if len(members) == 1:
             (model,) = members.values()
@@ -341,7 +341,7 @@ class TableArena:
             link_equal(file, [twin for member in kept for twin in sorted(member.rglob(file.name))])
         results.model = model
 
-    def _reliability(self, finalists: Sequence[Finalist], choice: Choice) -> dict[str, Any]:
+    def _reliability(self, finalists: Sequence[Finalist], choice: StudyChoice) -> dict[str, Any]:
         """Task with a positive class → reliability of the answering model's validation predictions (cross-fitted)."""
         by_name = {f.candidate: f for f in finalists}
         found = {}
@@ -368,7 +368,7 @@ class TableArena:
             "test": results.scores,
             **table_summary.of_data(self.table, self.split, self.learnable, seed=self.spec.seed),
             **table_summary.of_methods(
-                results.journal, self._everyone(results), Choice.from_dict(choice), verdict, results.model
+                results.journal, self._everyone(results), StudyChoice.from_dict(choice), verdict, results.model
             ),
             **table_summary.of_settings(self.spec, self.plan),
         }

@@ -19,7 +19,7 @@ from pluribus.modeling import Fitted
 from pluribus.study.journal import Journal
 from pluribus.study.plan import EQUAL, EQUAL_TIME, Plan, is_balanced
 from pluribus.study.report import SCHEMA_VERSION
-from pluribus.study.selection import CHAMPION, Choice, Finalist
+from pluribus.study.selection import CHAMPION, Finalist, StudyChoice
 from pluribus.study.spec import TableStudy
 from pluribus.study.trial import Predictions, score
 from pluribus.tasks import Task
@@ -93,7 +93,7 @@ def of_data(table: Table, split: Split, learnable: Prepared, *, seed: int) -> di
 
 
 def of_methods(
-    journal: Journal, finalists: Sequence[Finalist], choice: Choice, verdict: Verdict | None, model: Fitted
+    journal: Journal, finalists: Sequence[Finalist], choice: StudyChoice, verdict: Verdict | None, model: Fitted
 ) -> dict[str, Any]:
     """What the report says of what was trained: every method, the balancers, the model that is left."""
     results = {f.candidate: [journal.result(t) for t in f.trials] for f in finalists}
@@ -196,7 +196,7 @@ def grouping(results: Sequence[dict[str, Any]]) -> list[list[str]]:
     return [list(group.serves) for group in group_tasks(affinity, 2, tasks=measured[0]["tasks"])]
 
 
-def headline(choice: Choice, verdict: Verdict | None) -> str:
+def headline(choice: StudyChoice, verdict: Verdict | None) -> str:
     """The one sentence at the top, made of the words of the verdict and of the choice."""
     if verdict is None:
         return f"No verdict: {choice.reason}."
@@ -208,7 +208,9 @@ def headline(choice: Choice, verdict: Verdict | None) -> str:
     return f"{verdict.headline.rstrip('.')}. {advice} ({choice.reason})."
 
 
-def specialists_costs(choice: Choice, results: dict[str, list[dict[str, Any]]], names: Sequence[str]) -> dict[str, Any] | None:
+def specialists_costs(
+    choice: StudyChoice, results: dict[str, list[dict[str, Any]]], names: Sequence[str]
+) -> dict[str, Any] | None:
     """What the T reference specialists cost together; a candidate that fits all T counts by its share of tasks."""
     used = [choice.specialists[name] for name in names if choice.specialists.get(name, CHAMPION) in results]
     if len(used) < len(names):

@@ -92,7 +92,7 @@ class FeedForward(nn.Module):
         return each_token(self.second, F.dropout(h, self.dropout, self.training), active)
 
 
-class Block(nn.Module):
+class AttentionBlock(nn.Module):
     """Attention, then feed-forward, each beside a residual. normed: whether the attention reads Norm(x) or x itself.
     dropout: share of the attention's output dropped."""
 

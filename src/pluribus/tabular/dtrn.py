@@ -206,7 +206,7 @@ class Refinement(nn.Module):
         return x * (2 * torch.sigmoid(self.bank(squeezed, active)))[..., None]
 
 
-class _Fields(Encoder):
+class _TokenEncoder(Encoder):
     """The part that all tasks share: columns → tokens, the target item and the behaviours' items. `Features.main`: the tokens and
     the target item [B, F, d]; levels: the behaviours' items [B, N, L, d] where there are any, mask [B, N, L]."""
 
@@ -231,7 +231,12 @@ class DTRN(MultiTaskModel):
     """fields: the shared part. interest: step 1, None without behaviours. refinement: step 2 or None. sharing: on x_t."""
 
     def __init__(
-        self, tasks: Sequence[Task], fields: _Fields, interest: Interest | None, refinement: Refinement | None, sharing: Sharing
+        self,
+        tasks: Sequence[Task],
+        fields: _TokenEncoder,
+        interest: Interest | None,
+        refinement: Refinement | None,
+        sharing: Sharing,
     ) -> None:
         super().__init__(tasks, fields, sharing, Heads(tasks, sharing.width))
         self.interest, self.refinement = interest, refinement
@@ -278,7 +283,7 @@ class DTRN(MultiTaskModel):
         kept = [i for i, name in enumerate(names) if name != dropped]
         cardinalities = [columns.cardinalities[i] for i in kept]
         tokens = Tokens(columns.bin_edges, cardinalities, width, embedding=embedding, bins=bins, sigma=sigma)
-        fields = _Fields(tokens, items, kept)
+        fields = _TokenEncoder(tokens, items, kept)
         count = fields.count + len(chosen)
         longest = max((columns.sequences[name].limit for name in chosen), default=1)
         interest = None

@@ -105,7 +105,7 @@ class _Joint(JointNetwork):
         return size_of(data.tasks, data.columns, self.config(data))
 
 
-class _Woven(_Joint):
+class _EncoderArchitecture(_Joint):
     """A joint network that is an architecture of its own. own: its settings beside the encoder's."""
 
     architecture: ClassVar[str]
@@ -151,7 +151,7 @@ class SingleFTTransformers(_Single):
     space = SearchSpace(FT_TRANSFORMER_SPACE)
 
 
-class TabMNetwork(_Woven):
+class TabMNetwork(_EncoderArchitecture):
     """One TabM for all tasks: members × tasks heads."""
 
     name = encoder = architecture = "tabm"
@@ -172,7 +172,7 @@ class SingleTabM(_Single):
     space = SearchSpace(TABM_SPACE)
 
 
-class MultiTabNetwork(_Woven):
+class MultiTabNetwork(_EncoderArchitecture):
     """MultiTab-Net: one transformer over the columns, one token a task."""
 
     name = encoder = architecture = "multitab_net"

@@ -26,7 +26,7 @@ import torch.nn.functional as F
 from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
-from pluribus.tabular.attention import Attention, Block, FeedForward, norm
+from pluribus.tabular.attention import Attention, AttentionBlock, FeedForward, norm
 from pluribus.tabular.bank import BankEncoder
 from pluribus.tabular.embeddings import NumericEmbedding
 from pluribus.tabular.tokens import Tokens
@@ -67,7 +67,7 @@ class FTTransformer(BankEncoder):
         bound = 1 / math.sqrt(width)
         self.cls = nn.Parameter(torch.empty(copies, width).uniform_(-bound, bound))
         self.blocks = nn.ModuleList(
-            Block(
+            AttentionBlock(
                 Attention(width, heads, attention_dropout, copies),
                 FeedForward(width, int(width * 4 / 3), dropout, gated=True, copies=copies),
                 normed=i > 0,

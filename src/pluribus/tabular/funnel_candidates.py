@@ -55,7 +55,7 @@ class Handed(WholeWay):
         return cls(tasks, encoder, AITM(tasks, encoder.width, hidden=hidden, tower=tower))
 
 
-class _Funnel(JointNetwork):
+class _FunnelNetwork(JointNetwork):
     """A joint network that needs a funnel."""
 
     defaults: ClassVar[Mapping[str, Any]] = {**DEFAULTS, "sharing": "shared_bottom", "tower": 64, "balancer": "equal"}
@@ -87,7 +87,7 @@ class _Funnel(JointNetwork):
         return {"encoder": encoder, "sharing": {"name": name, "settings": settings}}
 
 
-class ESMMNetwork(_Funnel):
+class ESMMNetwork(_FunnelNetwork):
     """Every step judged over all exposures by the product of the steps' probabilities."""
 
     name = "esmm"
@@ -97,9 +97,9 @@ class ESMMNetwork(_Funnel):
         return ESMM(data.tasks)
 
 
-class _ESCM2Network(_Funnel):
-    defaults: ClassVar[Mapping[str, Any]] = {**_Funnel.defaults, "lambda_c": 0.1, "lambda_g": 1.0, "clip": 15.0}
-    space = SearchSpace({**_Funnel.space.ranges, "lambda_c": LogUniform(0.03, 1.0)})
+class _ESCM2Network(_FunnelNetwork):
+    defaults: ClassVar[Mapping[str, Any]] = {**_FunnelNetwork.defaults, "lambda_c": 0.1, "lambda_g": 1.0, "clip": 15.0}
+    space = SearchSpace({**_FunnelNetwork.space.ranges, "lambda_c": LogUniform(0.03, 1.0)})
 
     def objective(self, data: Prepared) -> Objective:
         chosen = {name: self.settings[name] for name in ("lambda_c", "lambda_g", "clip")}
@@ -124,7 +124,7 @@ class ESCM2DRNetwork(_ESCM2Network):
         return "imputed", {"inside": inside, **tower_of(inside, self.settings["tower"])}
 
 
-class AITMNetwork(_Funnel):
+class AITMNetwork(_FunnelNetwork):
     """What a step knows is handed to the next; alpha weighs the behavioural calibrator (0: without it)."""
 
     name = "aitm"

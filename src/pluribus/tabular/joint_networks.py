@@ -121,14 +121,14 @@ class JointNetwork(Candidate):
         return fitted
 
 
-class _SharedBottom(JointNetwork):
+class _SharedBottomNetwork(JointNetwork):
     sharing = "shared_bottom"
     sharing_settings = ("tower",)
     defaults: ClassVar[Mapping[str, Any]] = {**DEFAULTS, "tower": 128}
     space = SearchSpace({**SPACE.ranges, "tower": Choice((0, 32, 64, 128))})
 
 
-class SharedBottomEqual(_SharedBottom):
+class SharedBottomEqual(_SharedBottomNetwork):
     """Shared bottom, the plain sum of the tasks' losses."""
 
     name = "shared_bottom_equal"
@@ -138,7 +138,7 @@ class SharedBottomEqual(_SharedBottom):
         return EqualWeighting()
 
 
-class SharedBottomUncertainty(_SharedBottom):
+class SharedBottomUncertainty(_SharedBottomNetwork):
     """Shared bottom, weights learnt as homoscedastic uncertainties (Kendall, Gal, Cipolla 2018)."""
 
     name = "shared_bottom_uncertainty"
@@ -148,13 +148,13 @@ class SharedBottomUncertainty(_SharedBottom):
         return balancer_of({**self.settings, "balancer": "uncertainty"}, data)
 
 
-class SharedBottomBalanced(_SharedBottom):
+class SharedBottomBalanced(_SharedBottomNetwork):
     """Shared bottom under any balancer of the catalog: setting `balancer`, its name there. A study spells it
     `shared_bottom+NAME`."""
 
     name = "shared_bottom"
     label = "Shared bottom"
-    defaults: ClassVar[Mapping[str, Any]] = {**_SharedBottom.defaults, "balancer": "equal"}
+    defaults: ClassVar[Mapping[str, Any]] = {**_SharedBottomNetwork.defaults, "balancer": "equal"}
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)

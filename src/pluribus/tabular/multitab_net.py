@@ -47,7 +47,7 @@ from pluribus.modeling import Features, Heads, MultiTaskModel, Shared
 from pluribus.modeling.experts import StackedLinear
 from pluribus.modeling.model import Slices
 from pluribus.sharing.stacked import Stacked, Towers, at_least
-from pluribus.tabular.attention import Attention, Block, FeedForward
+from pluribus.tabular.attention import Attention, AttentionBlock, FeedForward
 from pluribus.tabular.bank import BankEncoder
 from pluribus.tabular.embeddings import NumericEmbedding
 from pluribus.tabular.tokens import Tokens
@@ -128,9 +128,9 @@ class MultiTabEncoder(BankEncoder):
         self.tokens = Tokens(edges, cardinalities, width, embedding=embedding, bins=bins, sigma=sigma, copies=copies)
         self.special = nn.Parameter(torch.empty(copies * tokens, width))
 
-        def layer(size: int) -> Block:
+        def layer(size: int) -> AttentionBlock:
             attention = Attention(size, heads, attention_dropout, copies)
-            return Block(attention, FeedForward(size, hidden, dropout, copies=copies), dropout=dropout)
+            return AttentionBlock(attention, FeedForward(size, hidden, dropout, copies=copies), dropout=dropout)
 
         self.columns = nn.ModuleList(layer(width) for _ in range(depth))
         self.across = nn.ModuleList(layer(length * width) for _ in range(depth if rows else 0))

@@ -48,7 +48,7 @@ def examined(fitted: Network, data: Prepared) -> Network:
     return fitted
 
 
-class _Shared(JointNetwork):
+class _ExaminedNetwork(JointNetwork):
     """A joint network whose experts are looked at."""
 
     def balancer(self, data: Prepared) -> Balancer:
@@ -58,7 +58,7 @@ class _Shared(JointNetwork):
         return examined(super().fit(data, budget, seed), data)
 
 
-class MMoENetwork(_Shared):
+class MMoENetwork(_ExaminedNetwork):
     """One bank of experts, a gate a task."""
 
     name = sharing = "mmoe"
@@ -76,7 +76,7 @@ class MMoENetwork(_Shared):
     space = SearchSpace({**SPACE.ranges, "experts": IntRange(2, 16), "expert": EXPERT, "tower": TOWER})
 
 
-class CGCNetwork(_Shared):
+class CGCNetwork(_ExaminedNetwork):
     """Own experts beside shared ones, one level."""
 
     name = sharing = "cgc"
@@ -86,7 +86,7 @@ class CGCNetwork(_Shared):
     space = SearchSpace({**SPACE.ranges, "own": IntRange(1, 3), "shared": IntRange(1, 4), "expert": EXPERT, "tower": TOWER})
 
 
-class PLENetwork(_Shared):
+class PLENetwork(_ExaminedNetwork):
     """Own experts beside shared ones, in levels."""
 
     name = sharing = "ple"
@@ -113,7 +113,7 @@ class PLENetwork(_Shared):
     )
 
 
-class CrossStitchNetwork(_Shared):
+class CrossStitchNetwork(_ExaminedNetwork):
     """A network a task on the encoder, stitched after every layer."""
 
     name = sharing = "cross_stitch"
@@ -123,7 +123,7 @@ class CrossStitchNetwork(_Shared):
     space = SearchSpace({**SPACE.ranges, "layers": IntRange(1, 3), "hidden": EXPERT, "own": Choice((0.6, 0.8, 0.9))})
 
 
-class DSelectKNetwork(_Shared):
+class DSelectKNetwork(_ExaminedNetwork):
     """Every task chooses k of n experts."""
 
     name = sharing = "dselect_k"
@@ -152,7 +152,7 @@ class DSelectKNetwork(_Shared):
     )
 
 
-class MTANNetwork(_Shared):
+class MTANNetwork(_ExaminedNetwork):
     """One trunk, soft masks a task."""
 
     name = sharing = "mtan"
@@ -162,7 +162,7 @@ class MTANNetwork(_Shared):
     space = SearchSpace({**SPACE.ranges, "blocks": IntRange(1, 3), "hidden": EXPERT, "attention": Choice((16, 32, 64))})
 
 
-class AdaTTNetwork(_Shared):
+class AdaTTNetwork(_ExaminedNetwork):
     """Gated fusion of all experts with a residual of the own ones."""
 
     name = sharing = "adatt"
@@ -189,7 +189,7 @@ class AdaTTNetwork(_Shared):
     )
 
 
-class HoMENetwork(_Shared):
+class HoMENetwork(_ExaminedNetwork):
     """A hierarchy of normalised experts; the norms are folded into the weights once training is over."""
 
     name = sharing = "home"
@@ -227,7 +227,7 @@ _WOVEN = {name: value for name, value in DEFAULTS.items() if name != "dropout"}
 _WOVEN_SPACE = {name: value for name, value in SPACE.ranges.items() if name != "dropout"}
 
 
-class _Woven(_Shared):
+class _Architecture(_ExaminedNetwork):
     """architecture: its name in the catalog. own_settings: those of the candidate's settings that go to it."""
 
     architecture: ClassVar[str]
@@ -243,7 +243,7 @@ class _Woven(_Shared):
         return {**found, "hidden": [width] * self.settings["depth"]}
 
 
-class STARNetwork(_Woven):
+class STARNetwork(_Architecture):
     """A centre that all share, times a layer of each domain's own: every task a domain, or every category of the column named
     `domain`."""
 
@@ -254,7 +254,7 @@ class STARNetwork(_Woven):
     space = SearchSpace({**_WOVEN_SPACE, "auxiliary": Choice((0, 16, 32))})
 
 
-class PEPNetNetwork(_Woven):
+class PEPNetNetwork(_Architecture):
     """A tower a task behind gates that read the columns named `prior` (None: the categorical ones) and the `domain`'s."""
 
     name = architecture = "pepnet"
@@ -264,7 +264,7 @@ class PEPNetNetwork(_Woven):
     space = SearchSpace({**_WOVEN_SPACE, "gate": Choice((32, 64, 128))})
 
 
-class STEMNetwork(_Woven):
+class STEMNetwork(_Architecture):
     """Tables of embeddings a task beside shared ones: all are read, only a task's own and the shared are trained by it."""
 
     name = architecture = "stem"
@@ -276,7 +276,7 @@ class STEMNetwork(_Woven):
         return {**encoder_settings(self.settings, data), "tower": self.settings["tower"]}
 
 
-class WholeCrossStitch(_Woven):
+class WholeCrossStitch(_Architecture):
     """A network a task from the input on, stitched after every layer."""
 
     name = architecture = "cross_stitch_networks"

@@ -98,11 +98,11 @@ class SingleNetworks(Candidate):
             banks = _group(data, model)
             flops = self._flops(data)
             expected = [sum(self._cost(data, task, flops) for task in bank) for bank in banks]
-            running: dict[int, _Bank] = {}
+            running: dict[int, _SpecialistBank] = {}
             curves: dict[str, list[float]] = {}
 
             def go_on(i: int, deadline: float) -> bool:
-                bank = running.pop(i, None) or _Bank(model, banks[i], data, self.settings, seed, self.encoder)
+                bank = running.pop(i, None) or _SpecialistBank(model, banks[i], data, self.settings, seed, self.encoder)
                 curves.update(bank.curves)
                 if not bank.fit(deadline):
                     running[i] = bank
@@ -150,7 +150,7 @@ def _group(data: Prepared, model: Specialists) -> list[list[Task]]:
 
 
 @dataclass
-class _Cells:
+class _StackedCells:
     """The cells of A tasks one after another: task a owns [starts[a], starts[a + 1]). Lists [m, L] are padded with −1."""
 
     rows: Tensor
@@ -159,7 +159,7 @@ class _Cells:
     starts: list[int]
 
     @classmethod
-    def of(cls, cells: Sequence[Cells]) -> _Cells:
+    def of(cls, cells: Sequence[Cells]) -> _StackedCells:
         weight = [np.ones(len(c)) if c.weight is None else c.weight for c in cells]
         return cls(
             torch.from_numpy(np.concatenate([c.rows for c in cells])),
@@ -184,7 +184,7 @@ class _Stream:
         return taken
 
 
-class _Bank:
+class _SpecialistBank:
     """Specialists in training, side by side: every parameter is stacked over the tasks that still run."""
 
     def __init__(
@@ -198,8 +198,8 @@ class _Bank:
     ) -> None:
         self.model, self.tasks, self.data, self.settings = model, list(tasks), data, settings
         self.record = tasks[0].record
-        self.train = _Cells.of([data.labelled(task.name, "train") for task in tasks])
-        self.valid = _Cells.of([data.labelled(task.name, "valid") for task in tasks])
+        self.train = _StackedCells.of([data.labelled(task.name, "train") for task in tasks])
+        self.valid = _StackedCells.of([data.labelled(task.name, "valid") for task in tasks])
         shape = encoder_settings(settings, data, encoder)
         made = type(cast(BankEncoder, model.encoder))
         self.encoder = made.of(data.columns, copies=len(tasks), **shape)
@@ -294,7 +294,7 @@ class _Bank:
         outputs: Tensor = self.head(hidden.transpose(1, 2).flatten(0, 1))
         return stacked(outputs, len(rows)).transpose(1, 2)
 
-    def _losses(self, outputs: Tensor, cells: _Cells, places: Tensor) -> Tensor:
+    def _losses(self, outputs: Tensor, cells: _StackedCells, places: Tensor) -> Tensor:
         """Weighted mean loss [A] over the cells at `places` [A, b]; each member of an ensemble by its own loss."""
         values, weight = cells.values[places], cells.weight[places]
         if self.record.standardise:

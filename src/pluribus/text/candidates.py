@@ -184,7 +184,12 @@ class Ready:
     """
 
     def __init__(
-        self, data: Prepared, text: tuple[str, ...], tokenizer: Tokenizer, found: backbones.Found, settings: dict[str, Any]
+        self,
+        data: Prepared,
+        text: tuple[str, ...],
+        tokenizer: Tokenizer,
+        found: backbones.NamedBackbone,
+        settings: dict[str, Any],
     ) -> None:
         self.data, self.text, self.tokenizer, self.found, self.settings = data, text, tokenizer, found, settings
         self.name, self.pretrained = found.name, found.folder is not None
@@ -248,7 +253,7 @@ class Ready:
         encoder.backbone.load_state_dict(state)
 
 
-def tokenizer_of(settings: Mapping[str, Any], found: backbones.Found, data: Prepared, text: tuple[str, ...]) -> Tokenizer:
+def tokenizer_of(settings: Mapping[str, Any], found: backbones.NamedBackbone, data: Prepared, text: tuple[str, ...]) -> Tokenizer:
     """The tokenizer that the settings ask for; one that is trained sees the training rows alone."""
     asked, most = settings["tokenizer"], settings["max_length"]
     if asked == "auto" and found.folder is not None:

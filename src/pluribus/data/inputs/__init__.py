@@ -20,7 +20,7 @@ from pluribus.data.inputs.item import ITEM
 from pluribus.data.inputs.number import NUMBER
 from pluribus.data.inputs.record import (
     INPUTS,
-    Features,
+    ColumnFeatures,
     FittedInput,
     InputColumn,
     InputType,
@@ -41,7 +41,7 @@ __all__ = [
     "NUMBER",
     "SEQUENCE",
     "TEXT",
-    "Features",
+    "ColumnFeatures",
     "FittedInput",
     "InputColumn",
     "InputType",

@@ -11,13 +11,13 @@ import numpy as np
 from pluribus.data.inputs.category import filler_of_words, words_of
 from pluribus.data.inputs.reading import called
 from pluribus.data.inputs.record import (
-    Features,
+    CellLimits,
+    ColumnFeatures,
     Filler,
     FittedInput,
     Fitting,
     InputColumn,
     InputType,
-    Limits,
     Saved,
     Schema,
     Statistics,
@@ -30,7 +30,7 @@ from pluribus.errors import BadInput
 NO_YES = ("False", "True")
 
 
-class Boolean(InputType):
+class BooleanType(InputType):
     """True and false; 1 and 0 in further tables."""
 
     name = "boolean"
@@ -78,17 +78,17 @@ class Boolean(InputType):
 class FittedBoolean(FittedInput):
     """A column of booleans; its feature is called like the column."""
 
-    record = register(Boolean())
+    record = register(BooleanType())
 
-    def features(self, read: Any) -> Features:
+    def features(self, read: Any) -> ColumnFeatures:
         """The words False and True."""
-        return Features({}, {self.name: read})
+        return ColumnFeatures({}, {self.name: read})
 
     def schema(self, statistics: Statistics) -> Schema:
         """True, false or null."""
         return {"type": ["boolean", "null"]}
 
-    def read_cell(self, value: Any, limits: Limits) -> str | None:
+    def read_cell(self, value: Any, limits: CellLimits) -> str | None:
         """True or false, also as 1 and 0 or as text."""
         if value is None:
             return None

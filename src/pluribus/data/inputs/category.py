@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from pluribus.data.inputs.reading import called, sound
 from pluribus.data.inputs.record import (
-    Features,
+    CellLimits,
+    ColumnFeatures,
     Filler,
     FittedInput,
     Fitting,
     InputColumn,
     InputType,
-    Limits,
     Saved,
     Schema,
     Statistics,
@@ -36,7 +36,7 @@ PLAIN_OBJECTS = ("", "string", "boolean", "empty", "integer", "floating", "mixed
 """What a column of objects may hold, in pandas' words."""
 
 
-class Category(InputType):
+class CategoryType(InputType):
     """Words, and whatever is no other type: asked last."""
 
     name = "category"
@@ -64,7 +64,7 @@ class Category(InputType):
         """The column as it was saved."""
         return FittedCategory(saved.name, (), saved.categorical)
 
-    def read_cells(self, inputs: Sequence[FittedInput], values: Sequence[Any], limits: Limits) -> list[Any]:
+    def read_cells(self, inputs: Sequence[FittedInput], values: Sequence[Any], limits: CellLimits) -> list[Any]:
         """One row's words."""
         return short_words(values, limits.text)
 
@@ -77,17 +77,17 @@ class Category(InputType):
 class FittedCategory(FittedInput):
     """A column of words; its feature is called like the column."""
 
-    record = register(Category())
+    record = register(CategoryType())
 
-    def features(self, read: Any) -> Features:
+    def features(self, read: Any) -> ColumnFeatures:
         """The words as they are."""
-        return Features({}, {self.name: read})
+        return ColumnFeatures({}, {self.name: read})
 
     def schema(self, statistics: Statistics) -> Schema:
         """Text or null; categories are examples only, as an unseen one is encoded as unseen."""
         return word_schema(self, statistics)
 
-    def read_cell(self, value: Any, limits: Limits) -> str | None:
+    def read_cell(self, value: Any, limits: CellLimits) -> str | None:
         """Text; numbers and booleans as the words that they are."""
         return word(value, limits.text)
 

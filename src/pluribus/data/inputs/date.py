@@ -19,13 +19,13 @@ from numpy.typing import NDArray
 from pluribus.data.dates import is_text, looks_like_dates, parse_dates
 from pluribus.data.inputs.reading import called
 from pluribus.data.inputs.record import (
-    Features,
+    CellLimits,
+    ColumnFeatures,
     Filler,
     FittedInput,
     Fitting,
     InputColumn,
     InputType,
-    Limits,
     Saved,
     Schema,
     Statistics,
@@ -108,7 +108,7 @@ class Calendar:
         return np.where(self._missing, -1, codes)
 
 
-class Date(InputType):
+class DateType(InputType):
     """Datetimes, and text that reads like ISO dates."""
 
     name = "datetime"
@@ -181,11 +181,11 @@ class FittedDate(FittedInput):
     recurring: bool = False
     hourly: bool = False
 
-    record = register(Date())
+    record = register(DateType())
 
-    def features(self, read: Any) -> Features:
+    def features(self, read: Any) -> ColumnFeatures:
         """The features of the calendar."""
-        name, found = self.name, Features()
+        name, found = self.name, ColumnFeatures()
         if not self.recurring:
             found.numeric[f"{name}.days"] = read.days
             found.numeric[f"{name}.yearday"] = read.yearday
@@ -200,7 +200,7 @@ class FittedDate(FittedInput):
         """ISO 8601 text, or null."""
         return {"type": ["string", "null"], "format": "date-time", "description": "ISO 8601; a zone becomes UTC"}
 
-    def read_cell(self, value: Any, limits: Limits) -> datetime.datetime | None:
+    def read_cell(self, value: Any, limits: CellLimits) -> datetime.datetime | None:
         """ISO 8601 text, or a timestamp of a table; without a zone."""
         if value is None:
             return None

@@ -15,13 +15,13 @@ from numpy.typing import NDArray
 
 from pluribus.data.inputs.category import short_words, word, word_schema, words_of
 from pluribus.data.inputs.record import (
-    Catalogue,
-    Features,
+    CellLimits,
+    ColumnFeatures,
     FittedInput,
     Fitting,
     InputColumn,
     InputType,
-    Limits,
+    JoinedItems,
     Positions,
     Saved,
     Schema,
@@ -34,7 +34,7 @@ from pluribus.data.statistics import MISSING, Elements
 from pluribus.errors import BadInput
 
 
-class Item(InputType):
+class ItemType(InputType):
     """Keys of an item table."""
 
     name = "item"
@@ -66,7 +66,7 @@ class Item(InputType):
             raise BadInput("the columns' sequences do not match their inputs", remedy="restore the folder")
         return FittedItem(saved.name, saved.numeric, saved.categorical, items=saved.items)
 
-    def read_cells(self, inputs: Sequence[FittedInput], values: Sequence[Any], limits: Limits) -> list[Any]:
+    def read_cells(self, inputs: Sequence[FittedInput], values: Sequence[Any], limits: CellLimits) -> list[Any]:
         """One row's keys."""
         return short_words(values, limits.text)
 
@@ -77,13 +77,13 @@ class FittedItem(FittedInput):
 
     Parameters
     ----------
-    items : Catalogue
+    items : JoinedItems
         The items.
     """
 
-    items: Catalogue | None = None
+    items: JoinedItems | None = None
 
-    record = register(Item())
+    record = register(ItemType())
 
     @property
     def elements(self) -> Elements:
@@ -96,7 +96,7 @@ class FittedItem(FittedInput):
         return True
 
     @property
-    def _items(self) -> Catalogue:
+    def _items(self) -> JoinedItems:
         assert self.items is not None
         return self.items
 
@@ -105,17 +105,17 @@ class FittedItem(FittedInput):
         known: NDArray[np.int32] = np.append(self._items.codes(read.words), np.int32(MISSING))
         return np.asarray(known[read.codes], np.int32)
 
-    def features(self, read: Any) -> Features:
+    def features(self, read: Any) -> ColumnFeatures:
         """The key as a word, and the attributes of its item."""
         own = self._items.attributes(self._codes(read), self.name)
-        return Features(own.numeric, {self.name: read, **own.categorical})
+        return ColumnFeatures(own.numeric, {self.name: read, **own.categorical})
 
     def stored(self, read: Any) -> Ragged:
         """A list of one code, or of none where the key is missing."""
         there = read.codes >= 0
         return Ragged(self._codes(read)[there], np.concatenate(([0], np.cumsum(there))))
 
-    def grown(self, items: Mapping[str, Catalogue]) -> FittedInput:
+    def grown(self, items: Mapping[str, JoinedItems]) -> FittedInput:
         """Keys of the larger catalogue are known."""
         return replace(self, items=items[self._items.name])
 
@@ -123,7 +123,7 @@ class FittedItem(FittedInput):
         """A key, or null; the most frequent ones are examples."""
         return word_schema(self, statistics)
 
-    def read_cell(self, value: Any, limits: Limits) -> str | None:
+    def read_cell(self, value: Any, limits: CellLimits) -> str | None:
         """A key; numbers as the words that they are."""
         return word(value, limits.text)
 

@@ -13,13 +13,13 @@ from numpy.typing import NDArray
 
 from pluribus.data.inputs.reading import called
 from pluribus.data.inputs.record import (
-    Features,
+    CellLimits,
+    ColumnFeatures,
     Filler,
     FittedInput,
     Fitting,
     InputColumn,
     InputType,
-    Limits,
     Saved,
     Schema,
     Statistics,
@@ -29,7 +29,7 @@ from pluribus.data.inputs.record import (
 from pluribus.errors import BadInput
 
 
-class Number(InputType):
+class NumberType(InputType):
     """Whole numbers and decimals; a missing one is NaN."""
 
     name = "number"
@@ -76,7 +76,7 @@ class Number(InputType):
         """The column as it was saved."""
         return FittedNumber(saved.name, saved.numeric)
 
-    def read_cells(self, inputs: Sequence[FittedInput], values: Sequence[Any], limits: Limits) -> list[Any]:
+    def read_cells(self, inputs: Sequence[FittedInput], values: Sequence[Any], limits: CellLimits) -> list[Any]:
         """A finite float, which most cells are, is taken at a look."""
         return [v if type(v) is float and v - v == 0 else number(v) for v in values]
 
@@ -101,17 +101,17 @@ class Number(InputType):
 class FittedNumber(FittedInput):
     """A column of numbers; its feature is called like the column."""
 
-    record = register(Number())
+    record = register(NumberType())
 
-    def features(self, read: Any) -> Features:
+    def features(self, read: Any) -> ColumnFeatures:
         """The numbers as they are."""
-        return Features({self.name: read})
+        return ColumnFeatures({self.name: read})
 
     def schema(self, statistics: Statistics) -> Schema:
         """A number or null."""
         return {"type": ["number", "null"]}
 
-    def read_cell(self, value: Any, limits: Limits) -> float:
+    def read_cell(self, value: Any, limits: CellLimits) -> float:
         """A finite number; null is NaN."""
         return number(value)
 

@@ -38,7 +38,7 @@ class Unfit(Exception):
     """A cell of a request that its column does not take; the text says why."""
 
 
-class Limits(Protocol):
+class CellLimits(Protocol):
     """How much one cell of a request may hold."""
 
     @property
@@ -122,14 +122,14 @@ class Words:
 
 
 @dataclass(frozen=True)
-class Features:
+class ColumnFeatures:
     """The features of one column by name, before they are encoded: numbers [n] float64 with NaN where missing, and words."""
 
     numeric: dict[str, NDArray[np.float64]] = field(default_factory=dict)
     categorical: dict[str, Words] = field(default_factory=dict)
 
 
-class Catalogue(Protocol):
+class JoinedItems(Protocol):
     """The items that a column is joined to (`pluribus.data.items.FittedItems`)."""
 
     @property
@@ -141,7 +141,7 @@ class Catalogue(Protocol):
         """Each key's code; 1 where the catalogue lacks it."""
         ...
 
-    def attributes(self, codes: NDArray[np.int32], prefix: str) -> Features:
+    def attributes(self, codes: NDArray[np.int32], prefix: str) -> ColumnFeatures:
         """The features of the items with these codes [n], each called by `prefix` and the attribute's name."""
         ...
 
@@ -179,14 +179,14 @@ class Fitting:
         Whether the table is split by this column's time: only what recurs within the training range can be learnt of it.
     least : int
         A category in fewer training rows counts as unseen.
-    items : Catalogue or None
+    items : JoinedItems or None
         The items that the column is joined to.
     """
 
     rows: Positions
     splits: bool = False
     least: int = MIN_COUNT
-    items: Catalogue | None = None
+    items: JoinedItems | None = None
 
 
 @dataclass(frozen=True)
@@ -203,7 +203,7 @@ class Saved:
         What `FittedInput.state` gave.
     elements : Elements or None
         How the elements of its store are encoded, where that is a `Ragged`.
-    items : Catalogue or None
+    items : JoinedItems or None
         The items that it is joined to.
     splits : bool
         See `Fitting`.
@@ -214,7 +214,7 @@ class Saved:
     categorical: tuple[str, ...] = ()
     state: Mapping[str, Any] = field(default_factory=dict)
     elements: Elements | None = None
-    items: Catalogue | None = None
+    items: JoinedItems | None = None
     splits: bool = False
 
 
@@ -289,7 +289,7 @@ class InputType(ABC):
 
     # For a server
 
-    def read_cells(self, inputs: Sequence[FittedInput], values: Sequence[Any], limits: Limits) -> list[Any]:
+    def read_cells(self, inputs: Sequence[FittedInput], values: Sequence[Any], limits: CellLimits) -> list[Any]:
         """One row's cells of all columns of this type; see `FittedInput.read_cell`."""
         return [one.read_cell(value, limits) for one, value in zip(inputs, values)]
 
@@ -336,9 +336,9 @@ class FittedInput(ABC):
         """The cells of a further table, in the form that `features` and `stored` take."""
         return self.record.read(column)
 
-    def features(self, read: Any) -> Features:
+    def features(self, read: Any) -> ColumnFeatures:
         """The column's features; none where it has a store only."""
-        return Features()
+        return ColumnFeatures()
 
     def stored(self, read: Any) -> Store | None:
         """What batches hold of the column beside features; None for nothing."""
@@ -348,11 +348,11 @@ class FittedInput(ABC):
         """What the model's manifest keeps beside names, statistics and elements: plain JSON."""
         return {}
 
-    def named(self, features: Features) -> Self:
+    def named(self, features: ColumnFeatures) -> Self:
         """The column with the names of its features."""
         return replace(self, numeric=tuple(features.numeric), categorical=tuple(features.categorical))
 
-    def grown(self, items: Mapping[str, Catalogue]) -> FittedInput:
+    def grown(self, items: Mapping[str, JoinedItems]) -> FittedInput:
         """The column with a larger catalogue (by name), where it is joined to one."""
         return self
 
@@ -363,7 +363,7 @@ class FittedInput(ABC):
         """The JSON schema of a cell."""
 
     @abstractmethod
-    def read_cell(self, value: Any, limits: Limits) -> Any:
+    def read_cell(self, value: Any, limits: CellLimits) -> Any:
         """One JSON value as a cell of a table.
 
         Raises

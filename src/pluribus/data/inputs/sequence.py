@@ -18,12 +18,12 @@ from pluribus.data.inputs.category import word
 from pluribus.data.inputs.number import number
 from pluribus.data.inputs.reading import called
 from pluribus.data.inputs.record import (
-    Catalogue,
+    CellLimits,
     FittedInput,
     Fitting,
     InputColumn,
     InputType,
-    Limits,
+    JoinedItems,
     Positions,
     Saved,
     Schema,
@@ -36,7 +36,7 @@ from pluribus.data.statistics import FIRST, MAX_ELEMENTS, MISSING, UNSEEN, Eleme
 from pluribus.errors import BadInput
 
 
-class Sequence(InputType):
+class SequenceType(InputType):
     """Lists, as Python, Arrow or JSON in text hold them."""
 
     name = "sequence"
@@ -91,14 +91,14 @@ class FittedSequence(FittedInput):
     ----------
     encoding : Elements
         How its elements are encoded.
-    items : Catalogue or None
+    items : JoinedItems or None
         The items whose keys the elements are.
     """
 
     encoding: Elements = field(default_factory=lambda: Elements(1, 1))
-    items: Catalogue | None = None
+    items: JoinedItems | None = None
 
-    record = register(Sequence())
+    record = register(SequenceType())
 
     @property
     def elements(self) -> Elements:
@@ -131,7 +131,7 @@ class FittedSequence(FittedInput):
             values = np.array([*codes, MISSING], np.int32)[read.codes]
         return Ragged(values, read.starts).latest(self.encoding.limit)
 
-    def grown(self, items: Mapping[str, Catalogue]) -> FittedInput:
+    def grown(self, items: Mapping[str, JoinedItems]) -> FittedInput:
         """Keys of the larger catalogue are known."""
         return self if self.items is None else replace(self, items=items[self.items.name])
 
@@ -139,7 +139,7 @@ class FittedSequence(FittedInput):
         """A list, or null."""
         return {"type": ["array", "null"], "items": {"type": ["number" if self.encoding.numeric else "string", "null"]}}
 
-    def read_cell(self, value: Any, limits: Limits) -> list[Any]:
+    def read_cell(self, value: Any, limits: CellLimits) -> list[Any]:
         """A list of numbers, or of words; null is an empty one."""
         if value is None:
             return []

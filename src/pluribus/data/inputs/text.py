@@ -9,11 +9,11 @@ import numpy as np
 
 from pluribus.data.inputs.reading import called, sound
 from pluribus.data.inputs.record import (
+    CellLimits,
     FittedInput,
     Fitting,
     InputColumn,
     InputType,
-    Limits,
     Saved,
     Schema,
     Statistics,
@@ -33,7 +33,7 @@ _LETTERS = 30
 _WORDS = 4
 
 
-class Text(InputType):
+class TextType(InputType):
     """Free text; a list of words is the text of these words."""
 
     name = "text"
@@ -85,7 +85,7 @@ class Text(InputType):
 class FittedText(FittedInput):
     """A column of text."""
 
-    record = register(Text())
+    record = register(TextType())
 
     @property
     def as_written(self) -> bool:
@@ -101,7 +101,7 @@ class FittedText(FittedInput):
         """Text, a list of words, or null."""
         return {"type": ["string", "array", "null"], "maxLength": 10_000, "items": {"type": "string"}}
 
-    def read_cell(self, value: Any, limits: Limits) -> str | None:
+    def read_cell(self, value: Any, limits: CellLimits) -> str | None:
         """Text, or a list of words."""
         if value is None:
             return None

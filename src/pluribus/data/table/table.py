@@ -41,7 +41,7 @@ if TYPE_CHECKING:
 MIN_TRAIN_LABELS = 20
 
 
-class Items(Protocol):
+class ItemSource(Protocol):
     """A second table with one row an item (`pluribus.data.items.ItemTable`)."""
 
     @property
@@ -144,7 +144,7 @@ class Table:
         delayed: Mapping[str, str] | None = None,
         late: Literal["left_out", "weighed"] = "left_out",
         text: Iterable[str] = (),
-        items: Mapping[str, Items] | None = None,
+        items: Mapping[str, ItemSource] | None = None,
         max_length: int = 100,
         source: str = "table",
     ) -> None:

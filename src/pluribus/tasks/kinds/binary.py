@@ -15,7 +15,7 @@ from pluribus.errors import BadInput
 from pluribus.tasks.columns import Column, numbers_of
 from pluribus.tasks.forms import Values
 from pluribus.tasks.kinds import constants
-from pluribus.tasks.kinds.labels import Labels, probabilities
+from pluribus.tasks.kinds.labels import ClassKind, probabilities
 from pluribus.tasks.kinds.record import Declared, Empty, Schema, register
 
 
@@ -29,7 +29,7 @@ def _start(values: Tensor, _: int) -> Tensor:
     return logit.float()[None]
 
 
-class Binary(Labels):
+class Binary(ClassKind):
     """A label in TASK, P(positive) in TASK__p."""
 
     def check(self, task: Declared) -> None:

@@ -27,7 +27,7 @@ def frequencies(values: Tensor, size: int) -> Tensor:
     return shares
 
 
-class Labels(Kind):
+class ClassKind(Kind):
     """A kind whose values are class indices: a label in TASK, P(class) in TASK__p_CLASS."""
 
     phrase = "is a class"

@@ -7,7 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pluribus.tasks.columns import Column
-from pluribus.tasks.kinds.labels import MAX_CLASSES, Labels, frequencies
+from pluribus.tasks.kinds.labels import MAX_CLASSES, ClassKind, frequencies
 from pluribus.tasks.kinds.record import register
 
 
@@ -15,7 +15,7 @@ def _loss(outputs: Tensor, values: Tensor, mask: Tensor | None = None) -> Tensor
     return F.cross_entropy(outputs, values.long(), reduction="none")
 
 
-class Multiclass(Labels):
+class Multiclass(ClassKind):
     """A label in TASK, P(class) in TASK__p_CLASS."""
 
     def infer(self, column: Column) -> str | None:

@@ -21,7 +21,7 @@ from torch import Tensor
 from pluribus.errors import BadInput
 from pluribus.tasks.columns import Column, word_of
 from pluribus.tasks.forms import Ragged, Values
-from pluribus.tasks.kinds.labels import Labels, probabilities
+from pluribus.tasks.kinds.labels import ClassKind, probabilities
 from pluribus.tasks.kinds.record import Declared, Empty, Schema, register, side_by_side
 
 MAX_CLASSES = 1000
@@ -46,7 +46,7 @@ def _start(values: Tensor, size: int) -> Tensor:
     return torch.logit(rates.clamp(RARE, 1 - RARE)).float()
 
 
-class Multilabel(Labels):
+class Multilabel(ClassKind):
     """A list of labels in TASK, P(class) in TASK__p_CLASS."""
 
     phrase = "is a set of classes"

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from pluribus.errors import BadInput
 from pluribus.tasks.columns import Column
-from pluribus.tasks.kinds.labels import Labels, frequencies
+from pluribus.tasks.kinds.labels import ClassKind, frequencies
 from pluribus.tasks.kinds.record import register
 
 
@@ -47,7 +47,7 @@ def _start(values: Tensor, size: int) -> Tensor:
     return torch.cat((logits[:1], torch.log(torch.expm1(steps)))).float()
 
 
-class Ordinal(Labels):
+class Ordinal(ClassKind):
     """A label in TASK, P(class) in TASK__p_CLASS."""
 
     def infer(self, column: Column) -> str | None:
