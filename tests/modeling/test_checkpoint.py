@@ -5,15 +5,19 @@ from __future__ import annotations
 import json
 import pickle
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 
+from pluribus import catalog
 from pluribus.boosting.baselines import LightGBMPerTask
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
-from pluribus.modeling import Budget, Fitted, load
+from pluribus.modeling import Budget, Costs, Fitted, load
+from pluribus.tasks import Task
 
 
 @pytest.fixture(scope="module")
@@ -119,3 +123,52 @@ def test_a_pickle_is_never_opened(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(BadInput):
         load(folder)
     assert not (tmp_path / "sprung").exists()
+
+
+class Length:
+    """Columns that are no table's: one, whose cells are words."""
+
+    def __init__(self, name: str) -> None:
+        self.name = name
+
+    def prepare(self, frame: Any, tasks: Any) -> Any:
+        return SimpleNamespace(n_rows=len(frame), lengths=frame[self.name].str.len().to_numpy(float))
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        return {"name": self.name}
+
+
+class Measured(Fitted):
+    """Predicts how long a word is."""
+
+    artefact = "measured"
+
+    @classmethod
+    def read_columns(cls, folder: Path, manifest: dict[str, Any]) -> Any:
+        return Length(manifest["name"])
+
+    def answer(self, data: Any, wanted: Any) -> dict[str, Any]:
+        return {name: data.lengths[rows] for name, rows in wanted.items()}
+
+    def costs(self) -> Costs:
+        return Costs(0, 0.0, 0, 0.0)
+
+    def write(self, folder: Path) -> dict[str, Any]:
+        return {}
+
+    @classmethod
+    def read(cls, folder: Path, manifest: dict[str, Any], tasks: tuple[Task, ...], columns: Any) -> Measured:
+        return cls(tasks, columns)
+
+
+def test_an_artefact_brings_columns_of_its_own(tmp_path: Path) -> None:
+    """If this fails, what is no table (a merge, a model of pictures in a folder) must pretend to be one to be saved."""
+    entry = catalog.register(catalog.Entry("measured", "train", "artefact", f"{__name__}:Measured"))
+    try:
+        columns: Any = Length("word")
+        Measured([Task("length")], columns).save(tmp_path / "model")
+        assert json.loads((tmp_path / "model" / "pluribus.json").read_text())["columns"] == {"name": "word"}
+        again = load(tmp_path / "model")
+        assert again.predict(pd.DataFrame({"word": ["a", "abc"]}))["length"].tolist() == [1.0, 3.0]
+    finally:
+        del catalog._all()[entry.family, entry.name]

@@ -287,6 +287,7 @@ class Trees(Fitted):
     """LightGBM models: one per task by name, or one called "" for all tasks of a long table."""
 
     artefact = "trees"
+    columns: FittedColumns
 
     def __init__(self, tasks: Sequence[Task], columns: FittedColumns, boosters: Mapping[str, Booster]) -> None:
         super().__init__(tasks, columns)

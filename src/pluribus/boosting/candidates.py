@@ -36,6 +36,7 @@ class Boosted(Fitted):
     """One of this package's boosters; `scale` is what a regression label was divided by and `centre` what was taken off it."""
 
     artefact = "booster"
+    columns: FittedColumns
 
     def __init__(
         self, tasks: Sequence[Task], columns: FittedColumns, model: Any, centre: float = 0.0, scale: float = 1.0

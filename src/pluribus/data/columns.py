@@ -13,7 +13,7 @@ On disk: plain JSON inside the model's manifest, arrays in `columns.safetensors`
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -211,6 +211,17 @@ class FittedColumns:
         fitted = cls.fit(attributes, np.flatnonzero(seen) if seen.any() else None, min_count=1)
         data = fitted.prepare(attributes.frame, ())
         return FittedItems(name, table.items[name].key, tuple(table.joined[name]), data, Texts.of(attributes.keys), seen)
+
+    def only(self, names: Collection[str]) -> FittedColumns:
+        """Some of the input columns, with the statistics of their features; those of the long layout's task column stay too."""
+        inputs = tuple(one for one in self.inputs if one.name in names)
+        dropped = {f for one in self.inputs if one.name not in names for f in (*one.numeric, *one.categorical)}
+        return replace(
+            self,
+            inputs=inputs,
+            numbers={name: number for name, number in self.numbers.items() if name not in dropped},
+            categories={name: category for name, category in self.categories.items() if name not in dropped},
+        )
 
     def grown(self, items: Mapping[str, pd.DataFrame]) -> FittedColumns:
         """The same preprocessing with more items in its catalogues (item table → the frame of its new items)."""

@@ -199,7 +199,9 @@ class Prepared:
     def whole(self) -> Batch:
         """Every row in one batch, without labels; the plain columns are not copied."""
         numeric, categorical = self._inputs
-        inputs = {"numeric": numeric, "categorical": categorical, **self._gathered(torch.arange(self.n_rows))}
+        inputs: dict[str, Any] = {"numeric": numeric, "categorical": categorical}
+        if self.stores:
+            inputs |= self._gathered(torch.arange(self.n_rows))
         return Batch(inputs=inputs, n_rows=self.n_rows, labels={}, context=self._context)
 
     def batches(

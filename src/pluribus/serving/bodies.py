@@ -23,7 +23,7 @@ from pluribus.errors import unknown
 if TYPE_CHECKING:
     import pyarrow as pa
 
-    from pluribus.data.columns import FittedColumns
+    from pluribus.modeling.artefact.preprocessing import Preprocessing
     from pluribus.tasks import Task
 
 JSON = "application/json"
@@ -79,7 +79,7 @@ class BodyReader:
 
     Parameters
     ----------
-    columns : FittedColumns
+    columns : Preprocessing
         Its input columns.
     limits : Limits
         What is refused.
@@ -92,7 +92,7 @@ class BodyReader:
         The columns that a row has, in the order of `Rows.values`.
     """
 
-    def __init__(self, columns: FittedColumns, limits: Limits, tasks: Sequence[Task] = ()) -> None:
+    def __init__(self, columns: Preprocessing, limits: Limits, tasks: Sequence[Task] = ()) -> None:
         self.limits, self.id, self.tasks, self.needed = limits, columns.id, {task.name: task for task in tasks}, columns.needed
         groups: dict[InputType, list[FittedInput]] = {}
         for one in columns.inputs:
@@ -104,6 +104,7 @@ class BodyReader:
         self._task_column, self._task_names = columns.task_column, columns.task_names
         if self._task_column is not None:
             self.names.append(self._task_column)
+        self._all_read_all = all(task.inputs is None for task in tasks)
 
     @property
     def empty(self) -> list[Any]:
@@ -112,6 +113,8 @@ class BodyReader:
 
     def optional(self, tasks: Sequence[str] | None) -> frozenset[str]:
         """The columns that none of the tasks asked for reads: a row may lack them."""
+        if self._all_read_all:
+            return frozenset()
         if tasks is None:
             tasks = list(self.tasks)
         if not all(name in self.tasks for name in tasks):  # what is unknown is refused elsewhere

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pluribus.data.cells import Cells
-from pluribus.data.columns import FittedColumns
 from pluribus.data.inputs.record import Filler, FittedInput, InputType
 from pluribus.data.prepared import Prepared
+from pluribus.modeling.artefact.preprocessing import Preprocessing
 from pluribus.tasks import Task
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class _Frame:
-    """What `FittedColumns` reads of a frame."""
+    """What a `Preprocessing` reads of a frame."""
 
     columns: Mapping[str, pd.Series]
     rows: int
@@ -42,7 +42,7 @@ class RowEncoder:
 
     Parameters
     ----------
-    columns : FittedColumns
+    columns : Preprocessing
         The artefact's columns.
     tasks : sequence of Task
         What it predicts.
@@ -50,29 +50,22 @@ class RowEncoder:
         The order of a row's cells, which are as `FittedInput.read_cell` gives them.
     """
 
-    def __init__(self, columns: FittedColumns, tasks: Sequence[Task], names: Sequence[str]) -> None:
+    def __init__(self, columns: Preprocessing, tasks: Sequence[Task], names: Sequence[str]) -> None:
         self.columns, self.tasks, self.names = columns, tuple(tasks), list(names)
         place = {name: i for i, name in enumerate(self.names)}
         groups: dict[InputType, list[FittedInput]] = {}
         for one in columns.inputs:
             groups.setdefault(one.record, []).append(one)
         self.fillers: list[tuple[Filler, list[int]]] = []
-        rest: set[str] = set()
+        rest: list[str] = []
         for record, own in groups.items():
             filler = record.filler(own, columns)
             if filler is None:
-                rest |= {one.name for one in own}
+                rest += [one.name for one in own]
             else:
                 self.fillers.append((filler, [place[one.name] for one in own]))
-        inputs = tuple(one for one in columns.inputs if one.name in rest)
-        filled = {feature for one in columns.inputs if one.name not in rest for feature in (*one.numeric, *one.categorical)}
-        self.rest = replace(
-            columns,
-            inputs=inputs,
-            numbers={name: number for name, number in columns.numbers.items() if name not in filled},
-            categories={name: category for name, category in columns.categories.items() if name not in filled},
-        )
-        self.rest_cells = [(one.name, place[one.name]) for one in inputs]
+        self.rest = columns.only(rest)
+        self.rest_cells = [(one.name, place[one.name]) for one in self.rest.inputs]
         if columns.task_column is not None:
             self.rest_cells.append((columns.task_column, place[columns.task_column]))
         self.rest_numbers = np.array([columns.place(name) for name in self.rest.numbers], np.int64)

@@ -7,7 +7,6 @@ layer of its own between the shared features and each task's output (the usual f
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
@@ -52,11 +51,18 @@ class SharedBottom(Sharing):
             order = list(rows)
         else:
             order = list(self.index)
-        main = features.main.movedim(1, -1) if features.main.ndim == 4 else features.main
-        hidden = F.relu(self.towers(main.flatten(0, -2), active))
-        hidden = hidden.reshape(len(hidden), *main.shape[:-1], self.width)
-        each = [one.movedim(-1, 1) if one.ndim == 4 else one for one in hidden]
-        return Shared({name: replace(features, main=each[i], levels=()) for i, name in enumerate(order)})
+        each = self._towers(self.towers, features.main, active)
+        mask, context, selected = features.mask, features.context, features.selected
+        return Shared({name: Features(each[i], (), mask, context, selected) for i, name in enumerate(order)})
+
+    def _towers(self, towers: Bank, main: Tensor, active: Tensor | None) -> Sequence[Tensor] | Tensor:
+        """What each active tower makes of the features, at every place of lists and maps."""
+        if main.ndim == 2:
+            return F.relu(towers(main, active))
+        last = main.movedim(1, -1) if main.ndim == 4 else main
+        hidden = F.relu(towers(last.flatten(0, -2), active))
+        whole = hidden.reshape(len(hidden), *last.shape[:-1], self.width)
+        return whole.movedim(-1, 2) if main.ndim == 4 else whole
 
     def reads(self, task: str) -> tuple[str, ...]:
         return () if self.towers is None else ("towers",)

@@ -23,8 +23,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
 from pluribus import catalog
+from pluribus.data import Dataset
 from pluribus.data.inputs.record import InputColumn
-from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
 from pluribus.modeling import Costs, Fitted, MultiTaskModel
 from pluribus.modeling.artefact.fitted import Wanted
@@ -94,6 +94,7 @@ class Network(Fitted):
     """A network that was fitted: `config` and `model` (see the module's text)."""
 
     artefact = "network"
+    columns: FittedColumns
 
     def __init__(self, tasks: Sequence[Task], columns: FittedColumns, config: Mapping[str, Any], model: MultiTaskModel) -> None:
         super().__init__(tasks, columns)
@@ -101,7 +102,7 @@ class Network(Fitted):
         pack(self.model)
         self._outputs: float | None = None  # bytes of what a row becomes
 
-    def answer(self, data: Prepared, wanted: Wanted) -> dict[str, Predictions]:
+    def answer(self, data: Dataset, wanted: Wanted) -> dict[str, Predictions]:
         """All rows in common forward passes: each row is encoded once, and a task's part of the network sees the rows that ask
         for it."""
         if not wanted:
@@ -109,9 +110,10 @@ class Network(Fitted):
         if self.model.training:
             self.model.eval()
         used, places, order = _union(wanted)
+        whole = len(used) == data.n_rows and bool((used[1:] > used[:-1]).all())
         found: dict[str, list[Tensor]] = {name: [] for name in wanted}
         for piece in pieces(len(used), self._bytes(data, used)):
-            everything = piece.stop - piece.start == data.n_rows and bool((used[1:] > used[:-1]).all())
+            everything = whole and piece.stop - piece.start == len(used)
             batch = data.whole() if everything else data.batch(torch.from_numpy(used[piece]), tasks=())
             cells = dict.fromkeys(wanted) if places is None else _cells(places, piece)
             with torch.inference_mode():
@@ -120,7 +122,7 @@ class Network(Fitted):
         answers = {name: collected(self.model.form[name], parts) for name, parts in found.items()}
         return {name: value[order[name]] if name in order else value for name, value in answers.items()}
 
-    def _bytes(self, data: Prepared, rows: IntArray) -> float:
+    def _bytes(self, data: Dataset, rows: IntArray) -> float:
         """Bytes of a row's inputs, of its features and of its predictions for all tasks; 0 where there are few rows."""
         if len(rows) <= UNMEASURED:
             return 0.0

@@ -129,6 +129,7 @@ class Retrieval(Fitted):
     """A fitted ranking. config: {"candidate", "task", "items", "ids", "attributes", "settings"}; names are the catalog's."""
 
     artefact = "retrieval"
+    columns: FittedColumns
     unanswered = "the session is empty; give it an item"
 
     def __init__(

@@ -54,6 +54,7 @@ class TextHub(Fitted):
     target. encoder: over the backbone. store: task → its file, or its tensors where it was added in memory."""
 
     artefact = "text_hub"
+    columns: FittedColumns
 
     def __init__(
         self,

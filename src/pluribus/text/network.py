@@ -91,6 +91,7 @@ class TextNetwork(Fitted):
     """A fitted text model, or one for each task: `config`, `tokenizer` and `models` (see the module's text)."""
 
     artefact = "text_network"
+    columns: FittedColumns
 
     def __init__(
         self,

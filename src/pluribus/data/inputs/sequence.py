@@ -141,16 +141,35 @@ class FittedSequence(FittedInput):
 
     def read_cell(self, value: Any, limits: CellLimits) -> list[Any]:
         """A list of numbers, or of words; null is an empty one."""
-        if value is None:
-            return []
-        if not isinstance(value, list):
-            raise Unfit(f"takes a list, not {called(value)}")
-        if len(value) > limits.elements:
-            raise Unfit(f"is a list of {len(value)}, the limit is {limits.elements}")
-        return _numbers(value) if self.encoding.numeric else _words(value, limits.text)
+        found = list_of(value, limits)
+        return numbers_in(found) if self.encoding.numeric else _words(found, limits.text)
 
 
-def _numbers(found: list[Any]) -> list[float]:
+def list_of(value: Any, limits: CellLimits) -> list[Any]:
+    """One JSON value as a list; null is an empty one.
+
+    Raises
+    ------
+    Unfit
+        It is none, or longer than the limits say.
+    """
+    if value is None:
+        return []
+    if not isinstance(value, list):
+        raise Unfit(f"takes a list, not {called(value)}")
+    if len(value) > limits.elements:
+        raise Unfit(f"is a list of {len(value)}, the limit is {limits.elements}")
+    return value
+
+
+def numbers_in(found: list[Any]) -> list[float]:
+    """The elements of a JSON list as numbers.
+
+    Raises
+    ------
+    Unfit
+        One of them is none.
+    """
     if found and set(map(type, found)) == {float} and math.isfinite(sum(found)):
         return found
     try:

@@ -15,10 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluribus.data.cells import Cells
+from pluribus.data.columns import FittedColumns
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput, unknown
 from pluribus.evaluation import calibration
 from pluribus.modeling.artefact import folder as folder_of_model
+from pluribus.modeling.artefact.preprocessing import Preprocessing
 from pluribus.modeling.artefact.record import FitRecord
 from pluribus.modeling.pieces import bytes_per_row, pieces
 from pluribus.tasks import Task
@@ -56,8 +58,8 @@ class Fitted(ABC):
     ----------
     tasks : sequence of Task
         What it predicts.
-    columns : FittedColumns
-        The fitted preprocessing.
+    columns : Preprocessing
+        What prepares the tables that it predicts.
 
     Attributes
     ----------
@@ -75,9 +77,9 @@ class Fitted(ABC):
     unanswered: ClassVar[str] = "the prediction is not finite"
     """Why a row has no answer whose scores are NaN."""
     tasks: tuple[Task, ...]
-    columns: FittedColumns
+    columns: Preprocessing
 
-    def __init__(self, tasks: Sequence[Task], columns: FittedColumns) -> None:
+    def __init__(self, tasks: Sequence[Task], columns: Preprocessing) -> None:
         self.tasks, self.columns = tuple(tasks), columns
         self.thresholds: dict[str, float] = {}
         self.calibration: dict[str, dict[str, Any]] = {}
@@ -193,8 +195,25 @@ class Fitted(ABC):
 
     @classmethod
     @abstractmethod
-    def read(cls, folder: Path, manifest: dict[str, Any], tasks: tuple[Task, ...], columns: FittedColumns) -> Fitted:
-        """Undo `write`. Damage is a `BadInput` that names file and field."""
+    def read(cls, folder: Path, manifest: dict[str, Any], tasks: tuple[Task, ...], columns: Any) -> Fitted:
+        """Undo `write`.
+
+        Parameters
+        ----------
+        folder : Path
+            The model folder.
+        manifest : dict
+            What `write` returned.
+        tasks : tuple of Task
+            What it predicts.
+        columns : Preprocessing
+            What `read_columns` gave.
+
+        Raises
+        ------
+        BadInput
+            The folder is damaged; file and field are named.
+        """
 
     @property
     def record(self) -> FitRecord:
@@ -210,6 +229,17 @@ class Fitted(ABC):
         """Read a folder that has a form of the artefact's own, and no part of this class in its manifest (`pluribus merge` writes
         such folders, which know nothing of tables); None where there is no such form."""
         return None
+
+    @classmethod
+    def read_columns(cls, folder: Path, manifest: dict[str, Any]) -> Preprocessing:
+        """Undo `columns.write`, from the folder and what it returned; the columns of a table unless the artefact says otherwise.
+
+        Raises
+        ------
+        BadInput
+            They are damaged; file and field are named.
+        """
+        return FittedColumns.read(folder, manifest)
 
     def requested(self, tasks: Sequence[str] | None) -> list[str]:
         names = [task.name for task in self.tasks]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 
 from pluribus import catalog
-from pluribus.data.columns import FittedColumns
 from pluribus.errors import BadInput
 from pluribus.files import read_json
 from pluribus.modeling.artefact.fitted import Fitted
@@ -28,8 +27,8 @@ def load(folder: str | Path) -> Fitted:
         )
     try:
         tasks = tuple(Task.from_dict(row) for row in manifest["tasks"])
-        columns = FittedColumns.read(folder, manifest["columns"])
-        fitted: Fitted = kinds[manifest["kind"]].resolve().read(folder, manifest["own"], tasks, columns)
+        made: type[Fitted] = kinds[manifest["kind"]].resolve()
+        fitted = made.read(folder, manifest["own"], tasks, made.read_columns(folder, manifest["columns"]))
     except BadInput as error:
         place = f"{folder}, {error.where}" if error.where else str(folder)
         raise BadInput(error.what, where=place, remedy=error.remedy) from error

@@ -18,6 +18,7 @@ token, a token beyond the vocabulary, a wrong number of pixels) has no finite pr
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +27,21 @@ import torch
 from torch import Tensor
 
 from pluribus.data.columns import FittedColumns
-from pluribus.data.inputs.sequence import FittedSequence
+from pluribus.data.inputs.record import (
+    CellLimits,
+    FittedInput,
+    Fitting,
+    InputColumn,
+    InputType,
+    Saved,
+    Schema,
+    Statistics,
+    register,
+)
+from pluribus.data.inputs.sequence import list_of, numbers_in
 from pluribus.data.inputs.text import FittedText
 from pluribus.data.prepared import Prepared
-from pluribus.data.statistics import Elements, Number
+from pluribus.data.ragged import Lists, Ragged, read_lists
 from pluribus.errors import BadInput, require
 from pluribus.merging.bundle import open_bundle
 from pluribus.merging.container import MergeContainer
@@ -61,15 +73,17 @@ class Merged(Fitted):
         model = skeleton(first, where)
         stored = [*container.shared, *(n for head in container.heads.values() for n in head)]
         self.container, self.configs, self.home = container, dict(configs), home
-        self.reads, self.size = _reads(first, home)
+        numbers, self.size = _reads(first, home)
         self.vocabulary = int(first.get("vocab_size") or 0)
-        self.tokenizer: Any = _tokenizer(home) if self.reads == "text" else None
+        self.tokenizer: Any = _tokenizer(home) if numbers is None else None
         limits = [_positions(first), getattr(self.tokenizer, "model_max_length", None)]
         self.longest = min((int(n) for n in limits if isinstance(n, int) and 0 < n < 1 << 20), default=512)
         tasks = tuple(_task(name, configs[name]) for name in container.tasks)
-        self.texts = {t: _text_columns(t, configs[t]) if self.reads == "text" else (self.reads,) for t in container.tasks}
-        read = tuple(dict.fromkeys(name for names in self.texts.values() for name in names))
-        super().__init__(tasks, _columns(self.reads, read, 1 + (self.size or self.longest)))  # one too many is refused, not cut
+        self.read_by = {t: _text_columns(t, configs[t]) if numbers is None else (numbers,) for t in container.tasks}
+        read = dict.fromkeys(name for names in self.read_by.values() for name in names)
+        super().__init__(
+            tasks, FittedColumns(tuple((FittedText if numbers is None else FittedNumbers)(name) for name in read), {}, {})
+        )
         renamed = container.renamed(names_in(model, stored, where))
         self.served = renamed.serve(model, example=example(first, 2 * len(container.tasks)))
 
@@ -91,7 +105,7 @@ class Merged(Fitted):
         asked: dict[tuple[str, ...], dict[int, list[tuple[str, int]]]] = {}  # by the columns that are read, then by row
         for task, mine in wanted.items():
             for place, row in enumerate(mine.tolist()):
-                asked.setdefault(self.texts[task], {}).setdefault(row, []).append((task, place))
+                asked.setdefault(self.read_by[task], {}).setdefault(row, []).append((task, place))
         for columns, questions_of in asked.items():
             # a plain merge runs its trunk once for a row, whatever it is asked; others run once for each of its tasks
             step = STEP if self.served.plain else max(1, STEP // max(map(len, questions_of.values())))
@@ -118,8 +132,8 @@ class Merged(Fitted):
 
     def _inputs(self, data: Prepared, rows: Sequence[int], columns: Sequence[str]) -> tuple[dict[str, Tensor], list[int]]:
         """The model's inputs of the rows that it can read, and which those are."""
-        if self.reads == "pixel_values":
-            given = [data.ragged[self.reads].row(row) for row in rows]
+        if self.size:
+            given = [data.ragged[columns[0]].row(row) for row in rows]
             good = [i for i, pixels in enumerate(given) if len(pixels) == self.size and np.isfinite(pixels).all()]
             shape = image_shape(self.configs[self.container.tasks[0]])
             pixels = np.stack([given[i] for i in good]) if good else np.empty((0, self.size), np.float32)
@@ -128,7 +142,7 @@ class Merged(Fitted):
         if self.tokenizer is not None:
             ids, kinds = self._tokens([[data.texts[name][row] for name in columns] for row in rows])
         else:
-            ids = [data.ragged[self.reads].row(row).tolist() for row in rows]
+            ids = [data.ragged[columns[0]].row(row).tolist() for row in rows]
         good = [i for i, each in enumerate(ids) if 0 < len(each) <= self.longest and all(self._token(n) for n in each)]
         longest = max((len(ids[i]) for i in good), default=1)
         values, mask, which = (torch.zeros(len(good), longest, dtype=torch.long) for _ in range(3))
@@ -212,13 +226,13 @@ def _positions(about: Config) -> int | None:
     return said if said is None or not padded else said - int(about.get("pad_token_id") or 0) - 1
 
 
-def _reads(about: Config, home: Path) -> tuple[str, int]:
-    """The input column, and how many numbers it holds (0: any)."""
+def _reads(about: Config, home: Path) -> tuple[str | None, int]:
+    """The input column with numbers, and how many a picture has (0 for token ids); None where a tokenizer reads texts."""
     if about.get("image_size") and not about.get("vocab_size"):
         return "pixel_values", int(np.prod(image_shape(about)))
     if about.get("vocab_size"):
         files = ("tokenizer.json", "vocab.txt", "vocab.json", "tokenizer.model", "spiece.model")
-        return ("text" if any((home / name).is_file() for name in files) else "input_ids"), 0
+        return (None if any((home / name).is_file() for name in files) else "input_ids"), 0
     what = f"a {about['model_type']!r} model reads neither text nor images"
     raise BadInput(what, where=str(home), remedy="serve it from Python")
 
@@ -232,11 +246,47 @@ def _text_columns(task: str, about: Config) -> tuple[str, ...]:
     return tuple(names)
 
 
-def _columns(reads: str, names: Sequence[str], longest: int) -> FittedColumns:
-    if reads == "text":
-        return FittedColumns(tuple(FittedText(name) for name in names), {}, {})
-    plain = Number(0.0, 1.0, np.array([0, 1], np.float32), np.full(21, np.nan), 0.0)
-    return FittedColumns((FittedSequence(reads, encoding=Elements(longest, max(1, longest), number=plain)),), {}, {})
+class PlainNumbers(InputType):
+    """Lists of numbers that go into a model as they are: pixels, token ids."""
+
+    name = "plain_numbers"
+    depth = 1
+    store = Ragged
+
+    def infer(self, column: InputColumn) -> str | None:
+        """Nothing: a merge says in its configuration what it reads."""
+        return None
+
+    def read(self, column: InputColumn) -> Lists:
+        """The lists; a missing cell is an empty one."""
+        return read_lists(column.series, column.where, numeric=True)
+
+    def fit(self, column: InputColumn, read: Any, fitting: Fitting) -> FittedInput:
+        """There is nothing to learn."""
+        return FittedNumbers(column.name)
+
+    def restore(self, saved: Saved) -> FittedInput:
+        """The column as it was saved."""
+        return FittedNumbers(saved.name)
+
+
+@dataclass(frozen=True)
+class FittedNumbers(FittedInput):
+    """A column of lists of numbers."""
+
+    record = register(PlainNumbers())
+
+    def stored(self, read: Lists) -> Ragged:
+        """float32, as long as each list is."""
+        return Ragged(read.numbers.astype(np.float32), read.starts)
+
+    def schema(self, statistics: Statistics) -> Schema:
+        """A list of numbers, or null."""
+        return {"type": ["array", "null"], "items": {"type": ["number", "null"]}}
+
+    def read_cell(self, value: Any, limits: CellLimits) -> list[float]:
+        """A list of numbers; null is an empty one."""
+        return numbers_in(list_of(value, limits))
 
 
 def _tokenizer(home: Path) -> Any:
