@@ -18,7 +18,7 @@ from torch import Tensor
 
 from pluribus.data import Cells, Dataset, Labels, Prepared, Table, prepare, split
 from pluribus.data.cells import feed, held_classes
-from pluribus.data.sampling import TaskSampler, UniformSampler
+from pluribus.data.sampling import TaskSampler, UniformMix
 from pluribus.errors import BadInput
 from pluribus.modeling.heads import Heads
 from pluribus.tasks import Metric, Task
@@ -190,7 +190,7 @@ def test_maps_are_read_when_they_are_needed() -> None:
 
 def test_a_mixing_sampler_draws_every_form() -> None:
     data = all_forms()
-    sampler = TaskSampler(data, "train", 40, UniformSampler())
+    sampler = TaskSampler(data, "train", 40, UniformMix())
     for batch in (sampler.draw() for _ in range(5)):
         assert sum(len(labels) for labels in batch.labels.values()) == 40
         for name, labels in batch.labels.items():

@@ -12,7 +12,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.metrics import log_loss, roc_auc_score
 
 from pluribus.data.prepared import Cells, prepare
-from pluribus.data.sampling import TaskSampler, UniformSampler
+from pluribus.data.sampling import TaskSampler, UniformMix
 from pluribus.data.splitting import split
 from pluribus.data.table import Table
 from pluribus.data.table.delayed import CLIP, seen_share, weighed
@@ -170,7 +170,7 @@ def test_batches_samplers_and_funnels_carry_the_weights() -> None:
     for place, weight in zip(whole.rows.tolist(), whole.weight.tolist()):
         row = int(rows[place])
         assert weight == pytest.approx(by_row[row] if w["click"][row] else 1.0, rel=1e-6)
-    drawn = TaskSampler(found, "train", 64, UniformSampler(), tasks=["buy"]).draw().labels["buy"]
+    drawn = TaskSampler(found, "train", 64, UniformMix(), tasks=["buy"]).draw().labels["buy"]
     assert drawn.weight is not None
     assert float(drawn.weight.min()) < 1
 

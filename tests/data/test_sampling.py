@@ -12,18 +12,18 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from pluribus.data import Labels, Prepared, Table, prepare, split
-from pluribus.data.sampling import Annealed, Capped, Mix, Proportional, TaskSampler, Temperature, UniformSampler
+from pluribus.data.sampling import Annealed, Capped, Mix, Proportional, TaskSampler, Temperature, UniformMix
 from pluribus.errors import BadInput
 
 SIZES = np.array([1000.0, 100.0, 10.0])
-MIXES: list[Mix] = [Proportional(), UniformSampler(), Temperature(2), Temperature(5, limit=200), Capped(50), Annealed(40)]
+MIXES: list[Mix] = [Proportional(), UniformMix(), Temperature(2), Temperature(5, limit=200), Capped(50), Annealed(40)]
 
 
 def test_table_of_values() -> None:
     """Each rule by hand for n = 1000, 100, 10."""
     cases = [
         (Proportional(), 0, [1000 / 1110, 100 / 1110, 10 / 1110]),
-        (UniformSampler(), 0, [1 / 3] * 3),
+        (UniformMix(), 0, [1 / 3] * 3),
         (Temperature(2), 0, np.sqrt(SIZES) / np.sqrt(SIZES).sum()),
         (Temperature(1), 9, SIZES / SIZES.sum()),
         (Temperature(2, limit=100), 0, np.array([10, 10, 10**0.5]) / (20 + 10**0.5)),
@@ -87,7 +87,7 @@ def test_realised_counts_follow_the_plan(mix: Mix, homogeneous: bool) -> None:
 @pytest.mark.parametrize("homogeneous", [False, True])
 def test_batches_hold_cells_of_their_tasks(homogeneous: bool) -> None:
     prepared = data()
-    sampler = TaskSampler(prepared, "train", 40, UniformSampler(), homogeneous=homogeneous, seed=1)
+    sampler = TaskSampler(prepared, "train", 40, UniformMix(), homogeneous=homogeneous, seed=1)
     centre = prepared.columns.numbers["x"]
     for batch in itertools.islice(sampler, 30):
         assert batch.n_rows == 40
@@ -117,7 +117,7 @@ def test_cells_of_weight_0_are_not_drawn() -> None:
 
 def test_no_cell_comes_again_before_all_have_come() -> None:
     prepared = data()
-    sampler = TaskSampler(prepared, "train", 7, UniformSampler(), seed=5, tasks=["c"])
+    sampler = TaskSampler(prepared, "train", 7, UniformMix(), seed=5, tasks=["c"])
     total = len(prepared.labelled("c", "train"))
     values: list[float] = []
     while len(values) < 2 * total:
@@ -138,7 +138,7 @@ def test_seeds() -> None:
 
 def test_mixed_batch_equals_accumulated_single_task_batches() -> None:
     """A linear model's gradient of the summed losses is the same, whether the cells come together or task by task."""
-    batch = TaskSampler(data(), "train", 64, UniformSampler(), seed=2).draw()
+    batch = TaskSampler(data(), "train", 64, UniformMix(), seed=2).draw()
     weight = torch.zeros(1, requires_grad=True)
 
     def loss(labels: Labels) -> torch.Tensor:
@@ -156,10 +156,10 @@ def test_bad_settings() -> None:
     with pytest.raises(BadInput, match="limit must be positive"):
         Capped(-1)
     with pytest.raises(BadInput, match="at least one cell"):
-        TaskSampler(data(), "train", 0, UniformSampler())
+        TaskSampler(data(), "train", 0, UniformMix())
     with pytest.raises(BadInput, match="steps must be"):
         Annealed(0)
     with pytest.raises(BadInput, match="no task to sample"):
-        TaskSampler(data(), "train", 5, UniformSampler(), tasks=["none"])
+        TaskSampler(data(), "train", 5, UniformMix(), tasks=["none"])
     with pytest.raises(BadInput, match="task 'a' has no label in train"):
-        TaskSampler(data().with_parts(train=np.empty(0, np.int64)), "train", 5, UniformSampler())
+        TaskSampler(data().with_parts(train=np.empty(0, np.int64)), "train", 5, UniformMix())

@@ -9,6 +9,7 @@ from pluribus.balancing.balancer import Balancer
 from pluribus.balancing.cagrad import CAGrad
 from pluribus.balancing.config import ConFIG
 from pluribus.balancing.db_mtl import DBMTL
+from pluribus.balancing.decision import Decision
 from pluribus.balancing.diagnostics import Diagnostics, at_features, group_tasks
 from pluribus.balancing.doors import backward, combine
 from pluribus.balancing.dualproj import DualProj
@@ -37,7 +38,6 @@ from pluribus.balancing.random_loss_weighting import RandomLossWeighting
 from pluribus.balancing.rep_mtl import RepMTL
 from pluribus.balancing.sdmgrad import SDMGrad
 from pluribus.balancing.stch import STCH
-from pluribus.balancing.step import Decision
 from pluribus.balancing.torchjd import TorchJD
 from pluribus.balancing.uncertainty_weighting import UncertaintyWeighting
 from pluribus.balancing.upgrad import UPGrad

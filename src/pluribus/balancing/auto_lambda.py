@@ -23,12 +23,12 @@ import torch
 from torch import Tensor
 
 from pluribus.balancing.balancer import Balancer, check_positive
+from pluribus.balancing.decision import Decision
 from pluribus.balancing.flat_regions import moved
 from pluribus.balancing.graph import gradients, leaves
 from pluribus.balancing.hearing import stack
 from pluribus.balancing.problem import Problem, accumulate
 from pluribus.balancing.state import Scalars
-from pluribus.balancing.step import Decision
 from pluribus.errors import BadInput
 
 

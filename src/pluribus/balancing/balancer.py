@@ -15,8 +15,8 @@ from typing import Any, ClassVar, Self
 import torch
 from torch import Tensor
 
+from pluribus.balancing.decision import Decision
 from pluribus.balancing.state import constant
-from pluribus.balancing.step import Decision
 from pluribus.errors import BadInput
 
 Preference = Mapping[str, float] | Sequence[float] | None

@@ -21,11 +21,11 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from pluribus.balancing.decision import Decision
 from pluribus.balancing.heads import from_heads, seeds_of
 from pluribus.balancing.hearing import Features, features_of, listen
 from pluribus.balancing.layers import gram_of
 from pluribus.balancing.processes import Processes
-from pluribus.balancing.step import Decision
 from pluribus.errors import BadInput
 from pluribus.linalg.min_norm import min_norm
 

@@ -23,12 +23,12 @@ import torch
 from torch import Tensor, nn
 
 from pluribus.balancing.balancer import Balancer
+from pluribus.balancing.decision import Decision
 from pluribus.balancing.exact import crossed, exact, on_a_part, write_known
 from pluribus.balancing.hearing import Features, OnNonFinite, features_of, hears_losses, held_step, listen, stack, weigh
 from pluribus.balancing.problem import Problem, names_of, propagate, scalar_of, shared_leaves
 from pluribus.balancing.processes import Processes
 from pluribus.balancing.scalar import known, measured, plus
-from pluribus.balancing.step import Decision
 from pluribus.balancing.torchjd import as_balancer
 from pluribus.errors import BadInput, unknown
 

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from pluribus.balancing import gram as engine
 from pluribus.balancing import grouped
 from pluribus.balancing.balancer import Balancer
+from pluribus.balancing.decision import Decision
 from pluribus.balancing.graph import edge, gradients, leaves, walk
 from pluribus.balancing.heads import through_heads
 from pluribus.balancing.hearing import Heard, OnNonFinite, features_of, listen, stack, weigh
@@ -18,7 +19,6 @@ from pluribus.balancing.layers import real
 from pluribus.balancing.problem import accumulate, check_whole, names_of, propagate, scalar_of, shared_leaves
 from pluribus.balancing.processes import Processes
 from pluribus.balancing.scalar import known, widen_rows
-from pluribus.balancing.step import Decision
 from pluribus.errors import BadInput
 
 

@@ -31,13 +31,13 @@ from torch import Tensor, nn
 
 from pluribus.balancing import gram as engine
 from pluribus.balancing.balancer import Balancer, check_between
+from pluribus.balancing.decision import Decision
 from pluribus.balancing.graph import gradients, leaves
 from pluribus.balancing.heads import through_heads
 from pluribus.balancing.hearing import Heard, stack
 from pluribus.balancing.layers import gram_of, real
 from pluribus.balancing.problem import Problem
 from pluribus.balancing.state import generator
-from pluribus.balancing.step import Decision
 from pluribus.errors import BadInput, unknown
 
 Blocks = list[Tensor]  # a Jacobian [T, *leaf] a shared leaf

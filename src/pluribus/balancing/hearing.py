@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from pluribus.balancing.balancer import Balancer
+from pluribus.balancing.decision import Decision
 from pluribus.balancing.processes import Processes, union
-from pluribus.balancing.step import Decision
 from pluribus.errors import BadInput, NonFinite, unknown
 
 Features = Tensor | Sequence[Tensor]

@@ -10,13 +10,13 @@ from torch.autograd.function import once_differentiable
 
 from pluribus.balancing import gram as engine
 from pluribus.balancing.balancer import Balancer
+from pluribus.balancing.decision import Decision
 from pluribus.balancing.graph import uses
 from pluribus.balancing.heads import from_heads, seeds_of, through_heads
 from pluribus.balancing.hearing import Heard, stack, weigh
 from pluribus.balancing.layers import real
 from pluribus.balancing.problem import check_whole, scalar_of
 from pluribus.balancing.processes import Processes
-from pluribus.balancing.step import Decision
 from pluribus.errors import BadInput
 
 

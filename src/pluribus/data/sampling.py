@@ -3,7 +3,7 @@
 With n_t labelled rows of task t in the part, a batch draws task t with probability p_t:
 
 - `Proportional`: p_t ∝ n_t, as if the data were put together.
-- `UniformSampler`: p_t = 1/T.
+- `UniformMix`: p_t = 1/T.
 - `Temperature(tau)`: p_t ∝ n_t^{1/τ} (τ = 1 proportional, τ → ∞ uniform); multilingual BERT (2019), T5 (Raffel et al. 2020).
 - `Capped(limit)`: p_t ∝ min(n_t, K), T5's "examples-proportional mixing".
 - `Annealed(start, end, steps)`: p_t ∝ n_t^α, α going linearly from `start` to `end`; Stickland & Murray 2019, §4.4, who take
@@ -55,7 +55,7 @@ class Proportional:
 
 
 @dataclass(frozen=True)
-class UniformSampler:
+class UniformMix:
     """p_t = 1/T."""
 
     def probabilities(self, sizes: FloatArray, step: int) -> FloatArray:
@@ -201,5 +201,5 @@ class TaskSampler:
         return replace(self.data.batch(torch.from_numpy(np.concatenate(rows)), ()), labels=labels)
 
 
-Uniform = UniformSampler
+Uniform = UniformMix
 """Its name in the first edition; `pluribus.modeling.Uniform` is a range of a setting."""
