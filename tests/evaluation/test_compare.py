@@ -263,3 +263,61 @@ def test_tags_that_do_not_fit_their_row_are_named() -> None:
     short.at[row, "gene"] = short.at[row, "gene"][:5]
     with pytest.raises(BadInput, match=r"has 5 tags in row \d+, where the text has 6 words"):
         compare(truth, _tagged(0.2, 2), short, repeats=50)
+
+
+def test_quantiles_are_judged_at_their_levels() -> None:
+    """Broken: the levels are taken for others, and a good interval loses."""
+    from sklearn.metrics import mean_pinball_loss
+
+    r = np.random.default_rng(0)
+    x = r.normal(size=500)
+    truth = pd.DataFrame({"id": np.arange(500), "price": x + r.normal(size=500)})
+    good = pd.DataFrame({"id": np.arange(500), "price__q0.25": x - 0.67, "price__q0.75": x + 0.67})
+    wide = good.assign(**{"price__q0.25": x - 1.2, "price__q0.75": x + 1.2})
+    found = compare(truth, wide, good, repeats=200).comparisons[0].of("price")
+    assert (found.metric, found.word) == ("pinball", "better")
+    each = [mean_pinball_loss(truth["price"], good[f"price__q{level}"], alpha=level) for level in (0.25, 0.75)]
+    by_hand = np.mean(each)
+    assert found.challenger.file.value == pytest.approx(by_hand)
+    covered = compare(truth, wide, good, repeats=200, metric={"price": "coverage"}).comparisons[0].of("price")
+    inside = (truth["price"] - x).abs() <= 0.67
+    assert covered.challenger.file.value == pytest.approx(abs(inside.mean() - 0.5))
+    with pytest.raises(BadInput, match="in another form than"):
+        compare(truth, wide, good.rename(columns={"price__q0.25": "price__q0.2"}), repeats=100)
+
+
+@pytest.mark.parametrize("form", ["lists", "words"])
+def test_sets_of_classes_are_judged(form: str) -> None:
+    """Labels as lists or as words between |; an empty list is a label, an empty cell none."""
+    r = np.random.default_rng(1)
+    chance = r.random((400, 3))
+    held = r.random((400, 3)) < chance
+    sets: list[Any] = [[c for c, there in zip("abc", row) if there] for row in held]
+    cells = sets if form == "lists" else ["|".join(each) or "[]" for each in sets]
+    truth = pd.DataFrame({"id": np.arange(400), "genres": pd.Series(cells, dtype=object)})
+    truth.loc[::10, "genres"] = None
+    files = [
+        pd.DataFrame({"id": np.arange(400), **{f"genres__p_{c}": each[:, i] for i, c in enumerate("abc")}})
+        for each in (0.25 + chance / 2, chance)
+    ]
+    kind = {} if form == "lists" else {"genres": "multilabel"}
+    found = compare(truth, *files, repeats=200, kind=kind).comparisons[0].of("genres")
+    kept = np.arange(400) % 10 > 0
+    by_hand = -np.log(np.where(held, chance, 1 - chance))[kept].mean()
+    assert (found.metric, found.word, found.rows) == ("logloss", "better", 360)
+    assert found.challenger.file.value == pytest.approx(by_hand)
+
+
+def test_ranked_items_are_judged() -> None:
+    """Lists of keys, the best first, against the item that was meant."""
+    r = np.random.default_rng(2)
+    meant = r.integers(0, 400, 300)
+    truth = pd.DataFrame({"id": np.arange(300), "next": [f"i{item}" for item in meant]})
+
+    def ranked(hit: float, seed: int) -> pd.DataFrame:
+        r = np.random.default_rng(seed)
+        lists = [[f"i{item if r.random() < hit else 400 + i}" for i in range(20)] for item in meant]
+        return pd.DataFrame({"id": np.arange(300), "next": lists})
+
+    found = compare(truth, ranked(0.03, 0), ranked(0.2, 1), repeats=200, kind={"next": "next_item"}).comparisons[0].of("next")
+    assert (found.metric, found.word) == ("recall@20", "better")

@@ -38,7 +38,7 @@ class _Files(click.Command):
 @click.option("--challenger", required=True, multiple=True, metavar="FILE…", help="The challenger's predictions; a file a seed.")
 @click.option("--id", "id_", default="id", show_default=True, metavar="COL", help="Column that names the rows.")
 @click.option("--task", "tasks", multiple=True, metavar="TASK", help="Judge only these tasks.")
-@click.option("--kind", multiple=True, metavar="TASK=KIND", help="Where the columns do not tell: count, ordinal.")
+@click.option("--kind", multiple=True, metavar="TASK=KIND", help="Where the columns do not tell: count, ordinal, multilabel.")
 @click.option("--metric", multiple=True, metavar="TASK=NAME", help="Judge by this metric: auc, gini, ks, logloss, rmse, mae, …")
 @click.option("--weight", metavar="COL", help="Row weights, a column of the truth.")
 @click.option("--group", metavar="COL", help="Resample whole groups, a column of the truth.")

@@ -44,13 +44,6 @@ def ordered(tags: Iterable[str]) -> tuple[str, ...]:
     return ("O", *(f"{place}-{name}" for name in types for place in "BI"))
 
 
-def check_metrics(name: str, classes: Iterable[str], metrics: Iterable[str]) -> None:
-    """Spans need BIO tags."""
-    if "span_f1" in metrics and not is_bio(classes):
-        remedy = "judge it by token_accuracy, or write tags as B-TYPE, I-TYPE and O"
-        raise BadInput("span_f1 needs BIO tags", where=f"task {name!r}", remedy=remedy)
-
-
 def as_text(cell: Any) -> Any:
     """A list of words (or a JSON list of them, as a CSV file holds it) as one text; anything else as it is.
 

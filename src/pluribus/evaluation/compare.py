@@ -1,8 +1,9 @@
 """The verdict from prediction files alone, whoever made them.
 
-A prediction file (Parquet or CSV, or a DataFrame) has the id column and, per task, `TASK` = value (regression, count),
-`TASK__p` = P(positive) (binary), `TASK__p_CLASS` for every class (multiclass, ordinal), or `TASK` = a list of tags, one a word
-(tagging; JSON in CSV). The truth has the id and a column `TASK` of labels, empty where there is none. Several files of one side
+A prediction file (Parquet or CSV, or a DataFrame) has the id column and, per task, the columns that its kind writes: `TASK` =
+value (regression, count), `TASK__p` = P(positive) (binary), `TASK__p_CLASS` for every class (multiclass, ordinal, multilabel),
+`TASK__qLEVEL` for every level (quantile), `TASK` = a list of tags, one a word (tagging) or of items, the best first (next_item);
+lists are JSON in CSV. The truth has the id and a column `TASK` of labels, empty where there is none. Several files of one side
 are several seeds.
 
 The constant predictor is fitted on the truth itself, since training labels are not here: it is a little too good, so the
@@ -13,20 +14,24 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from pluribus.data.ingest import read_table
 from pluribus.data.ragged import looks_like_lists
-from pluribus.data.tags import check_metrics, find_tags, is_bio, ordered, read_tags, tag_counts
+from pluribus.data.tags import tag_counts
 from pluribus.errors import BadInput, unknown
 from pluribus.evaluation.metrics import Array
 from pluribus.evaluation.skill import best_constant
 from pluribus.evaluation.verdict import TaskTruth, Verdict, judge
-from pluribus.tasks import Metric, Task
+from pluribus.tasks import KINDS, Kind, Metric, Task
 from pluribus.tasks import metric as metric_named
+from pluribus.tasks.columns import Column, word_of
+from pluribus.tasks.forms import Values
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -89,8 +94,8 @@ def compare(
     codes = units if group else None
     cells: dict[str, TaskTruth] = {}
     for task in judged:
-        target = _target(table, task)
-        rows = np.flatnonzero(np.isfinite(target.reshape(len(target), -1)).all(1))
+        target, empty = _target(table, task)
+        rows = np.flatnonzero(~empty)
         if not len(rows):
             raise BadInput("has no labels", where=f"{table.name}, column {task.name!r}")
         if task.main_metric.grouped and codes is None:
@@ -183,28 +188,28 @@ def _several(files: Frame | Sequence[Frame]) -> list[Frame]:
     return many
 
 
-def _form(name: str, frame: pd.DataFrame) -> tuple[str, tuple[str, ...]] | None:
-    """What a file's columns hold of a task: ("p", ()), ("classes", the classes), ("value", ()), ("tags", ()), or None."""
-    columns = [str(c) for c in frame.columns]
-    if f"{name}__p" in columns:
-        return "p", ()
-    classes = tuple(c.removeprefix(f"{name}__p_") for c in columns if c.startswith(f"{name}__p_"))
-    if classes:
-        return "classes", classes
-    if name not in columns:
-        return None
-    return ("tags" if looks_like_lists(frame[name]) else "value"), ()
+def _form(name: str, frame: pd.DataFrame, truth: pd.DataFrame) -> tuple[Kind, dict[str, Any]] | None:
+    """The kind whose predictions of a task a file holds, the first of its form, and what the columns say of the task.
+
+    Columns of probabilities and quantiles go before TASK: that may hold the labels beside them. Lists in TASK are predictions of
+    kinds that answer with lists, numbers those of quantities. Where either holds lists of labels, a kind of lists goes first.
+    """
+    columns = [str(column) for column in frame.columns]
+    lists = name in columns and looks_like_lists(frame[name])
+    found = [(kind, fields) for kind in KINDS.values() if (fields := kind.found_in(name, columns)) is not None]
+    apart = [(kind, fields) for kind, fields in found if _apart(kind)]
+    if apart:
+        form = apart[0][0].form
+        alike = [each for each in apart if each[0].form == form]
+        labelled = lists or looks_like_lists(truth[name])
+        return next((each for each in alike if labelled and each[0].cell == "list"), alike[0])
+    plain = [(kind, fields) for kind, fields in found if (kind.per == "list" if lists else kind.quantity)]
+    return plain[0] if plain else None
 
 
-_KINDS = {"p": "binary", "classes": "multiclass", "value": "regression", "tags": "tagging"}  # unless told otherwise
-_FORMS = {
-    "binary": "p",
-    "multiclass": "classes",
-    "ordinal": "classes",
-    "regression": "value",
-    "count": "value",
-    "tagging": "tags",
-}
+def _apart(kind: Kind) -> bool:
+    """Whether a kind's predictions stand in columns of their own, not in TASK."""
+    return kind.columns(Task("t", kind.name, ("a", "b") if kind.classes else ())) != ("t",)
 
 
 def _tasks(
@@ -224,20 +229,21 @@ def _tasks(
     explicit = {*named, *kinds, *metric}
     found = []
     for name in named or candidates:
-        forms = {file.name: _form(name, file.frame) for file in files}
+        forms = {file.name: _form(name, file.frame, truth.frame) for file in files}
         absent = [file for file, form in forms.items() if form is None]
         if len(absent) == len(files) and name not in explicit:
             continue
         if absent:
             remedy = f"add {name}, {name}__p or {name}__p_CLASS, or choose tasks without it"
             raise BadInput(f"lacks predictions of task {name!r}", where=absent[0], remedy=remedy)
-        form = forms[files[0].name]
-        assert form is not None
+        first = forms[files[0].name]
+        assert first is not None
+        record, fields = first
         for file, other in forms.items():
-            if other is None or other[0] != form[0] or set(other[1]) != set(form[1]):
+            if other is None or other[0].form != record.form or _sets(other[1]) != _sets(fields):
                 what = f"predicts task {name!r} in another form than {files[0].name}"
                 raise BadInput(what, where=file, remedy="use the same columns in all files")
-        if form[0] == "value" and name not in explicit:
+        if not _apart(record) and record.cell == "value" and name not in explicit:
             try:
                 truth.numbers(name)
             except BadInput:
@@ -246,28 +252,14 @@ def _tasks(
             if all(_is_truth(file, truth, name) for file in files):
                 notes.append(f"column {name!r} is the same in all files: taken as a label or an input, not as a prediction")
                 continue
-        kind = kinds.get(name, _KINDS[form[0]])
-        if kind not in _FORMS:
-            raise unknown("kind", kind, _FORMS, where=f"task {name!r}")
-        if _FORMS.get(kind) != form[0]:
-            raise BadInput(
-                f"predictions of task {name!r} are not those of a {kind} task",
-                where=files[0].name,
-                remedy="correct the kind or the columns",
-            )
-        classes = form[1]
-        if kind == "binary":
-            classes = _two(truth, name, notes)
-        elif kind == "ordinal":
-            try:
-                classes = tuple(sorted(classes, key=float))
-            except ValueError:
-                notes.append(f"classes of {name} are ordered as in {files[0].name}: {' < '.join(classes)}")
+        if name in kinds:
+            said = KINDS.named(kinds[name], where=f"task {name!r}")
+            if said.form != record.form and (_apart(said) or _apart(record)):
+                what = f"predictions of task {name!r} are not those of a {said.name} task"
+                raise BadInput(what, where=files[0].name, remedy="correct the kind or the columns")
+            record, fields = said, said.found_in(name, list(map(str, files[0].frame.columns))) or {}
         judged: tuple[Metric, ...] = (metric_named(metric[name], where=f"task {name!r}"),) if name in metric else ()
-        size = None
-        if kind == "tagging":
-            classes, size, judged = _tagging(truth, files, name, judged)
-        found.append(Task(name, kind, classes, judged, size=size))
+        found.append(_settled(Task(name, record.name, metrics=judged, **fields), truth, files, notes))
     if not found:
         raise BadInput(
             "no column of the truth is predicted by the files",
@@ -277,14 +269,43 @@ def _tasks(
     return found
 
 
-def _tagging(
-    truth: _ComparedFile, files: Sequence[_ComparedFile], name: str, judged: tuple[Metric, ...]
-) -> tuple[tuple[str, ...], int, tuple[Metric, ...]]:
-    """The classes of truth and files together, the longest row, and spans as what is judged where the tags are BIO."""
-    classes = ordered(tag for file in (truth, *files) for tag in find_tags(file.frame[name], f"{file.name}, column {name!r}"))
-    judged = judged or (metric_named("span_f1" if is_bio(classes) else "token_accuracy", where=f"task {name!r}"),)
-    check_metrics(name, classes, [each.name for each in judged])
-    return classes, max(1, int(tag_counts(truth.frame[name], truth.name).max(initial=0))), judged
+def _sets(fields: Mapping[str, Any]) -> dict[str, set[Any]]:
+    """What columns say of a task, without the order of the columns."""
+    return {name: set(value) for name, value in fields.items()}
+
+
+def _settled(task: Task, truth: _ComparedFile, files: Sequence[_ComparedFile], notes: list[str]) -> Task:
+    """The task with the classes that its columns do not tell, from the labels (of lists also from the predictions)."""
+    import pandas as pd
+
+    name, record = task.name, task.record
+    if record.positive:
+        return task.with_(classes=_two(truth, name, notes))
+    if record.classes and not task.classes:
+        whole = pd.concat([table.frame[name] for table in (truth, *files)], ignore_index=True)
+        settled: Task = record.settle(task, _beside(task, Column(whole, f"{truth.name}, column {name!r}")), [])
+        return settled
+    if record.ordered and any(not _is_number(label) for label in task.classes):
+        notes.append(f"classes of {name} are ordered as in {files[0].name}: {' < '.join(task.classes)}")
+    return task
+
+
+def _is_number(label: str) -> bool:
+    try:
+        float(label)
+    except ValueError:
+        return False
+    return True
+
+
+def _beside(task: Task, column: Column, truth: Column | None = None) -> Column:
+    """The column with what its kind needs beside it: how many words a row has, as many as its true list, or the true items."""
+    true = column if truth is None else truth
+    if task.record.beside == "text":
+        return replace(column, words=tag_counts(true.series, true.where))
+    if task.record.beside == "items":
+        return replace(column, keys={key: i for i, key in enumerate(sorted(map(word_of, true.series.dropna().unique())))})
+    return column
 
 
 def _is_truth(file: _ComparedFile, truth: _ComparedFile, name: str) -> bool:
@@ -309,33 +330,33 @@ def _two(truth: _ComparedFile, name: str, notes: list[str]) -> tuple[str, str]:
     return seen[0], seen[1]
 
 
-def _target(truth: _ComparedFile, task: Task) -> Array:
-    """Labels as numbers, NaN where there is none."""
+def _target(truth: _ComparedFile, task: Task) -> tuple[Values, NDArray[np.bool_]]:
+    """The labels [n], and which rows have none [n]."""
     where = f"{truth.name}, column {task.name!r}"
-    if task.record.cell == "list":
-        cells = truth.frame[task.name]
-        return read_tags(cells, tag_counts(cells, where), task.classes, task.size or 0, where)
-    if not task.classes:
+    record = task.record
+    if record.quantity:
         values = truth.numbers(task.name)
         if np.isinf(values).any():
             raise BadInput("holds an infinite number", where=where, remedy="mend it or leave it empty")
-        if task.kind == "count" and np.nanmin(values, initial=0) < 0:
+        if record.likelihood == "poisson" and np.nanmin(values, initial=0) < 0:
             raise BadInput("holds a negative count", where=where)
-        return values
-    index = {label: float(i) for i, label in enumerate(task.classes)}
-    column = truth.frame[task.name]
-    found = np.full(len(column), np.nan)
-    for i, (label, empty) in enumerate(zip(labels(column), column.isna())):
-        if empty:
-            continue
-        if label not in index:
-            raise BadInput(
-                f"holds the class {label!r}, for which there is no prediction column",
-                where=where,
-                remedy=f"known classes: {', '.join(task.classes[:12])}",
-            )
-        found[i] = index[label]
-    return found
+        return values, np.isnan(values)
+    column = Column(truth.frame[task.name], where)
+    if record.cell == "value" and task.classes:
+        words = _words(column.series)
+        strange = words[words.notna() & ~words.isin(task.classes)]
+        if len(strange):
+            what = f"holds the class {strange.iloc[0]!r}, for which there is no prediction column"
+            raise BadInput(what, where=where, remedy=f"known classes: {', '.join(task.classes[:12])}")
+        column = replace(column, series=words)
+    return record.read(task, _beside(task, column))
+
+
+def _words(column: pd.Series[Any]) -> pd.Series[Any]:
+    """Labels as text, None where empty."""
+    import pandas as pd
+
+    return pd.Series([None if empty else label for label, empty in zip(labels(column), column.isna())], dtype=object)
 
 
 def _units(truth: _ComparedFile, group: str | None, time: str | None) -> tuple[Any, str]:
@@ -356,8 +377,10 @@ def _units(truth: _ComparedFile, group: str | None, time: str | None) -> tuple[A
     return days.dt.strftime("%Y-%m-%d").to_numpy(str), "day"
 
 
-def _prediction(file: _ComparedFile, task: Task, truth: _ComparedFile, rows: Any) -> Array:
-    """The predictions [m] or [m, C] of the truth's labelled rows, checked."""
+def _prediction(file: _ComparedFile, task: Task, truth: _ComparedFile, rows: Any) -> Any:
+    """The predictions of the truth's labelled rows, checked, in the kind's form."""
+    import pandas as pd
+
     at = file.keys.get_indexer(truth.keys[rows])
     if (at < 0).any():
         lost = truth.keys[rows][at < 0]
@@ -367,13 +390,16 @@ def _prediction(file: _ComparedFile, task: Task, truth: _ComparedFile, rows: Any
             where=file.name,
             remedy="predict every labelled row",
         )
-    where = f"{file.name}, column {task.columns[0]!r}"
-    if task.record.cell == "list":
-        words = tag_counts(truth.frame[task.name], truth.name)[rows]
-        values = read_tags(file.frame[task.name].iloc[at], words, task.classes, task.size or 0, where)
-    else:
-        values = np.stack([file.numbers(column)[at] for column in task.columns], 1)
-    bad = ~np.isfinite(values).all(1)
+    record = task.record
+    true = Column(truth.frame[task.name].iloc[rows], f"{truth.name}, column {task.name!r}")
+    columns = {}
+    for name in task.columns:
+        where = f"{file.name}, column {name!r}"
+        lists = looks_like_lists(file.frame[name])
+        series = file.frame[name].iloc[at] if lists else pd.Series(file.numbers(name)[at])
+        columns[name] = _beside(task, Column(series, where), true)
+    where = columns[task.columns[0]].where
+    values, bad = record.parse(task, columns)
     if bad.any():
         first = truth.keys[rows][bad][0]
         raise BadInput(
@@ -381,14 +407,6 @@ def _prediction(file: _ComparedFile, task: Task, truth: _ComparedFile, rows: Any
             where=where,
             remedy="predict every labelled row",
         )
-    if task.record.cell == "list":
-        return values
-    if task.classes and not (values.min() >= 0 and values.max() <= 1):
-        raise BadInput("a probability is not in [0, 1]", where=where, remedy="write probabilities, not scores")
-    if task.kind == "count" and values.min() < 0:
-        raise BadInput("predicts a negative count", where=where)
-    if task.kind == "binary" or not task.classes:
-        return np.asarray(values[:, 0], float)
-    if np.abs(values.sum(1) - 1).max() > 1e-3:
+    if record.likelihood == "categorical" and np.abs(values.sum(1) - 1).max() > 1e-3:
         raise BadInput("probabilities of a row's classes do not sum to 1", where=where, remedy="write every class")
-    return np.asarray(values, float)
+    return values

@@ -256,7 +256,7 @@ class MultiTaskClassifier(ClassifierMixin, MultiTaskEstimator):  # type: ignore[
         each = []
         for task in self.tasks_:
             p = found[list(task.columns)].to_numpy()
-            each.append(np.column_stack((1 - p[:, 0], p[:, 0])) if task.kind == "binary" else p)
+            each.append(np.column_stack((1 - p[:, 0], p[:, 0])) if task.record.positive else p)
         return each[0] if self._single else each
 
     def predict(self, X: Any) -> Any:

@@ -6,13 +6,17 @@ where the catalogue is smaller); prediction files hold their keys. Outputs are s
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from typing import Any
+
 import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from pluribus.data.ragged import read_lists
 from pluribus.tasks.columns import Column, word_of
-from pluribus.tasks.forms import Values
+from pluribus.tasks.forms import Ragged, Values
 from pluribus.tasks.kinds import Kind, register
 from pluribus.tasks.kinds.record import Declared, Empty, Schema
 
@@ -61,6 +65,26 @@ class NextItem(Kind):
         rows = np.array([*(column.keys.get(word_of(value), np.nan) for value in distinct), np.nan], np.float64)
         values = rows[codes]  # an empty cell's code is −1: the last place
         return values, np.isnan(values)
+
+    def write(self, task: Declared, predictions: Any, threshold: float = 0.5) -> dict[str, Sequence[Any]]:
+        """A list a row; an item is called by its row where no item table says its key."""
+        return {task.name: [[str(int(item)) for item in row if item >= 0] for row in predictions]}
+
+    def parse(self, task: Declared, columns: Mapping[str, Column]) -> tuple[Any, Empty]:
+        """Rows of the items [n, RANKED], best first, −1 behind the last; an item that the table lacks is never right.
+
+        Raises
+        ------
+        BadInput
+            A cell is no list of keys.
+        """
+        column = columns[task.name]
+        assert column.keys is not None
+        lists = read_lists(column.series, column.where, numeric=False)
+        place = np.array([column.keys.get(word, len(column.keys)) for word in lists.words], np.int32)
+        rows = Ragged(place[lists.codes], lists.starts)
+        values = rows.to_padded(width=RANKED)[:, :RANKED].astype(np.float64)
+        return values, rows.lengths == 0
 
     def schema(self, task: Declared) -> dict[str, Schema]:
         """A list of keys."""

@@ -42,6 +42,8 @@ class Metric:
         Which values are better.
     kinds : tuple of str
         Names of the kinds of task that it judges; empty: any.
+    label : str or None
+        What reports call it; None: its name.
     best : float or None
         The value of a perfect prediction where more is better; None: not known.
     chance : float or None
@@ -63,6 +65,7 @@ class Metric:
     direction: Direction
     kinds: tuple[str, ...] = ()
     _: KW_ONLY
+    label: str | None = None
     best: float | None = None
     chance: float | None = None
     ideal: float | None = None
@@ -93,6 +96,9 @@ class Metric:
     def of(self, task: Any) -> Metric:
         """The record for one task: itself, or one that knows what else the task declares (levels of quantiles)."""
         return self
+
+    def check_task(self, task: Any) -> None:
+        """Raise `BadInput` where the metric cannot judge a task of a kind that it judges (its classes do not fit)."""
 
     def checked(self, prediction: Any, target: Any) -> tuple[Any, Any]:
         """Predictions and labels in the form that the computation takes.

@@ -20,12 +20,20 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from pluribus.data.ragged import looks_like_lists
-from pluribus.data.tags import NO_WORD, check_metrics, find_tags, is_bio, ordered, tag_counts, tags_of
+from pluribus.data.tags import NO_WORD, find_tags, is_bio, ordered, tag_counts, tags_of
 from pluribus.errors import BadInput
+from pluribus.tasks import METRICS, Task
 from pluribus.tasks.columns import Column
 from pluribus.tasks.forms import Ragged, Values
 from pluribus.tasks.kinds import Kind, register
 from pluribus.tasks.kinds.record import Declared, Empty, Schema
+
+
+def check_metrics(name: str, classes: Iterable[str], metrics: Iterable[str]) -> None:
+    """Refuse metrics that some tags do not fit (spans need BIO tags)."""
+    task = Task(name, "tagging", tuple(classes))
+    for metric in metrics:
+        METRICS.named(metric).check_task(task)
 
 
 def spans(tags: Iterable[str]) -> list[tuple[int, int, str]]:

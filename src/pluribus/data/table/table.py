@@ -254,7 +254,7 @@ class Table:
             None if self.weight is None else self.frame[self.weight].to_numpy(np.float64),
             self._times if self.late == "weighed" else None,
         )
-        return labelled_cells(self.tasks, self._column_of, reasons, self.source)
+        return labelled_cells(self.tasks, self.column_of, reasons, self.source)
 
     def _times(self) -> NDArray[np.float64]:
         if self.time is None:
@@ -334,7 +334,7 @@ class Table:
             raise BadInput(what, where=self._at(self.task_column), remedy="check the name of the task column")
         return tuple(tasks[0].with_(name=str(name)) for name in names)
 
-    def _column_of(self, task: Task) -> Column:
+    def column_of(self, task: Task) -> Column:
         """A task's column with what stands beside it; in the long layout, its own cells."""
         column = self._beside(self.target_of(task), task)
         if self.task_column is None:

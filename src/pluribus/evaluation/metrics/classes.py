@@ -134,7 +134,9 @@ def _qwk(s: Array) -> Array:
     return undefined_unless(by_chance > 1e-12, 1 - m[:, 4] / by_chance)
 
 
-LOGLOSS = Additive("logloss", "min", _SETS, terms=with_ones(logloss_rows), finish=mean, check=checks.label_chances)
+LOGLOSS = Additive(
+    "logloss", "min", _SETS, terms=with_ones(logloss_rows), finish=mean, check=checks.label_chances, label="log loss"
+)
 BRIER = Additive("brier", "min", _ANY, terms=with_ones(_brier_rows), finish=mean, check=checks.label_chances)
 ACCURACY = Additive("accuracy", "max", _SETS, terms=with_ones(_hits), finish=mean, check=checks.labels, best=1.0)
 BALANCED_ACCURACY = Additive(

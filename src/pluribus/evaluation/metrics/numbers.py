@@ -104,13 +104,21 @@ def _mid_ranks(weight: Array, starts: Ints) -> Array:
     return np.repeat(middle, np.diff(np.append(starts, weight.shape[1])), axis=1)
 
 
-RMSE = Additive("rmse", "min", _NUMBERS, terms=with_ones(_squares), finish=_rmse, check=checks.numbers)
-MAE = Additive("mae", "min", _NUMBERS, terms=with_ones(_distances), finish=mean, check=checks.numbers, constant=median)
+RMSE = Additive("rmse", "min", _NUMBERS, terms=with_ones(_squares), finish=_rmse, check=checks.numbers, label="RMSE")
+MAE = Additive(
+    "mae", "min", _NUMBERS, terms=with_ones(_distances), finish=mean, check=checks.numbers, constant=median, label="MAE"
+)
 MAPE = Additive("mape", "min", _NUMBERS, terms=_mape_terms, finish=mean, check=checks.numbers)
 POISSON_DEVIANCE = Additive(
-    "poisson_deviance", "min", ("count",), terms=with_ones(_deviance_rows), finish=mean, check=checks.numbers
+    "poisson_deviance",
+    "min",
+    ("count",),
+    terms=with_ones(_deviance_rows),
+    finish=mean,
+    check=checks.numbers,
+    label="Poisson deviance",
 )
-R2 = Ranked("r2", "max", _NUMBERS, value=_r2, check=checks.numbers, best=1.0)
+R2 = Ranked("r2", "max", _NUMBERS, value=_r2, check=checks.numbers, best=1.0, label="R²")
 EXPLAINED_VARIANCE = Ranked("explained_variance", "max", _NUMBERS, value=_explained_variance, check=checks.numbers, best=1.0)
 PEARSON = Ranked("pearson", "max", _NUMBERS, value=_pearson, check=checks.numbers, best=1.0, chance=0.0)
 SPEARMAN = Ranked("spearman", "max", _NUMBERS, value=_spearman, check=checks.numbers, best=1.0, chance=0.0)

@@ -127,10 +127,10 @@ def _macro_auc(p: Array, y: Array, w: Weightings) -> Array:
     return mean_where(~np.isnan(areas), areas)
 
 
-AUC = Ranked("auc", "max", _POSITIVE, value=area, check=checks.scores, best=1.0, area=True)
-GINI = Ranked("gini", "max", _POSITIVE, value=_gini, check=checks.scores, best=1.0)
-KS = Ranked("ks", "max", _POSITIVE, value=_ks, check=checks.scores, best=1.0)
-PR_AUC = Ranked("pr_auc", "max", _POSITIVE, value=_pr_auc, check=checks.scores, best=1.0)
+AUC = Ranked("auc", "max", _POSITIVE, value=area, check=checks.scores, best=1.0, area=True, label="AUC")
+GINI = Ranked("gini", "max", _POSITIVE, value=_gini, check=checks.scores, best=1.0, label="Gini")
+KS = Ranked("ks", "max", _POSITIVE, value=_ks, check=checks.scores, best=1.0, label="KS")
+PR_AUC = Ranked("pr_auc", "max", _POSITIVE, value=_pr_auc, check=checks.scores, best=1.0, label="PR AUC")
 GAUC = Ranked("gauc", "max", _POSITIVE, value=_gauc, check=checks.scores, best=1.0, chance=0.5, area=True, grouped=True)
 UAUC = Ranked("uauc", "max", _POSITIVE, value=_uauc, check=checks.scores, best=1.0, chance=0.5, area=True, grouped=True)
 MACRO_AUC = Ranked(

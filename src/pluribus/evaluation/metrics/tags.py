@@ -11,6 +11,8 @@ from typing import Any
 
 import numpy as np
 
+from pluribus.data.tags import is_bio
+from pluribus.errors import BadInput
 from pluribus.evaluation.metrics import checks
 from pluribus.evaluation.metrics.parts import undefined_unless
 from pluribus.tasks.forms import Ragged
@@ -63,7 +65,17 @@ def _commonest(target: Any, weight: Array) -> Array:
     return np.full(() if isinstance(target, Ragged) else np.shape(target)[1], best)
 
 
+class SpanF1(Additive):
+    """F1 of spans; only BIO tags have spans."""
+
+    def check_task(self, task: Any) -> None:
+        """Refuse tags that are not BIO tags."""
+        if not is_bio(task.classes):
+            remedy = "judge it by token_accuracy, or write tags as B-TYPE, I-TYPE and O"
+            raise BadInput(f"{self.name} needs BIO tags", where=f"task {task.name!r}", remedy=remedy)
+
+
 TOKEN_ACCURACY = Additive(
     "token_accuracy", "max", _TAGS, terms=_token_terms, finish=_token_accuracy, check=checks.tags, best=1.0, constant=_commonest
 )
-SPAN_F1 = Additive("span_f1", "max", _TAGS, terms=_span_terms, finish=_span_f1, check=checks.tags, best=1.0, constant=_commonest)
+SPAN_F1 = SpanF1("span_f1", "max", _TAGS, terms=_span_terms, finish=_span_f1, check=checks.tags, best=1.0, constant=_commonest)

@@ -7,6 +7,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from itertools import zip_longest
 from typing import Any
 
+from pluribus.tasks import METRICS
+
 Row = Mapping[str, Any]
 
 MOST = 12
@@ -14,17 +16,6 @@ MOST = 12
 
 _TURNS = ("worse", "better", "undecided", "as good")
 _HOLES = {"labelled": "labelled", "missing": "missing", "not_applicable": "not applicable", "delayed": "not yet known"}
-_MEASURES = {
-    "auc": "AUC",
-    "gini": "Gini",
-    "ks": "KS",
-    "pr_auc": "PR AUC",
-    "logloss": "log loss",
-    "rmse": "RMSE",
-    "mae": "MAE",
-    "r2": "R²",
-    "poisson_deviance": "Poisson deviance",
-}
 
 
 def finite(value: Any) -> bool:
@@ -60,7 +51,9 @@ def deciding(scoped: Row) -> Row:
 
 
 def measure(name: str) -> str:
-    return _MEASURES.get(name, name)
+    """What people call a metric."""
+    found = METRICS.get(name)
+    return name if found is None else found.label or name
 
 
 def direction(name: str) -> str:

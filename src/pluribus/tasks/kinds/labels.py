@@ -133,4 +133,4 @@ class ClassKind(Kind):
 def probabilities(values: NDArray[np.float64], where: str) -> None:
     """Refuse what is not in [0, 1]."""
     if values.size and not (values.min() >= 0 and values.max() <= 1):
-        raise BadInput("holds probabilities outside [0, 1]", where=where, remedy="give probabilities")
+        raise BadInput("a probability is not in [0, 1]", where=where, remedy="write probabilities, not scores")

@@ -5,6 +5,9 @@ logit P(y > k) = z_0 − Σ_{1 ≤ j ≤ k} softplus(z_j)        k = 0 … C −
 
 from __future__ import annotations
 
+from collections.abc import Collection
+from typing import Any
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -49,6 +52,16 @@ def _start(values: Tensor, size: int) -> Tensor:
 
 class Ordinal(ClassKind):
     """A label in TASK, P(class) in TASK__p_CLASS."""
+
+    ordered = True
+
+    def found_in(self, name: str, columns: Collection[str]) -> dict[str, Any] | None:
+        """The classes that TASK__p_CLASS name: numbers by value, others in the order of the columns."""
+        found = super().found_in(name, columns)
+        try:
+            return found and {"classes": tuple(sorted(found["classes"], key=float))}
+        except ValueError:
+            return found
 
     def infer(self, column: Column) -> str | None:
         """Ordered categories, more than two of them in use."""

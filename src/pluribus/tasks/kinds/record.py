@@ -127,6 +127,8 @@ class Kind:
     """What a cell is, for messages: "a task whose cell …"."""
     verb: ClassVar[str] = ""
     """What who predicts it does, for messages: "it does not …"; "" where its name says so."""
+    ordered: ClassVar[bool] = False
+    """Whether classes stand from low to high."""
 
     def __post_init__(self) -> None:
         if _takes(self.loss) == 2:
