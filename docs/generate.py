@@ -210,7 +210,13 @@ def on_config(config: Any, **_: Any) -> Any:
             ]
         },
         {"Methods": [{"Every balancer": "balancers.md"}, {"Catalog": "catalog.md"}]},
-        {"Concepts": [{"The table with holes": "concepts/cells.md"}, {"Architecture": "architecture.md"}]},
+        {
+            "Concepts": [
+                {"The table with holes": "concepts/cells.md"},
+                {"Architecture": "architecture.md"},
+                {"Glossary": "glossary.md"},
+            ]
+        },
         {"Results": ["results/index.md", *measured]},
         {"Reference": [{"API": "api.md"}, {"Stability": "stability.md"}, {"Contributing": "contributing.md"}]},
     ]
