@@ -229,7 +229,9 @@ def on_files(files: Any, config: Any, **_: Any) -> Any:
 
     for name, make in PAGES.items():
         files.append(File.generated(config, name, content=make()))
-    files.append(File.generated(config, "contributing.md", content=(ROOT / "CONTRIBUTING.md").read_text("utf-8")))
+    files.append(
+        File.generated(config, "contributing.md", content=(ROOT / "CONTRIBUTING.md").read_text("utf-8").replace("](docs/", "]("))
+    )
     return files
 
 

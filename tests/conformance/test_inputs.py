@@ -49,7 +49,9 @@ def _table(name: str, holes: bool = False) -> Table:
 
 
 def test_the_catalog_lists_them_all() -> None:
-    assert {entry.name for entry in LISTED} == set(INPUTS)
+    """All types of tables; a merge's own type is no table's, and is there once the merge is loaded."""
+    of_tables = {name for name, record in INPUTS.items() if type(record).__module__.startswith("pluribus.data.")}
+    assert {entry.name for entry in LISTED} == of_tables
 
 
 @each
