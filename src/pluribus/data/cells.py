@@ -101,11 +101,18 @@ class Cells:
 def labels_of(values: Values, at: IntArray, rows: Tensor, weight: Tensor | None) -> Labels:
     """The labels of a batch: the values at some positions [b], with their rows and weights within the batch."""
     if isinstance(values, Ragged):
-        found = values.padded(torch.from_numpy(at))
-        each, mask = found["values"], found["mask"]
-        if each.dtype == torch.uint8:  # written text: bytes leave no number for "nothing"
-            each = each.int()
-        return Labels(each.masked_fill(~(mask if each.ndim == 2 else mask[..., None]), NOTHING), rows, mask, weight)
+        first = values.starts[at]
+        lengths = values.starts[at + 1] - first
+        place = np.arange(max(1, int(lengths.max(initial=1))))
+        mask = place < lengths[:, None]
+        if len(values.values):
+            found = values.values.take(first[:, None] + place, axis=0, mode="clip")
+        else:
+            found = np.empty((*mask.shape, *values.values.shape[1:]), values.values.dtype)
+        if found.dtype == np.uint8:  # written text: bytes leave no number for "nothing"
+            found = found.astype(np.int32)
+        found[~mask] = NOTHING
+        return Labels(torch.from_numpy(found), rows, torch.from_numpy(mask), weight)
     if isinstance(values, Maps):
         picked = values[at].values
         valid = there(picked)
@@ -228,8 +235,10 @@ class CellsByRow:
 
     def _widen(self, found: dict[str, Labels], place: IntArray, sizes: list[int]) -> None:
         """Put lists and maps where zeros stand; a task whose maps have no valid place is absent."""
-        for name, own in zip(self.names, np.split(place, np.cumsum(sizes)[:-1])):
-            if name in self.wide and len(own):
+        end = 0
+        for name, size in zip(self.names, sizes):
+            own, end = place[end : end + size], end + size
+            if name in self.wide and size:
                 found[name] = labels_of(self.wide[name], own, found[name].rows, found[name].weight)
-                if not len(found[name]):
+                if not len(found[name].rows):
                     del found[name]

@@ -180,7 +180,8 @@ class Ragged:
             found = values.new_zeros(len(rows), longest, values.shape[1])
             found[mask] = values[(first[:, None] + place)[mask]]
             return {"values": found, "mask": mask}
-        values = F.pad(values, (0, max(0, longest - len(values))))
+        if longest > len(values):
+            values = F.pad(values, (0, longest - len(values)))  # a copy of everything
         last = len(values) - longest
         # Windows over the values, `longest` wide, overlap in memory: a row is one copy from where it starts, without indices.
         found = values.as_strided((last + 1, longest), (1, 1)).index_select(0, first.clamp_max(last))

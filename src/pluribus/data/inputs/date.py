@@ -10,7 +10,6 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -40,12 +39,16 @@ if TYPE_CHECKING:
 
 _EPOCH = np.datetime64("1970-01-01T00:00:00", "us")
 _DAY = 86_400_000_000  # microseconds
-_WEEKDAYS = ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday")
-_MONTHS = tuple(str(month) for month in range(1, 13))
+_MANY = 256
+_EACH: Any = slice(None)
+_WORDS = {
+    "weekday": ("Monday", "Tuesday", "Wednesday", "Thursday", "Friday", "Saturday", "Sunday"),
+    "month": tuple(str(month) for month in range(1, 13)),
+}
 
 
 class Calendar:
-    """Dates, and what of the calendar each of them is; computed when it is first asked for.
+    """Dates, and what of the calendar each of them is.
 
     Parameters
     ----------
@@ -57,55 +60,48 @@ class Calendar:
         self._missing = np.isnat(stamps)
         micros = (np.where(self._missing, _EPOCH, stamps) - _EPOCH).astype(np.int64)
         self._days, self._rest = np.divmod(micros, _DAY)
+        self._found: dict[tuple[bool, bool], tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.int64]]]] = {}
 
-    @cached_property
+    @property
     def varies(self) -> bool:
         """Whether any of them has a time of day."""
         return bool(self._rest.any())
 
-    @cached_property
-    def days(self) -> NDArray[np.float64]:
-        """Days since 1970-01-01."""
-        return self._absent(self._days.astype(np.float64))
+    def features(self, recurring: bool, hourly: bool) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.int64]]]:
+        """Numbers (NaN where missing) and codes (−1 where missing) by their names, computed once.
 
-    @cached_property
-    def yearday(self) -> NDArray[np.float64]:
-        """Days since New Year."""
-        dates, codes = self._dates, self._distinct[1]
-        return self._absent((dates - dates.astype("datetime64[Y]")).astype(np.float64)[codes])
+        Parameters
+        ----------
+        recurring : bool
+            Whether only what comes back is wanted.
+        hourly : bool
+            Whether the hour is.
+        """
+        if (recurring, hourly) not in self._found:
+            self._found[recurring, hourly] = self._features(recurring, hourly)
+        return self._found[recurring, hourly]
 
-    @cached_property
-    def hour(self) -> NDArray[np.float64]:
-        """Hours since midnight."""
-        return self._absent(self._rest / (_DAY / 24))
-
-    @cached_property
-    def weekday(self) -> NDArray[np.int64]:
-        """0 on Mondays, −1 where missing."""
-        days, codes = self._distinct
-        return self._coded(((days + 3) % 7)[codes])  # 1970-01-01 was a Thursday
-
-    @cached_property
-    def month(self) -> NDArray[np.int64]:
-        """0 in January, −1 where missing."""
-        return self._coded((self._dates.astype("datetime64[M]").astype(np.int64) % 12)[self._distinct[1]])
-
-    @cached_property
-    def _distinct(self) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """Days and each date's place among them: where rows outnumber days, the calendar is computed once for each day."""
-        days = self._days
-        first, last = (int(days.min()), int(days.max())) if len(days) else (0, 0)
-        return (np.arange(first, last + 1), days - first) if last - first < len(days) else (days, np.arange(len(days)))
-
-    @cached_property
-    def _dates(self) -> NDArray[np.datetime64]:
-        return self._distinct[0].astype("datetime64[D]")
-
-    def _absent(self, values: NDArray[np.float64]) -> NDArray[np.float64]:
-        return np.where(self._missing, np.nan, values)
-
-    def _coded(self, codes: NDArray[np.int64]) -> NDArray[np.int64]:
-        return np.where(self._missing, -1, codes)
+    def _features(self, recurring: bool, hourly: bool) -> tuple[dict[str, NDArray[np.float64]], dict[str, NDArray[np.int64]]]:
+        missing, days = self._missing, self._days
+        numbers: dict[str, NDArray[np.float64]] = {}
+        codes: dict[str, NDArray[np.int64]] = {}
+        # Calendar features are functions of the day: where rows outnumber days, computed once for each day, then spread.
+        distinct, place = days, _EACH
+        if len(days) > _MANY and (span := int(days.max()) - int(days.min())) < len(days):
+            distinct, place = np.arange(span + 1) + days.min(), days - days.min()
+        if not recurring:
+            dates = distinct.astype("datetime64[D]")
+            yearday = (dates - dates.astype("datetime64[Y]")).astype(np.float64)
+            numbers["days"] = np.where(missing, np.nan, days.astype(np.float64))
+            numbers["yearday"] = np.where(missing, np.nan, yearday[place])
+        if hourly:
+            numbers["hour"] = np.where(missing, np.nan, self._rest / (_DAY / 24))
+        weekday = (distinct + 3) % 7  # 1970-01-01 was a Thursday
+        codes["weekday"] = np.where(missing, -1, weekday[place])
+        if not recurring:
+            month = dates.astype("datetime64[M]").astype(np.int64) % 12
+            codes["month"] = np.where(missing, -1, month[place])
+        return numbers, codes
 
 
 class DateType(InputType):
@@ -154,6 +150,11 @@ class DateType(InputType):
     def filler(self, inputs: Sequence[FittedInput], statistics: Statistics) -> Filler | None:
         """One column after another, without a frame."""
 
+        encoded: dict[str, NDArray[np.int32]] = {}  # feature → the code of each of its words, and of none
+        for one in inputs:
+            for feature, words in one.features(Calendar(np.empty(0, "datetime64[us]"))).categorical.items():
+                encoded[feature] = statistics.codes(feature, np.append(np.arange(len(words.words)), -1), words.words)
+
         def fill(cells: Sequence[Sequence[Any]], numeric: NDArray[np.float32], categorical: NDArray[np.int32]) -> None:
             for one, column in zip(inputs, cells):
                 found = one.features(Calendar(np.array(column, "datetime64[us]")))
@@ -161,7 +162,7 @@ class DateType(InputType):
                     number = statistics.numbers[feature]
                     numeric[:, statistics.place(feature)] = (values - number.centre) / number.scale
                 for feature, words in found.categorical.items():
-                    categorical[:, statistics.place(feature)] = statistics.codes(feature, words.codes, words.words)
+                    categorical[:, statistics.place(feature)] = encoded[feature][words.codes]
 
         return fill
 
@@ -185,16 +186,11 @@ class FittedDate(FittedInput):
 
     def features(self, read: Any) -> ColumnFeatures:
         """The features of the calendar."""
-        name, found = self.name, ColumnFeatures()
-        if not self.recurring:
-            found.numeric[f"{name}.days"] = read.days
-            found.numeric[f"{name}.yearday"] = read.yearday
-        if self.hourly:
-            found.numeric[f"{name}.hour"] = read.hour
-        found.categorical[f"{name}.weekday"] = Words(read.weekday, _WEEKDAYS, _WEEKDAYS)
-        if not self.recurring:
-            found.categorical[f"{name}.month"] = Words(read.month, _MONTHS, _MONTHS)
-        return found
+        numbers, codes = read.features(self.recurring, self.hourly)
+        return ColumnFeatures(
+            {f"{self.name}.{name}": values for name, values in numbers.items()},
+            {f"{self.name}.{name}": Words(values, _WORDS[name], _WORDS[name]) for name, values in codes.items()},
+        )
 
     def schema(self, statistics: Statistics) -> Schema:
         """ISO 8601 text, or null."""

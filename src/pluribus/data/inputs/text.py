@@ -39,7 +39,6 @@ class TextType(InputType):
     name = "text"
     order = 4
     is_words = True
-    keeps = False
     depth = 1
     store = Texts
 

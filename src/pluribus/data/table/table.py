@@ -324,7 +324,7 @@ class Table:
     def _resolved(self) -> tuple[Task, ...]:
         tasks = []
         for target in self._targets:
-            beside = self._beside(target.column, target.declared)
+            beside = self._beside(target.column, target.kind, target.declared)
             tasks.append(resolve(target.declared, beside, target.kind, len(self.text), self.notes))
         if self.task_column is None:
             return tuple(tasks)
@@ -336,21 +336,24 @@ class Table:
 
     def column_of(self, task: Task) -> Column:
         """A task's column with what stands beside it; in the long layout, its own cells."""
-        column = self._beside(self.target_of(task), task)
+        column = self._beside(self.target_of(task), task.kind, task)
         if self.task_column is None:
             return column
         return replace(column, series=column.series.where(self.frame[self.task_column].astype(str) == task.name))
 
-    def _beside(self, name: str, task: Task | None) -> Column:
-        """A target column with the text, or the item table, that stands beside it."""
+    def _beside(self, name: str, kind: str | None, task: Task | None) -> Column:
+        """A target column with the text whose words it labels, or the item table whose keys it holds, as far as its kind (None:
+        not known yet) asks for one."""
         series, where = self.frame[name], self._at(name)
         for items, columns in self.joined.items():
             if name in columns:
                 keys = {key: row for row, key in enumerate(self.attributes[items].keys)}
                 return Column(series, where, keys=keys, beside=items)
-        chosen = task is not None and task.inputs is not None
-        text = [each for each in self.text if not chosen or each in (task.inputs if task and task.inputs else ())]
-        if len(text) == 1 or (chosen and text):
+        if not (looks_like_lists(series) if kind is None else KINDS[kind].beside == "text"):
+            return Column(series, where)
+        read = None if task is None else task.inputs
+        text = [each for each in self.text if read is None or each in read]
+        if len(text) == 1 or (text and read is not None):
             return Column(series, where, words=self._counts(text[0]), beside=text[0])
         return Column(series, where)
 
