@@ -181,6 +181,14 @@ ODD = {
     "no rows": (lambda: Table(frame().iloc[:0], ["bought"]), "has no rows"),
     "double names": (lambda: Table(pd.concat([frame(), frame()[["x"]]], axis=1), ["bought"]), "several columns called 'x'"),
     "no input": (lambda: Table(frame()[["bought", "x"]], ["bought"], ignore=["x"]), "no input column left"),
+    "unknown input of a task": (
+        lambda: Table(frame(), [Task("bought", "binary", inputs=("x", "coulour"))]),
+        "task 'bought', inputs: unknown input column 'coulour'; did you mean 'colour'",
+    ),
+    "a target as an input": (
+        lambda: Table(frame(), [Task("bought", "binary", inputs=("amount",)), "amount:regression"]),
+        "task 'bought', inputs: unknown input column 'amount'",
+    ),
     "unknown parent": (lambda: Table(frame(), [Task("bought", "binary", after="clicked")]), "unknown parent task 'clicked'"),
     "parent that is a number": (
         lambda: Table(frame(), [Task("bought", "binary", after="amount"), "amount:regression"]),
@@ -227,3 +235,25 @@ def test_targets_whose_predictions_would_stand_in_one_column_are_refused() -> No
     with pytest.raises(BadInput, match="tasks 'bought' and 'bought__p' would both be predicted in a column 'bought__p'; rename"):
         Table(data, ["bought", "bought__p"])
     assert Table(frame(bought_p=[0, 1] * 60), ["bought", "bought_p"]).names == ("bought", "bought_p")
+
+
+def test_tags_belong_to_the_first_text_that_their_task_reads() -> None:
+    """Of several texts the one that `inputs` names first in the table's order; without it there must be one only."""
+    rng = np.random.default_rng(0)
+    texts = {name: [" ".join(rng.choice(["a", "b"], rng.integers(1, 9)).tolist()) for _ in range(N)] for name in ("one", "two")}
+    tags = [[str(tag) for tag in rng.choice(["X", "Y"], len(text.split()))] for text in texts["two"]]
+    data, declared = frame(**texts, tags=tags), Task("tags", "tagging", inputs=("x", "two"))
+    table = Table(data, [declared, "bought"], text=["one", "two"], split="random")
+    assert table.tasks[0].size == max(len(text.split()) for text in texts["two"])
+    assert (
+        table.cells["tags"].values.nbytes
+        == Table(  # the same as if the other text were not there
+            data.drop(columns="one"), ["tags", "bought"], text=["two"], split="random"
+        )
+        .cells["tags"]
+        .values.nbytes
+    )
+    with pytest.raises(BadInput, match="there are 2; name it"):
+        Table(data, ["tags:tagging", "bought"], text=["one", "two"], split="random")
+    with pytest.raises(BadInput, match=r"has \d+ tags in row \d+, where the text has"):
+        Table(data, [declared.with_(inputs=("one", "two")), "bought"], text=["one", "two"], split="random")
