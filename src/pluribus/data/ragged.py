@@ -30,7 +30,17 @@ IntArray = NDArray[np.int64]
 
 @dataclass(frozen=True)
 class Texts(Sequence["str | None"]):
-    """Strings, some missing, as UTF-8: data [bytes] uint8, starts [n + 1] int64, present [n] bool."""
+    """Strings, some missing, as UTF-8.
+
+    Parameters
+    ----------
+    data : ndarray of uint8
+        [bytes], string after string.
+    starts : ndarray of int64
+        [n + 1]; string i is `data[starts[i]:starts[i + 1]]`.
+    present : ndarray of bool
+        [n], False where a string is missing.
+    """
 
     data: NDArray[np.uint8]
     starts: IntArray
@@ -95,9 +105,18 @@ class Texts(Sequence["str | None"]):
 class Lists:
     """A column of lists, read.
 
-    numeric: what its elements are: words and whole numbers are categories, numbers with decimals are numbers.
-    starts: [n + 1] int64; a missing cell is an empty list.
-    numbers: [total] float64, NaN where missing, or nothing. codes: [total] int64, −1 where missing, into `words`, or nothing.
+    Parameters
+    ----------
+    numeric : bool
+        What its elements are: words and whole numbers are categories, numbers with decimals are numbers.
+    starts : ndarray of int64
+        [n + 1]; list i has the elements from `starts[i]` to `starts[i + 1]`. A missing cell is an empty list.
+    numbers : ndarray of float64
+        [total], NaN where missing; empty where elements are categories.
+    codes : ndarray of int64
+        [total], positions among `words`, −1 where missing; empty where elements are numbers.
+    words : list of str
+        The different elements.
     """
 
     numeric: bool
@@ -115,8 +134,11 @@ class Lists:
 
 
 def looks_like_lists(series: pd.Series) -> bool:
-    """Whether a column holds lists: the first value that is there is one, or nine in ten of the first thousand are text that
-    starts with [ and ends with ], as JSON writes them."""
+    """Whether a column holds lists.
+
+    The first value that is there is one, or nine in ten of the first thousand are text that starts with [ and ends with ], as
+    JSON writes them.
+    """
     import pandas as pd
 
     if series.dtype == np.dtype(object):
@@ -145,12 +167,22 @@ def _written_list(cell: str) -> bool:
 
 
 def read_lists(series: pd.Series, where: str, numeric: bool | None = None) -> Lists:
-    """Read a column of lists. numeric: whether the elements must be numbers, or categories (None: found out).
+    """Read a column of lists.
+
+    Parameters
+    ----------
+    series : pandas.Series
+        The cells: lists, arrays of one dimension, JSON lists in text, or nothing.
+    where : str
+        The file and the column, for messages.
+    numeric : bool or None
+        Whether the elements must be numbers (True) or categories (False); None: found out.
 
     Raises
     ------
-    BadInput: a cell that is no list, a list within a list, an element of another type than the others or than `numeric` says,
-        an infinite number; the row is named (from 1).
+    BadInput
+        A cell that is no list, a list within a list, an element of another type than the others or than `numeric` says, an
+        infinite number; the row is named (from 1).
     """
     cells = [_cell(cell, row, where) for row, cell in enumerate(series.to_numpy(object))]
     lengths = np.fromiter((len(cell) for cell in cells), np.int64, len(cells))

@@ -34,7 +34,20 @@ class Mix(Protocol):
     """A rule for how often each task is drawn."""
 
     def probabilities(self, sizes: FloatArray, step: int) -> FloatArray:
-        """sizes [T] of the tasks, all positive, and the number of batches drawn so far → probabilities [T]."""
+        """The probability of each task.
+
+        Parameters
+        ----------
+        sizes : ndarray of float64
+            [T], the tasks' labelled rows, all positive.
+        step : int
+            The number of batches drawn so far.
+
+        Returns
+        -------
+        ndarray of float64
+            [T]
+        """
         ...
 
 
@@ -129,23 +142,41 @@ class _ShuffledRows:
 
 
 class TaskSampler:
-    """An endless stream of batches in which tasks are heard as often as a mix says.
+    """An endless stream of batches in which each task has the share that a mix says.
 
     A drawn cell brings its own label only, so that the realised counts are the plan's within binomial error; a row may stand in a
     batch twice, once for each of two tasks. Every task's cells come round without repetition before any comes again.
 
     Parameters
     ----------
-    data, part: where the cells are.
-    size: cells per batch.
-    mix: how often each task is drawn.
-    homogeneous: True: all cells of a batch are of one task, drawn by the mix. False: each cell's task is drawn.
-    seed: of everything drawn; the same seed gives the same stream.
-    tasks: default all.
+    data : Prepared
+        Where the cells are.
+    part : str
+        The part of it.
+    size : int
+        Cells per batch.
+    mix : Mix
+        How often each task is drawn.
+    homogeneous : bool
+        True: all cells of a batch are of one task, drawn by the mix. False: each cell's task is drawn.
+    seed : int
+        Of everything drawn; the same seed gives the same stream.
+    tasks : sequence of str or None
+        Default: all.
 
     Attributes
     ----------
-    drawn: task → cells drawn so far. planned: task → their expected number. step: batches drawn so far.
+    drawn : dict
+        Task → cells drawn so far.
+    planned : dict
+        Task → their expected number.
+    step : int
+        Batches drawn so far.
+
+    Raises
+    ------
+    BadInput
+        A batch would be empty, or a task has no label in the part.
     """
 
     def __init__(

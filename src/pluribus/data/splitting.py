@@ -33,11 +33,18 @@ _MAX_KEYS = 24
 class Split:
     """Parts and units of a table.
 
-    parts: "train", "valid", "test" → ascending rows; together every row once.
-    units: [n] int64, the resampling unit of each row.
-    unit: what a unit is: "group", "day" or "row".
-    new_groups: test rows whose group is not in training (all test rows without a group column).
-    notes: what a report should say about it.
+    Parameters
+    ----------
+    parts : dict
+        "train", "valid", "test" → ascending rows; together every row once.
+    units : ndarray of int64
+        [n], the resampling unit of each row.
+    unit : {"group", "day", "row"}
+        What a unit is.
+    new_groups : ndarray of int64
+        Test rows whose group is not in training (all test rows without a group column).
+    notes : tuple of str
+        What a report should say about it.
     """
 
     parts: dict[str, IntArray]
@@ -63,10 +70,19 @@ class Split:
 
 
 def split(table: Table, seed: int = 0) -> Split:
-    """Split the table as `table.split` says and check that every task can be learnt and judged.
+    """Split the table as `table.split` says, and check that every task can be learnt and judged.
 
-    Raises `BadInput` where a part would be empty, or a task has fewer than 20 labels or one class only in train, or no label
-    in valid or test.
+    Parameters
+    ----------
+    table : Table
+        The table.
+    seed : int
+        Of a random split; the same seed gives the same parts.
+
+    Raises
+    ------
+    BadInput
+        A part would be empty, or a task has fewer than 20 labels or one class only in train, or no label in valid or test.
     """
     kind = table.split.partition(":")[0]
     rows = {"random": _random, "time": _by_time, "column": _by_column}[kind](table, seed)

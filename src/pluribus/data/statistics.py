@@ -26,10 +26,16 @@ MISSING, UNSEEN, FIRST = 0, 1, 2
 class Number:
     """One numeric feature.
 
-    centre, scale: training mean and standard deviation (1 where it is constant), in the column's units.
-    edges: quantile bin edges of the encoded training values, ascending and distinct, at most `MAX_BINS` + 1.
-    quantiles: the `QUANTILES` of the training values in the column's units (NaN where there is none).
-    missing: share of training rows without a value.
+    Parameters
+    ----------
+    centre, scale : float
+        Training mean and standard deviation (1 where it is constant), in the column's units.
+    edges : ndarray of float32
+        Quantile bin edges of the encoded training values, ascending and distinct, at most `MAX_BINS` + 1.
+    quantiles : ndarray of float64
+        The `QUANTILES` of the training values in the column's units (NaN where there is none).
+    missing : float
+        Share of training rows without a value.
     """
 
     centre: float
@@ -41,7 +47,15 @@ class Number:
 
 @dataclass(frozen=True)
 class Category:
-    """One categorical feature: its categories, and the share of training rows of each code [2 + number of categories]."""
+    """One categorical feature.
+
+    Parameters
+    ----------
+    categories : tuple of str
+        Its categories; category i has code i + `FIRST`.
+    frequency : ndarray of float64
+        [`FIRST` + number of categories], the share of training rows of each code.
+    """
 
     categories: tuple[str, ...]
     frequency: NDArray[np.float64]
@@ -51,8 +65,18 @@ class Category:
 class Elements:
     """One ragged input.
 
-    limit: its latest so many elements are kept. typical: mean length in the training rows, rounded, at least 1. category, number:
-    how its elements are encoded. items: name of the item table that it is joined to.
+    Parameters
+    ----------
+    limit : int
+        Its latest so many elements are kept.
+    typical : int
+        Mean length in the training rows, rounded, at least 1.
+    category : Category or None
+        How its elements are encoded, where they are words.
+    number : Number or None
+        How its elements are encoded, where they are numbers.
+    items : str or None
+        The item table whose keys its elements are.
     """
 
     limit: int
@@ -73,6 +97,7 @@ class Elements:
 
 
 def fit_number(values: NDArray[np.float64]) -> Number:
+    """The statistics of training values [n], NaN where missing."""
     present = _sorted(values[~np.isnan(values)])
     missing = 1 - len(present) / max(len(values), 1)
     if not len(present):
@@ -114,7 +139,21 @@ def _quantiles_of_sorted(values: NDArray[np.float64], at: NDArray[np.float64]) -
 def fit_category(
     codes: NDArray[np.int64], words: Sequence[str], least: int, most: int, known: Sequence[str] | None = None
 ) -> Category:
-    """`known`: the categories and their order, where they do not depend on the rows (weekdays, booleans, tasks)."""
+    """The categories of training rows.
+
+    Parameters
+    ----------
+    codes : ndarray of int64
+        [n], positions among `words`; −1 where missing.
+    words : sequence of str
+        What the codes stand for; the same word may stand there twice (1 and 1.0).
+    least : int
+        Words in fewer rows are no categories.
+    most : int
+        So many categories are kept, the most frequent first.
+    known : sequence of str or None
+        The categories and their order, where they do not depend on the rows (weekdays, booleans, tasks).
+    """
     counts = np.bincount(codes + 1, minlength=len(words) + 1)
     by_word: dict[str, int] = {}
     for word, count in zip(words, counts[1:].tolist()):  # 1 and 1.0 are one category

@@ -76,7 +76,8 @@ def find_tags(series: pd.Series, where: str) -> tuple[str, ...]:
 
     Raises
     ------
-    BadInput: a cell that is no list, tags that are no words, too many different ones.
+    BadInput
+        A cell that is no list, tags that are no words, too many different ones.
     """
     lists = read_lists(series, where, numeric=False)
     classes = ordered(lists.words)
@@ -96,11 +97,23 @@ def tag_counts(series: pd.Series, where: str) -> NDArray[np.int64]:
 
 
 def tags_of(series: pd.Series, words: NDArray[np.int64], classes: Sequence[str], where: str) -> Ragged:
-    """Class indices, one list a row [n]; the list of an empty cell (a hole) is empty. words: how many a row has.
+    """Class indices, one list a row [n]; the list of an empty cell (a hole) is empty.
+
+    Parameters
+    ----------
+    series : pandas.Series
+        The lists of tags.
+    words : ndarray of int64
+        [n], how many words each row's text has.
+    classes : sequence of str
+        The task's classes.
+    where : str
+        The file and the column, for messages.
 
     Raises
     ------
-    BadInput: a tag that is missing or none of the classes, a list that is longer or shorter than its text.
+    BadInput
+        A tag that is missing or none of the classes, a list that is longer or shorter than its text.
     """
     lists = read_lists(series, where, numeric=False)
     lengths = np.diff(lists.starts)
@@ -118,11 +131,3 @@ def tags_of(series: pd.Series, words: NDArray[np.int64], classes: Sequence[str],
             what = f"holds {tag!r}, which is none of the task's classes ({', '.join(classes[:12])})"
             raise BadInput(what, where=where, remedy="add the class or mend the tag")
     return Ragged(np.array([position[tag] for tag in lists.words], np.int32)[lists.codes], lists.starts)
-
-
-def read_tags(series: pd.Series, words: NDArray[np.int64], classes: Sequence[str], size: int, where: str) -> NDArray[np.float64]:
-    """`tags_of` padded [n, at least size]: -1 behind a row's last word, NaN where the cell is empty."""
-    found = tags_of(series, words, classes, where)
-    padded = found.to_padded(width=size).astype(np.float64)
-    padded[found.lengths == 0] = np.nan
-    return padded

@@ -31,7 +31,31 @@ MIN_POSITIVES = 20
 def seen_share(
     positive: NDArray[np.bool_], pending: NDArray[np.bool_], time: FloatArray, weight: FloatArray, where: str
 ) -> tuple[NDArray[np.int64], FloatArray, float]:
-    """(bin of each row, G of each bin, rate of positives where nothing is pending). All [n]; bins ascend in time."""
+    """The share of positives that has been seen by now, by bins of time.
+
+    Parameters
+    ----------
+    positive, pending : ndarray of bool
+        [n], what has happened, and what is still to come.
+    time, weight : ndarray of float64
+        [n], of the rows.
+    where : str
+        The file and the task, for messages.
+
+    Returns
+    -------
+    ndarray of int64
+        [n], each row's bin; bins ascend in time.
+    ndarray of float64
+        G of each bin.
+    float
+        The rate of positives where nothing is pending.
+
+    Raises
+    ------
+    BadInput
+        There are too few positives in times when nothing is pending any more.
+    """
     count = int(np.clip(positive.sum() / PER_BIN, 4, 50))
     edges = np.unique(np.quantile(time, np.linspace(0, 1, count + 1)[1:-1]))
     bins = np.searchsorted(edges, time, side="right")
@@ -49,8 +73,21 @@ def seen_share(
 
 
 def weighed(value: FloatArray, pending: NDArray[np.bool_], time: FloatArray, weight: FloatArray | None, where: str) -> Cells:
-    """The cells of one binary task. value [n]: 1, 0, or NaN where there is no label; pending [n]: not positive so far, not final;
-    time [n]; weight [n] of the rows."""
+    """The cells of one binary task, with the weights of the module's text.
+
+    Parameters
+    ----------
+    value : ndarray of float64
+        [n]: 1, 0, or NaN where there is no label.
+    pending : ndarray of bool
+        [n], not positive so far, and not final.
+    time : ndarray of float64
+        [n], the rows' times.
+    weight : ndarray of float64 or None
+        [n], the rows' weights.
+    where : str
+        The file and the task, for messages.
+    """
     positive = value == 1
     rows = np.flatnonzero(positive | (value == 0) | pending)
     own = np.ones(len(rows)) if weight is None else weight[rows]
