@@ -33,6 +33,7 @@ from pluribus.files.arrays import read_array, write_array
 from pluribus.modeling import Budget, Candidate, Encoder, Features, FitRecord, Fitted
 from pluribus.serving import application
 from pluribus.study import Study, StudyResult
+from pluribus.study.trial import read_predictions
 from pluribus.tabular.network import Network, build
 from pluribus.tasks import Task
 from pluribus.tasks.columns import Column
@@ -308,6 +309,10 @@ def test_a_study_judges_it(result: StudyResult) -> None:
     assert by_name["regions"].metric == "painted"
     assert min(by_name["regions"].challenger_seeds) > 0.8
     assert 0.2 < by_name["regions"].constant < 0.5
+    for path in (result.folder / "work" / "trials").glob("final-*/valid.npz"):  # terms, never maps
+        kept = read_predictions(path)
+        assert set(kept["regions"].each) == {"painted", "mean_iou"}
+        assert isinstance(kept["bright"], np.ndarray)
     page = result.report.read_text("utf-8")
     assert "painted" in page
     assert "painter, alone" in page

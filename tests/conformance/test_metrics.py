@@ -12,9 +12,11 @@ from tests.conformance.entries import entries_for
 
 from pluribus.evaluation import metrics
 from pluribus.evaluation.metrics import Weightings
-from pluribus.tasks import METRICS, Metric, kind
+from pluribus.evaluation.skill import best_constant
+from pluribus.evaluation.verdict import TaskTruth, Verdict, judge
+from pluribus.tasks import METRICS, Metric, Task, kind
 from pluribus.tasks.forms import Ragged
-from pluribus.tasks.metrics import Additive
+from pluribus.tasks.metrics import Additive, Terms
 
 CLASSES = 3
 LISTED = entries_for(__name__, "metric", "predictions")
@@ -93,6 +95,31 @@ def test_terms_of_two_halves_add_up(metric: Metric, seed: int) -> None:
     np.testing.assert_allclose(metric.finished(counts @ whole), value, rtol=1e-9, equal_nan=True)
     summed = metric.finished(counts[:, :5] @ halves[0] + counts[:, 5:] @ halves[1])
     np.testing.assert_allclose(summed, value, rtol=1e-9, equal_nan=True)
+
+
+@each
+@given(seed=st.integers(0, 10))
+def test_the_verdict_on_terms_is_the_verdict_on_predictions(metric: Metric, seed: int) -> None:
+    """Broken: a study that keeps terms of lists and maps judges otherwise than `pluribus compare` on the predictions."""
+    if not isinstance(metric, Additive):
+        pytest.skip("it needs all rows at once")
+    name = (metric.kinds or ("regression",))[-1]
+    classes = ("a", "b") if kind(name).positive else ("a", "b", "c") if kind(name).classes else ()
+    levels = {"levels": (0.1, 0.5, 0.9)} if kind(name).form != "value" and not classes and kind(name).head is None else {}
+    task = Task("t", name, classes, metrics=(metric.name,), **levels)
+    p, y, groups = _rows(metric, 40, seed)
+    other = _rows(metric, 40, seed + 1)[0] if not isinstance(p, Ragged) else y
+    weight = np.random.default_rng(seed).random(40)
+    truth = {"t": TaskTruth(np.arange(40), y, weight, groups)}
+    units = np.arange(40) // 2
+
+    def judged(one: Any, two: Any) -> Verdict:
+        constants = {"t": best_constant(task, y, weight)}
+        return judge([task], truth, units, {"t": [one]}, {"other": {"t": [two]}}, constants=constants, repeats=50)
+
+    expected = judged(p, other)
+    terms = [Terms.of(task.metrics, side, y) for side in (p, other)]
+    np.testing.assert_equal(judged(*terms).to_dict(), expected.to_dict())
 
 
 @each

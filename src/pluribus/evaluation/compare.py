@@ -32,6 +32,7 @@ from pluribus.tasks import KINDS, Kind, Metric, Task
 from pluribus.tasks import metric as metric_named
 from pluribus.tasks.columns import Column, word_of
 from pluribus.tasks.forms import Values
+from pluribus.tasks.metrics import Additive, Terms
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -105,7 +106,11 @@ def compare(
             rows, target[rows], None if base is None else base[rows], None if codes is None else np.asarray(codes)[rows]
         )
     predictions = [
-        {task.name: [_prediction(file, task, table, cells[task.name].rows) for file in side] for task in judged} for side in sides
+        {
+            task.name: [_kept(task, _prediction(file, task, table, cells[task.name].rows), cells[task.name]) for file in side]
+            for task in judged
+        }
+        for side in sides
     ]
     for side in sides:
         extra = max(len(file.keys) - len(table.keys) for file in side)
@@ -127,6 +132,17 @@ def compare(
         seed=seed,
         notes=notes,
     )
+
+
+def _kept(task: Task, prediction: Any, cells: TaskTruth) -> Any:
+    """The terms of lists and maps, of which no more than one file's are held at a time; other predictions as they are."""
+    metric = task.main_metric
+    if task.record.per == "value" or not isinstance(metric, Additive):
+        return prediction
+    try:
+        return Terms.of((metric,), prediction, cells.target)
+    except BadInput as error:
+        raise BadInput(error.what, where=f"task {task.name!r}, {error.where}", remedy=error.remedy) from error
 
 
 class _ComparedFile:

@@ -15,9 +15,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluribus.data.ingest import read_table
+from pluribus.data.prepared import Prepared
 from pluribus.data.table import Table
 from pluribus.errors import BadInput
+from pluribus.study.trial import Predictions, by_terms
 from pluribus.tasks import Task
+from pluribus.tasks.metrics import Terms
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -43,9 +46,15 @@ class Champion:
     rows: Mapping[str, IntArray]
     values: Mapping[str, Any]
 
-    def at(self, task: str, rows: IntArray) -> Any:
-        """The predictions of some of the covered rows."""
-        return self.values[task][np.searchsorted(self.rows[task], rows)]
+    def on(self, data: Prepared, part: str) -> Predictions:
+        """Its predictions of the labelled cells of a part, or their terms, as a trial keeps them."""
+        found: Predictions = {}
+        for task in data.tasks:
+            if task.name in self.values:
+                cells = data.labelled(task.name, part)
+                said = self.values[task.name][np.searchsorted(self.rows[task.name], cells.rows)]
+                found[task.name] = Terms.of(task.metrics, said, cells.values) if by_terms(task) else said
+        return found
 
 
 def read_champion(path: str | Path, table: Table, needed: dict[str, IntArray]) -> Champion:

@@ -22,6 +22,7 @@ from pluribus.data.cells import Cells, feed
 from pluribus.data.prepared import Prepared, prepare
 from pluribus.data.splitting import Split, split
 from pluribus.data.table import Table
+from pluribus.errors import BadInput
 from pluribus.evaluation import calibration
 from pluribus.evaluation.ledger import Row
 from pluribus.evaluation.verdict import TaskTruth, Verdict, judge
@@ -40,8 +41,9 @@ from pluribus.study.progress import Reporter
 from pluribus.study.run_folder import RunFolder
 from pluribus.study.selection import CHAMPION, Finalist, StudyChoice
 from pluribus.study.training import Trained, Training
-from pluribus.study.trial import Predictions, cell_scores, constants
+from pluribus.study.trial import Predictions, by_terms, cell_scores, constants
 from pluribus.tasks import Task
+from pluribus.tasks.metrics import Additive
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -163,6 +165,11 @@ class TableArena:
 
     def check(self) -> None:
         """Read and plan everything; see `Arena`."""
+        for task in self.table.tasks:
+            ranked = [m.name for m in task.metrics if by_terms(task) and not isinstance(m, Additive)]
+            if ranked:
+                what = f"metric {ranked[0]!r} needs all predictions at once, and a study keeps only the terms of lists and maps"
+                raise BadInput(what, where=f"task {task.name!r}", remedy="give it additive metrics alone")
         _ = self.plan, self.champion
 
     def configuration(self) -> str:
@@ -205,11 +212,7 @@ class TableArena:
 
     def choose(self, results: Compared) -> dict[str, Any]:
         """The winner, its references and the recommendation; see `selection`."""
-        champion = None
-        if self.champion is not None:
-            champion = {
-                name: self.champion.at(name, self.learnable.labelled(name, "valid").rows) for name in self.champion.values
-            }
+        champion = None if self.champion is None else self.champion.on(self.learnable, "valid")
         spec = self.spec
         return selection.choose(
             self.learnable,
@@ -266,9 +269,7 @@ class TableArena:
             for f in (*results.trained.finalists, *results.trained.longer)
         }
         if self.champion is not None:
-            found[CHAMPION] = [
-                {name: self.champion.at(name, self.data.labelled(name, "test").rows) for name in self.champion.values}
-            ]
+            found[CHAMPION] = [self.champion.on(self.data, "test")]
         return found
 
     def _new_groups(

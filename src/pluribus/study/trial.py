@@ -24,9 +24,12 @@ from pluribus.files.plain import plain
 from pluribus.modeling import Budget, Fitted
 from pluribus.study.plan import Trial, make, screening_part
 from pluribus.tasks import Task
+from pluribus.tasks.metrics import Terms
 from pluribus.training.judging import Judge
 
-Predictions = dict[str, NDArray[np.float64]]
+Predictions = dict[str, Any]
+"""Task → predictions of its labelled cells of a part: an array, lists or maps; or their `Terms`."""
+TERMS = "terms//"
 KEPT = ("rules", "times", "diagnostics", "expert_health")  # of a fit's record, where it is there
 
 
@@ -72,7 +75,7 @@ def run_trial(prepared: str, scratch: str, trial: Trial, screening_seed: int) ->
                 fitted.record["ignored_inputs"] = ignored
             predictions = calibrate(fitted, data)
             scores = valid_scores(data, predictions)
-            np.savez(aside / "valid.npz", **predictions)  # type: ignore[arg-type]
+            write_predictions(aside / "valid.npz", predictions)
             result |= {
                 "status": "done",
                 "scores": scores,
@@ -131,8 +134,42 @@ def finished(trials: Path, trial: Trial) -> dict[str, Any] | None:
 
 def valid_predictions(trials: Path, trial_id: str) -> Predictions:
     """The predictions of a finished trial on the labelled cells of the valid part."""
-    with np.load(trials / trial_id / "valid.npz", allow_pickle=False) as held:
-        return {name: held[name] for name in held.files}
+    return read_predictions(trials / trial_id / "valid.npz")
+
+
+def write_predictions(path: Path, predictions: Predictions) -> None:
+    """Write predictions or terms as one array each: `TASK`, or `terms//METRIC//TASK`.
+
+    Raises
+    ------
+    BadInput
+        Lists or maps, of which nothing but their terms is ever written.
+    """
+    held: dict[str, Any] = {}
+    for name, value in predictions.items():
+        if isinstance(value, Terms):
+            held |= {f"{TERMS}{metric}//{name}": terms for metric, terms in value.each.items()}
+        elif isinstance(value, np.ndarray):
+            held[name] = value
+        else:
+            raise BadInput(
+                "its lists or maps are too large to keep", where=f"task {name!r}", remedy="give it additive metrics alone"
+            )
+    np.savez(path, **held)
+
+
+def read_predictions(path: Path) -> Predictions:
+    """Undo `write_predictions`."""
+    found: Predictions = {}
+    terms: dict[str, dict[str, NDArray[np.float64]]] = {}
+    with np.load(path, allow_pickle=False) as held:
+        for key in held.files:
+            if key.startswith(TERMS):
+                metric, task = key.removeprefix(TERMS).split("//", 1)
+                terms.setdefault(task, {})[metric] = held[key]
+            else:
+                found[key] = held[key]
+    return found | {task: Terms(each) for task, each in terms.items()}
 
 
 def calibrate(fitted: Fitted, data: Prepared) -> Predictions:
@@ -156,16 +193,33 @@ def calibrate(fitted: Fitted, data: Prepared) -> Predictions:
 
 
 def cell_scores(fitted: Fitted, data: Prepared, part: str, *, calibrated: bool = False) -> Predictions:
-    """Predictions at each task's labelled cells of a part. Where most rows have most labels every row is run once for all
-    tasks; where cells are few (long layout), once for each task that labels it."""
+    """Predictions at each task's labelled cells of a part, or their terms where a task answers with lists or maps.
+
+    Where most rows have most labels every row is run once for all tasks; where cells are few (long layout), once for each task
+    that labels it.
+    """
     predict = fitted.calibrated if calibrated else fitted.scores
-    names = [task.name for task in fitted.tasks]
-    rows = {name: data.labelled(name, part).rows for name in names}
+    cells = {task.name: data.labelled(task.name, part) for task in fitted.tasks}
+    large = [task.name for task in fitted.tasks if by_terms(task)]
+    found: Predictions = {}
+    if large:
+        found |= {name: Terms(each) for name, each in fitted.terms(data, {name: cells[name] for name in large}).items()}
+    names = [name for name in cells if name not in large]
+    if not names:
+        return found
+    rows = {name: cells[name].rows for name in names}
     union = np.unique(np.concatenate(list(rows.values())))
     if sum(map(len, rows.values())) < 0.3 * len(union) * len(names):
-        return {name: predict(data, rows[name], [name])[name] for name in names}
-    whole = predict(data, union, names)
-    return {name: whole[name][np.searchsorted(union, rows[name])] for name in names}
+        found |= {name: predict(data, rows[name], [name])[name] for name in names}
+    else:
+        whole = predict(data, union, names)
+        found |= {name: whole[name][np.searchsorted(union, rows[name])] for name in names}
+    return {name: found[name] for name in cells}
+
+
+def by_terms(task: Task) -> bool:
+    """Whether a study keeps the terms of a task's predictions instead of them: lists and maps are large."""
+    return task.record.per != "value"
 
 
 def best_threshold(p: NDArray[np.float64], y: NDArray[np.float64]) -> float:
@@ -188,7 +242,7 @@ def constants(data: Prepared) -> dict[str, float | NDArray[np.float64]]:
     return found
 
 
-def score(task: Task, name: str, p: NDArray[np.float64], data: Prepared, part: str = "valid") -> float:
+def score(task: Task, name: str, p: Any, data: Prepared, part: str = "valid") -> float:
     """One metric of one task on one part."""
     cells = data.labelled(task.name, part)
     metric = next(m for m in task.metrics if m.name == name)

@@ -14,7 +14,7 @@ lists them, and a record is imported when it is asked for.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import KW_ONLY, dataclass, field
 from typing import Any, Literal, TypeAlias
 
@@ -28,6 +28,48 @@ from pluribus.tasks.weightings import Array, Ints, Weightings
 Direction: TypeAlias = Literal["max", "min"]
 
 _BYTES = 1 << 26  # of predicted and true maps that terms are computed from at a time
+
+
+@dataclass(frozen=True, eq=False)
+class Terms:
+    """What is kept of a task's predictions in place of them: maps and lists are large, and an additive metric needs no more.
+
+    Wherever a metric takes predictions, it takes these too.
+
+    Parameters
+    ----------
+    each : mapping
+        Name of an additive metric → terms [m, k], in the order of the labels.
+
+    Raises
+    ------
+    BadInput
+        Two metrics have terms of different numbers of rows.
+    """
+
+    each: Mapping[str, Array]
+
+    def __post_init__(self) -> None:
+        if len({len(terms) for terms in self.each.values()}) > 1:
+            raise BadInput("terms of one task have different numbers of rows", where=", ".join(self.each))
+
+    def __len__(self) -> int:
+        return next((len(terms) for terms in self.each.values()), 0)
+
+    def __getitem__(self, rows: Any) -> Terms:
+        """The terms of some rows: positions, a mask or a slice."""
+        return Terms({name: terms[rows] for name, terms in self.each.items()})
+
+    @classmethod
+    def of(cls, metrics: tuple[Metric, ...], prediction: Any, target: Any) -> Terms:
+        """The terms of predictions, for those of the metrics that are additive.
+
+        Raises
+        ------
+        BadInput
+            Predictions and labels do not fit.
+        """
+        return cls({m.name: m.each(*m.checked(prediction, target)) for m in metrics if isinstance(m, Additive)})
 
 
 @dataclass(frozen=True, eq=False)
@@ -106,8 +148,12 @@ class Metric:
         Raises
         ------
         BadInput
-            They do not fit this metric.
+            They do not fit this metric, or only their terms are kept and this metric needs the predictions.
         """
+        if isinstance(prediction, Terms):
+            raise BadInput(
+                f"metric {self.name!r} needs predictions, and only their terms are kept", remedy="judge an additive metric"
+            )
         return (prediction, target) if self.check is None else self.check(self.name, prediction, target)
 
     def measured(self, prediction: Any, target: Any, weightings: Weightings, groups: Ints | None = None) -> Array:
@@ -157,8 +203,27 @@ class Additive(Metric):
     terms: Callable[[Any, Any, Any], Array] = field(repr=False)
     finish: Callable[[Array], Array] = field(repr=False)
 
+    def checked(self, prediction: Any, target: Any) -> tuple[Any, Any]:
+        """Predictions, or their terms, and labels in the form that the computation takes.
+
+        Raises
+        ------
+        BadInput
+            They do not fit this metric.
+        """
+        if not isinstance(prediction, Terms):
+            return super().checked(prediction, target)
+        if self.name not in prediction.each:
+            kept = ", ".join(prediction.each) or "none"
+            raise BadInput(f"terms of metric {self.name!r} are not kept (kept: {kept})", remedy="predict again")
+        if len(prediction) != len(target):
+            raise BadInput(f"{len(prediction)} rows of terms for {len(target)} labels", where=self.name)
+        return prediction, target
+
     def each(self, prediction: Any, target: Any) -> Array:
         """The terms [n, k] of what `checked` gave; of maps a few rows at a time."""
+        if isinstance(prediction, Terms):
+            return prediction.each[self.name]
         with np.errstate(all="ignore"):
             if not isinstance(target, Maps):
                 return np.asarray(self.terms(prediction, target, None), np.float64)
