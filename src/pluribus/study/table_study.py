@@ -36,6 +36,7 @@ from pluribus.study import spec as specs
 from pluribus.study.champion import Champion, read_champion
 from pluribus.study.crews import Crew
 from pluribus.study.journal import Journal
+from pluribus.study.leaderboard import leaderboard
 from pluribus.study.plan import Plan, plan
 from pluribus.study.progress import Reporter
 from pluribus.study.run_folder import RunFolder
@@ -367,6 +368,9 @@ class TableArena:
             "warnings": [finding.to_dict() for finding in results.findings],
             "failed": results.trained.failed,
             "test": results.scores,
+            "leaderboard": leaderboard(
+                self.data, results.journal, self._everyone(results), StudyChoice.from_dict(choice), results.scores
+            ),
             **table_summary.of_data(self.table, self.split, self.learnable, seed=self.spec.seed),
             **table_summary.of_methods(
                 results.journal, self._everyone(results), StudyChoice.from_dict(choice), verdict, results.model

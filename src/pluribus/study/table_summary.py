@@ -48,7 +48,7 @@ def rows(journal: Journal, tasks: Sequence[Task], finalists: Sequence[Finalist],
     for name, seeds in scores.items():
         f = next((f for f in finalists if f.candidate == name), None)
         for i, each in enumerate(seeds):
-            seconds = None if f is None else journal.result(f.trials[i])["seconds"]
+            costs = {} if f is None else journal.result(f.trials[i])
             for task in tasks:
                 for m in task.metrics if task.name in each else ():
                     found.append(
@@ -60,7 +60,8 @@ def rows(journal: Journal, tasks: Sequence[Task], finalists: Sequence[Finalist],
                             value=each[task.name][m.name],
                             direction=m.direction,
                             selection=SELECTION,
-                            seconds=seconds,
+                            seconds=costs.get("seconds"),
+                            memory=costs.get("peak_memory"),
                             main=m.name == task.main_metric.name,
                         )
                     )

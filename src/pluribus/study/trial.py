@@ -22,6 +22,7 @@ from pluribus.evaluation.skill import best_constant
 from pluribus.files import atomic_folder, read_json
 from pluribus.files.plain import plain
 from pluribus.modeling import Budget, Fitted
+from pluribus.study.memory import forget_peak, peak
 from pluribus.study.plan import Trial, make, screening_part
 from pluribus.tasks import Task
 from pluribus.tasks.metrics import Terms
@@ -62,6 +63,7 @@ def run_trial(prepared: str, scratch: str, trial: Trial, screening_seed: int) ->
     rank, size = processes.world()
     if rank > 0:
         return _assist(prepared, trial, screening_seed)
+    forget_peak()
     data = Prepared.load(prepared, mmap=True)
     began = time.process_time()
     result: dict[str, Any] = {"trial": trial.id, **vars(trial)}
@@ -84,6 +86,7 @@ def run_trial(prepared: str, scratch: str, trial: Trial, screening_seed: int) ->
                 "undertrained": fitted.record.get("undertrained", []),
                 "seconds": fitted.record["seconds"],
                 "processes": size,
+                "peak_memory": peak(),
                 **{name: fitted.record[name] for name in KEPT if fitted.record.get(name)},
             }
             if trial.phase != "screen":

@@ -9,11 +9,13 @@ from typing import Any
 from pluribus.study.report import checkpoints, evidence, protocol, verdict
 from pluribus.study.report.experts import experts
 from pluribus.study.report.gradients import gradients
+from pluribus.study.report.leaderboard import leaderboard
 from pluribus.study.report.tables import Html, Pictures, join, tag
 from pluribus.study.report.words import Row
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
 _PLACES = {
+    "leaderboard": "Leaderboard",
     "gains": "Gains",
     "scores": "Joint against single",
     "curves": "Curves",
@@ -76,6 +78,7 @@ def _parts(summary: Row, pictures: Pictures) -> list[Html]:
     """The sections of a table's study, in order."""
     return [
         verdict.top(summary),
+        leaderboard(summary),
         evidence.gains(summary, pictures),
         evidence.scores(summary, pictures),
         evidence.curves(summary, pictures),

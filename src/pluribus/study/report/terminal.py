@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pluribus.files import read_json
+from pluribus.study.report import leaderboard
 
 
 def spoken(folder: Path) -> str:
@@ -20,6 +21,8 @@ def spoken(folder: Path) -> str:
             why = f": {row['reason']}" if row["word"] == "undecided" and row["reason"] else ""
             lines.append(f"  {row['task']}: {row['word']} in {row['metric']}{span}{why}")
         lines.append("")
+    board = leaderboard.lines(summary)
+    lines += [*board, ""] if board else []
     lines.append(f"report  {folder / 'report.html'}")
     lines.append(f"model   {folder / 'model'}   (pluribus predict {folder / 'model'} TABLE -o OUT.parquet)")
     lines.append(f"the test split has been opened {summary['openings']} time(s)")
