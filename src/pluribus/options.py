@@ -29,17 +29,20 @@ class Role:
         The option's line of help.
     form : {"one", "many", "pairs"}
         One word; a list of words, an option each; or words by task, an option `TASK=WORD` each.
+    typed : str
+        The option's name where it is not the argument's.
     """
 
     name: str
     metavar: str
     help: str
     form: Literal["one", "many", "pairs"] = "one"
+    typed: str = ""
 
     @property
     def option(self) -> str:
         """What is typed: `--task-column`."""
-        return f"--{self.name.replace('_', '-')}"
+        return f"--{self.typed or self.name.replace('_', '-')}"
 
 
 ROLES = (
@@ -54,6 +57,42 @@ ROLES = (
     Role("delayed", "TASK=COL", "TASK's label is still to come where COL is true.", "pairs"),
     Role("late", "HOW", "Delayed labels of binary targets: left_out (default) or weighed by time."),
 )
+
+
+READING = (
+    Role("thousands", "[COL=]MARK", "Between groups of digits: , . ' _ or space; repeatable.", "many"),
+    Role("decimal", "[COL=]SIGN", "Decimal sign: . or , ; repeatable.", "many"),
+    Role("na", "[COL=]WORD", "Means that there is no value; `COL=`: only empty cells do; repeatable.", "many"),
+    Role("types", "COL=TYPE", "A column's type: category, number, datetime or boolean; repeatable.", "pairs", "type"),
+    Role("separator", "SIGN", "What separates the fields of a CSV file: , ; | or tab."),
+    Role("encoding", "NAME", "What the bytes of a CSV file mean: utf-8, cp1252, utf-16, …"),
+)
+"""How a file is to be read, where that is not to be found out (`pluribus.data.written.reading.Reading`)."""
+
+
+def reading_options(command: Command) -> Command:
+    """Give a click command the options of `READING`, and `--dayfirst/--monthfirst`."""
+    import click
+
+    for role in reversed(READING):
+        many = role.form != "one"
+        command = click.option(role.option, role.name, multiple=many, metavar=role.metavar, help=role.help)(command)
+    help_ = "Whether 03/04/2024 is in April or in March."
+    return click.option("--dayfirst/--monthfirst", "dayfirst", default=None, help=help_)(command)
+
+
+def reading(options: Mapping[str, Any]) -> dict[str, Any]:
+    """What was said on the command line of how the file is to be read: the fields of `Reading` that somebody named.
+
+    Parameters
+    ----------
+    options : mapping
+        What click hands to a command with `reading_options`; other options may be among them.
+    """
+    found = _named(READING, options)
+    if options.get("dayfirst") is not None:
+        found["dayfirst"] = options["dayfirst"]
+    return found
 
 
 def table_options(command: Command) -> Command:
@@ -85,25 +124,29 @@ def roles(options: Mapping[str, Any]) -> dict[str, Any]:
     BadInput
         A pair is none, or names a task twice.
     """
+    return _named(ROLES, options)
+
+
+def _named(known: Sequence[Role], options: Mapping[str, Any]) -> dict[str, Any]:
     found: dict[str, Any] = {}
-    for role in ROLES:
+    for role in known:
         value = options.get(role.name)
         if value in (None, ()):
             continue
         if role.form == "pairs":
-            found[role.name] = pairs(value, role.option)
+            found[role.name] = pairs(value, role.option, role.metavar)
         else:
             found[role.name] = list(value) if role.form == "many" else value
     return found
 
 
-def pairs(words: Sequence[str], option: str) -> dict[str, str]:
+def pairs(words: Sequence[str], option: str, form: str = "TASK=WORD") -> dict[str, str]:
     """TASK=WORD options as a mapping; split at the last "=" since a task's name may hold one."""
     found: dict[str, str] = {}
     for word in words:
         task, equals, value = word.rpartition("=")
         if not equals or not task or not value:
-            raise BadInput(f"{word!r} is not TASK=WORD", where=option, remedy=f"write {option} TASK=WORD")
+            raise BadInput(f"{word!r} is not {form}", where=option, remedy=f"write {option} {form}")
         if found.setdefault(task, value) != value:
-            raise BadInput(f"task {task!r} is named twice", where=option, remedy="keep one")
+            raise BadInput(f"{form.split('=')[0].lower()} {task!r} is named twice", where=option, remedy="keep one")
     return found

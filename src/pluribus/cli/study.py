@@ -9,7 +9,7 @@ from typing import Any
 import click
 
 from pluribus.errors import BadInput
-from pluribus.options import pairs, roles, table_options
+from pluribus.options import pairs, reading, reading_options, roles, table_options
 
 EXAMPLE = """Examples:
 
@@ -24,6 +24,7 @@ EXAMPLE = """Examples:
 @click.command("study", epilog=EXAMPLE)
 @click.argument("table", type=click.Path(), metavar="TABLE|STUDY.yaml")
 @table_options
+@reading_options
 @click.option("--metric", "metrics", multiple=True, metavar="TASK=METRIC", help="Main metric of a task; repeatable.")
 @click.option("--candidate", "candidates", multiple=True, metavar="NAME", help="Run these instead of the default ones.")
 @click.option("--balancers", metavar="NAMES|all", help="Also try these balancers on the shared bottom (a,b,…).")
@@ -132,7 +133,7 @@ def _spec(table: str, options: dict[str, Any]) -> Any:
     from pluribus.study import spec as specs
 
     given: dict[str, Any] = {key: value for key, value in options.items() if value not in (None, ())}
-    given |= roles(options)
+    given |= roles(options) | reading(options)
     if "metrics" in given:
         given["metrics"] = pairs(given["metrics"], "--metric")
     for name in ("targets", "candidates"):

@@ -43,6 +43,7 @@ from pluribus.data.statistics import (
 from pluribus.data.stores import Store
 from pluribus.data.table import Table
 from pluribus.data.table.targets import task_positions
+from pluribus.data.written.writing import Writing
 from pluribus.errors import BadInput, unknown
 from pluribus.tasks import Task
 from pluribus.tasks.columns import word_of
@@ -118,6 +119,11 @@ class FittedColumns:
         return (*((self.id,) if self.id else ()), *(i.name for i in self.inputs if i.as_written))
 
     @property
+    def writings(self) -> dict[str, Writing]:
+        """Column → how its cells were written in the file, where that is not as programs write."""
+        return {i.name: i.writing for i in self.inputs if i.writing is not None}
+
+    @property
     def id(self) -> str | None:
         return self.roles.get("id")
 
@@ -186,7 +192,7 @@ class FittedColumns:
                 feature: fit_category(words.codes[picked], words.words, min_count, MAX_CATEGORIES, words.known)
                 for feature, words in found.categorical.items()
             }
-            inputs.append(fitted.named(found))
+            inputs.append(replace(fitted.named(found), writing=table.writings.get(name)))
         if table.task_column is not None:
             if table.task_column in numbers or table.task_column in categories:
                 what = f"two features are called {table.task_column!r}"
@@ -286,7 +292,8 @@ class FittedColumns:
         for one in inputs:
             there = one.name in frame.columns
             series = frame[one.name] if there else pd.Series(np.full(len(frame), None, object), dtype=object)
-            yield one, one.read(InputColumn(one.name, series, f"table, column {one.name!r}"))
+            where = f"table, column {one.name!r}"
+            yield one, one.read(InputColumn(one.name, one.as_meant(series, where), where))
 
     def _encode(self, n_rows: int, columns: Iterable[tuple[FittedInput, Any]], task_index: NDArray[np.int64] | None) -> Encoded:
         numeric = np.empty((n_rows, len(self.numbers)), np.float32)
@@ -403,6 +410,7 @@ class FittedColumns:
                     "numeric": list(i.numeric),
                     "categorical": list(i.categorical),
                     **({"state": state} if (state := i.state()) else {}),
+                    **({"writing": i.writing.to_dict()} if i.writing is not None else {}),
                 }
                 for i in self.inputs
             ],
@@ -525,4 +533,5 @@ def _restored(
         None if elements is None or elements.items is None else items[elements.items],
         name == time,
     )
-    return saved_type(row["type"], where=f"{where}, column {name!r}").restore(saved)
+    restored = saved_type(row["type"], where=f"{where}, column {name!r}").restore(saved)
+    return replace(restored, writing=Writing.from_dict(row["writing"])) if "writing" in row else restored

@@ -105,7 +105,31 @@ def split(table: Table, seed: int = 0) -> Split:
     else:
         units, unit = np.arange(table.n_rows), "row"
     check_labels(table, parts)
-    return Split(parts, units, unit, new_groups, tuple(notes))
+    return Split(parts, units, unit, new_groups, (*notes, *unlearnt(table, parts)))
+
+
+def unlearnt(table: Table, parts: dict[str, IntArray]) -> list[str]:
+    """A line on each task with classes that no row of train has: nothing can learn them, and its scores count their rows."""
+    part_of = np.empty(table.n_rows, np.int8)
+    for position, name in enumerate(PARTS):
+        part_of[parts[name]] = position
+    notes = []
+    for task in table.tasks:
+        if not task.record.classes:
+            continue
+        cells = table.cells[task.name]
+        held = held_classes(cells.values, len(task.classes))
+        rows = np.stack([held[part_of[cells.rows] == position].sum(0) for position in range(len(PARTS))])
+        lacking = [
+            f"{task.classes[c]!r} (" + " and ".join(f"{rows[p, c]} rows of {PARTS[p]}" for p in (1, 2) if rows[p, c]) + ")"
+            for c in np.flatnonzero((rows[0] == 0) & rows.any(0))
+        ]
+        if lacking:
+            shown = ", ".join(lacking[:5]) + (", …" if len(lacking) > 5 else "")
+            notes.append(
+                f"{task.name!r}: no row of train has class {shown}: it cannot be learnt (--split decides who is in train)"
+            )
+    return notes
 
 
 def check_labels(table: Table, parts: dict[str, IntArray]) -> None:

@@ -101,6 +101,7 @@ class BodyReader:
         self.inputs = [one for own in groups.values() for one in own]
         self.names = [one.name for one in self.inputs]
         self._depth = {one.name: one.record.depth for one in self.inputs}
+        self._written = {one.name: one.writing for one in self.inputs if one.writing is not None}
         self._task_column, self._task_names = columns.task_column, columns.task_names
         if self._task_column is not None:
             self.names.append(self._task_column)
@@ -180,6 +181,8 @@ class BodyReader:
         if len(row) > self.limits.fields:
             raise Unfit(f"has {len(row)} fields, the limit is {self.limits.fields}; send the model's columns only")
         found: list[Any] = []
+        if self._written:
+            row = self._meant(row)
         try:
             for record, own, pick in self._groups:
                 found += record.read_cells(own, pick(row), self.limits)
@@ -188,6 +191,14 @@ class BodyReader:
         except (KeyError, Unfit) as error:
             raise self._wrong(row) from error
         return found
+
+    def _meant(self, row: dict[str, Any]) -> dict[str, Any]:
+        """Cells as what they mean, where the model was fitted on a file that people wrote; what is too long is refused later."""
+        return row | {
+            name: writing.cell(row[name])
+            for name, writing in self._written.items()
+            if name in row and sound(row[name], self.limits.text)
+        }
 
     def _task(self, value: Any) -> str:
         if not isinstance(value, str) or value not in self._task_names:
@@ -204,7 +215,7 @@ class BodyReader:
         try:
             for one in self.inputs:
                 name = one.name
-                one.read_cell(row[name], self.limits)
+                one.read_cell(self._meant({name: row[name]})[name], self.limits)
             if self._task_column is not None:
                 name = self._task_column
                 self._task(row[name])

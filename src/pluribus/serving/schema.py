@@ -7,7 +7,9 @@ from typing import TYPE_CHECKING, Any
 from pluribus.serving.bodies import ARROW, JSON, PARQUET, Limits
 
 if TYPE_CHECKING:
+    from pluribus.data.inputs.record import FittedInput
     from pluribus.modeling import Fitted
+    from pluribus.modeling.artefact.preprocessing import Preprocessing
     from pluribus.tasks import Task
 
 REFUSALS = {
@@ -23,13 +25,21 @@ REFUSALS = {
 def row(fitted: Fitted) -> dict[str, Any]:
     """The schema of an input row."""
     columns = fitted.columns
-    properties = {one.name: one.schema(columns) for one in columns.inputs}
+    properties = {one.name: _cell(one, columns) for one in columns.inputs}
     if columns.task_column is not None:
         properties[columns.task_column] = {"type": "string", "enum": list(columns.task_names)}
     required = list(properties)
     if columns.id is not None:
         properties[columns.id] = {"type": ["string", "integer", "null"], "description": "echoed with the row's answer"}
     return {"type": "object", "properties": properties, "required": required}
+
+
+def _cell(one: FittedInput, columns: Preprocessing) -> dict[str, Any]:
+    """The schema of a cell; a column that was fitted on a file that people wrote also takes what stood there ("€9.99")."""
+    found = one.schema(columns)
+    if one.writing is None or "string" in found["type"]:
+        return found
+    return {**found, "type": [*found["type"], "string"], "description": f"as text, it is read as a {one.writing.form}"}
 
 
 def values(tasks: tuple[Task, ...]) -> dict[str, Any]:

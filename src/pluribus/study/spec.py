@@ -7,11 +7,13 @@ import json
 import os
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar
 
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError, field_validator
 
+from pluribus.data.written.reading import Reading
 from pluribus.errors import BadInput, nearest, unknown
 from pluribus.files import read_yaml
 from pluribus.study import generated
@@ -136,6 +138,13 @@ class TableStudy(BaseModel):
     text: list[str] = []
     items: dict[str, ItemSpec] = {}
     max_length: Annotated[int, Field(ge=1, le=100_000)] = 100
+    thousands: str | list[str] = []
+    decimal: str | list[str] = []
+    na: str | list[str] = []
+    dayfirst: bool | None = None
+    types: dict[str, str] = {}
+    separator: str | None = None
+    encoding: str | None = None
     metrics: dict[str, str | list[str]] = {}
     candidates: list[str] | None = None
     settings: dict[str, dict[str, JsonValue]] = {}
@@ -157,6 +166,12 @@ class TableStudy(BaseModel):
         if value is not None and (not value or value.startswith(".") or "/" in value or "\\" in value):
             raise ValueError("must be a plain folder name")
         return value
+
+    @property
+    def reading(self) -> dict[str, Any]:
+        """How the table's file is to be read: those arguments of `Table.read` that somebody named."""
+        names = {each.name for each in fields(Reading)}
+        return {name: value for name, value in self.model_dump(include=names).items() if value not in (None, [], {})}
 
     @property
     def run_name(self) -> str:
@@ -243,12 +258,25 @@ def metrics_of(spec: TableStudy, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
     return tuple(by_name.values())
 
 
+def kinds_of(spec: TableStudy) -> dict[str, list[str]]:
+    """Target → the kinds that every metric named for it serves."""
+    found: dict[str, list[str]] = {}
+    for name, chosen in spec.metrics.items():
+        served = [
+            METRICS[m].kinds for m in ([chosen] if isinstance(chosen, str) else chosen) if m in METRICS and METRICS[m].kinds
+        ]
+        if served:
+            found[name] = [kind for kind in served[0] if all(kind in each for each in served)]
+    return found
+
+
 def configuration_hash(spec: TableStudy, data_hash: str) -> str:
     """What a run is identified by: every setting but its name, and the data; a resumed run must agree."""
     row = spec.model_dump(exclude={"name", "table", "champion"})
     for item in row["items"].values():  # their content is part of the data's hash
         del item["path"]
     plain: dict[str, Any] = {"text": [], "items": {}, "max_length": 100, "settings": {}}
+    plain |= {each.name: TableStudy.model_fields[each.name].default for each in fields(Reading)}
     for name in plain:  # runs of before these keys go on
         if row[name] == plain[name]:
             del row[name]

@@ -105,7 +105,7 @@ class TableArena:
         elif given is not None:
             table = Table(given, spec.tasks(), **self._roles())
         elif isinstance(spec.table, str):
-            table = Table.read(spec.table, spec.tasks(), **self._roles())
+            table = Table.read(spec.table, spec.tasks(), **spec.reading, **self._roles())
         else:
             names = [t.rsplit(":", 1)[0] if isinstance(t, str) else t.name for t in spec.tasks()]
             frame = generated.make(spec.table.model_dump(), names)
@@ -121,7 +121,8 @@ class TableArena:
             for name, i in spec.items.items()
         }
         names = [role.name for role in ROLES]
-        return {**spec.model_dump(include=set(names)), "max_length": spec.max_length, "items": items}
+        named = {**spec.model_dump(include=set(names)), "max_length": spec.max_length, "items": items}
+        return {**named, "kinds": specs.kinds_of(spec)}
 
     @cached_property
     def split(self) -> Split:

@@ -33,7 +33,7 @@ from pluribus.data.table import Table
 from pluribus.errors import BadInput, unknown
 from pluribus.files import atomic_file, read_json
 from pluribus.modeling import Budget, Candidate, Fitted
-from pluribus.options import roles, table_options
+from pluribus.options import reading, reading_options, roles, table_options
 from pluribus.training.processes import Gone, together, world
 
 EXAMPLE = """Examples:
@@ -50,6 +50,7 @@ EXAMPLE = """Examples:
 @click.option("--candidate", default="shared_bottom_equal", show_default=True, metavar="NAME", help="See `pluribus catalog`.")
 @click.option("--set", "settings", multiple=True, metavar="KEY=VALUE", help="A setting of the candidate; repeatable.")
 @table_options
+@reading_options
 @click.option("--seed", default=0, show_default=True, help="Of split, initial weights and shuffling.")
 @click.option("--budget", default=None, type=float, metavar="SECONDS", help="Core-seconds of all processes together.")
 @click.option("--work", default=None, type=click.Path(), metavar="DIR", help="Where the snapshot is kept (default: OUTPUT.work).")
@@ -75,7 +76,7 @@ def command(
     if size > 1 and not made.processes:
         raise BadInput(f"{candidate!r} trains in one process", where="--candidate", remedy="start it without torchrun")
     prepared = Path(table) if (Path(table) / "prepared.json").is_file() else place / "prepared"
-    named = roles(options)
+    named = roles(options) | reading(options)
     asked = {
         "table": str(Path(table).resolve()),
         "candidate": candidate,

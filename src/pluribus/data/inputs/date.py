@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from pluribus.data.dates import is_text, looks_like_dates, parse_dates
+from pluribus.data.dates import is_text, looks_like_dates, order_assumed, parse_dates
 from pluribus.data.inputs.reading import called
 from pluribus.data.inputs.record import (
     CellLimits,
@@ -117,7 +117,9 @@ class DateType(InputType):
 
         if pd.api.types.is_datetime64_any_dtype(column.series.dtype):
             return ""
-        return "" if column.is_text and (column.ordering or looks_like_dates(column.series)) else None
+        if not column.is_text or not (column.ordering or looks_like_dates(column.series)):
+            return None
+        return order_assumed(column.name, column.series)
 
     def clean(self, column: InputColumn) -> pd.Series:
         """Text becomes datetimes."""

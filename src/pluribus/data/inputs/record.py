@@ -29,6 +29,8 @@ from pluribus.tasks.columns import is_text
 if TYPE_CHECKING:
     import pandas as pd
 
+    from pluribus.data.written.writing import Writing
+
 Schema: TypeAlias = dict[str, Any]
 Positions: TypeAlias = Any
 """Rows: indices, a mask or a slice."""
@@ -309,11 +311,14 @@ class FittedInput(ABC):
         The column's name.
     numeric, categorical : tuple of str
         The names of its features.
+    writing : Writing or None
+        How its cells were written in the file that it was fitted on, where that is not as programs write.
     """
 
     name: str
     numeric: tuple[str, ...] = ()
     categorical: tuple[str, ...] = ()
+    writing: Writing | None = field(default=None, kw_only=True)
 
     record: ClassVar[InputType]
 
@@ -335,6 +340,10 @@ class FittedInput(ABC):
     def read(self, column: InputColumn) -> Any:
         """The cells of a further table, in the form that `features` and `stored` take."""
         return self.record.read(column)
+
+    def as_meant(self, series: pd.Series, where: str) -> pd.Series:
+        """The cells of a further table as what they mean: words as those that it was fitted on were written."""
+        return series if self.writing is None else self.writing.series(series, where)
 
     def features(self, read: Any) -> ColumnFeatures:
         """The column's features; none where it has a store only."""

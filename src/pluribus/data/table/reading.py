@@ -39,6 +39,8 @@ class Inputs:
         The column that orders the rows.
     limit : int
         Of a list the latest so many elements are kept.
+    types : mapping, optional
+        Column → its type, where the user says it.
 
     Attributes
     ----------
@@ -58,6 +60,7 @@ class Inputs:
         joined: Collection[str] = (),
         time: str | None = None,
         limit: int = 100,
+        types: Mapping[str, str] | None = None,
     ) -> None:
         if not (isinstance(limit, int) and limit >= 1):
             raise BadInput(f"max_length must be a whole number of at least 1, not {limit!r}", where=source)
@@ -68,7 +71,10 @@ class Inputs:
         for name in names:
             where = f"{source}, column {name!r}"
             column = InputColumn(name, frame[name], where, joined=name in joined, ordering=name == time, limit=limit)
-            record, note = (INPUTS[TEXT], "") if name in text else _type_of(column)
+            chosen = TEXT if name in text else (types or {}).get(name)
+            if chosen is not None and chosen not in INPUTS:
+                raise unknown("type", chosen, [n for n, one in INPUTS.items() if one.plain], where=where)
+            record, note = _type_of(column) if chosen is None else (INPUTS[chosen], "")
             cleaned = record.clean(column)
             if cleaned is not column.series:
                 frame[name] = cleaned

@@ -12,7 +12,7 @@ which is cut at white space or given as lists of words; a list of words that fit
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
@@ -23,14 +23,15 @@ from numpy.typing import NDArray
 
 from pluribus.data.cells import Cells
 from pluribus.data.dates import is_text, parse_dates
-from pluribus.data.ingest import read_table
+from pluribus.data.ingest import WrittenTable, read_written
 from pluribus.data.inputs.record import InputColumn, InputType
 from pluribus.data.ragged import looks_like_lists
 from pluribus.data.table.holes import HOLES, Reasons, check_labels, flags, labelled_cells
 from pluribus.data.table.reading import Inputs, check_joined, check_keys, check_text, words_beside
 from pluribus.data.table.roles import SplitRule, check_values, inputs_of, targets_of
-from pluribus.data.table.targets import check_columns, check_inputs, check_parents, resolve, task_positions
+from pluribus.data.table.targets import check_columns, check_inputs, check_parents, parse_target, resolve, task_positions
 from pluribus.data.tags import word_counts
+from pluribus.data.written.reading import Reading
 from pluribus.errors import BadInput, unknown
 from pluribus.tasks import KINDS, Task
 from pluribus.tasks.columns import Column, word_of
@@ -94,6 +95,12 @@ class Table:
         Name → `ItemTable`, a second table whose key columns of this one hold.
     max_length : int
         Of a sequence the latest so many elements are kept.
+    types : mapping, optional
+        Input column → its type, where it is not to be found out: "category", "number", "datetime" or "boolean".
+    kinds : mapping, optional
+        Target → the kinds that come into question where none is said, such as those that a metric serves.
+    written : WrittenTable, optional
+        How the cells of the frame's file are written, and what was said of it.
     source : str
         The file's name, for messages.
 
@@ -109,6 +116,8 @@ class Table:
         The input columns of text: declared ones, then those found out.
     notes : list of str
         One line for each thing that was inferred.
+    writings : dict
+        Column → how its cells are written in the file, where that is not as programs write.
     joined : dict
         Item table → the columns that are joined to it.
     attributes : dict
@@ -146,9 +155,14 @@ class Table:
         text: Iterable[str] = (),
         items: Mapping[str, ItemSource] | None = None,
         max_length: int = 100,
+        types: Mapping[str, str] | None = None,
+        kinds: Mapping[str, Collection[str]] | None = None,
+        written: WrittenTable | None = None,
         source: str = "table",
     ) -> None:
-        self.source, self.notes = source, list[str]()
+        self.source, self.notes = source, list(written.notes if written is not None else ())
+        self.writings = dict(written.writings) if written is not None else {}
+        self._chosen_types, self._chosen_kinds = dict(types or {}), dict(kinds or {})
         self.frame = _checked(frame, source)
         self.id, self.weight, self.group, self.task_column = id, weight, group, task_column
         self.ignore = tuple(ignore)
@@ -179,13 +193,54 @@ class Table:
         check_labels(self.tasks, self.cells, source)
 
     @classmethod
-    def read(cls, path: str | Path, tasks: Sequence[str | Task], **roles: Any) -> Table:
-        """A table from a CSV or Parquet file; `roles` as for `Table`. Ids, groups and keys of items keep their leading zeros."""
-        text = [*(roles[role] for role in ("id", "group") if roles.get(role)), *roles.get("text", ())]
+    def read(
+        cls,
+        path: str | Path,
+        tasks: Sequence[str | Task],
+        *,
+        thousands: str | Sequence[str] = (),
+        decimal: str | Sequence[str] = (),
+        na: str | Sequence[str] = (),
+        dayfirst: bool | None = None,
+        types: Mapping[str, str] | None = None,
+        separator: str | None = None,
+        encoding: str | None = None,
+        **roles: Any,
+    ) -> Table:
+        """A table from a CSV or Parquet file, as people write them (`pluribus.data.written`).
+
+        Ids, groups and keys of items keep their leading zeros.
+
+        Parameters
+        ----------
+        path : path
+            The file.
+        tasks : sequence of str or Task
+            As for `Table`.
+        thousands, decimal, na, dayfirst, types, separator, encoding
+            What the file's columns look like, where it is not to be found out; see `pluribus.data.written.reading.Reading`.
+        **roles
+            As for `Table`.
+
+        Raises
+        ------
+        BadInput
+            The file is no table, a column is ambiguous, or what `Table` refuses.
+        """
+        reading = Reading(thousands, decimal, na, dayfirst, types or {}, separator, encoding)
+        text = [*(roles[role] for role in ("id", "group", "task_column") if roles.get(role)), *roles.get("text", ())]
+        text += [task.name for task in tasks if isinstance(task, Task) and task.classes]  # in the words that the user gives
+        split = SplitRule.of(roles.get("split"), roles.get("time"))
+        text += [split.column] if split.column is not None else []
         for name, items in (roles.get("items") or {}).items():
             text += items.columns or (name, items.key)
+        wanted = {parse_target(task)[0] if isinstance(task, str) else task.name for task in tasks}
+        wanted |= {*text, *roles.get("ignore", ()), *(types or {}), *(r for r in (split.time, roles.get("weight")) if r)}
+        wanted |= {column for role in ("not_applicable", "delayed") for column in (roles.get(role) or {}).values()}
         roles.setdefault("source", str(path))
-        return cls(read_table(path, text=text), tasks, **roles)
+        ignored = set(roles.get("ignore", ())) - {split.time}
+        written = read_written(path, text=text, reading=reading, wanted=wanted, ignore=ignored)
+        return cls(written.frame, tasks, types=types, written=written, **roles)
 
     # What it is
 
@@ -279,7 +334,16 @@ class Table:
                 remedy = f"name {column!r} among the columns of an item table"
                 raise BadInput(f"kind {targets[column]} needs an item table joined to it", where=self._at(column), remedy=remedy)
         text = text or self._text_of_labels(targets)
-        self._inputs = Inputs(self.frame, self.inputs, self.source, text=text, joined=keys, time=self.time, limit=self.max_length)
+        self._inputs = Inputs(
+            self.frame,
+            self.inputs,
+            self.source,
+            text=text,
+            joined=keys,
+            time=self.time,
+            limit=self.max_length,
+            types=self._chosen_types,
+        )
         self.notes += self._inputs.notes
         self.text = (*text, *(name for name, record in self.types.items() if record.is_words and name not in text))
         self.attributes = {name: table.attributes() for name, table in self.items.items()}
@@ -325,7 +389,8 @@ class Table:
         tasks = []
         for target in self._targets:
             beside = self._beside(target.column, target.kind, target.declared)
-            tasks.append(resolve(target.declared, beside, target.kind, len(self.text), self.notes))
+            among = self._chosen_kinds.get(target.column)
+            tasks.append(resolve(target.declared, beside, target.kind, len(self.text), self.notes, among))
         if self.task_column is None:
             return tuple(tasks)
         names = sorted(self.frame[self.task_column].unique().tolist())

@@ -6,7 +6,7 @@ Kinds, where none is given, looking at the values that are there:
 |---------------------------------------------------------------------|------------|
 | lists of words, one for each word of the text column                | tagging    |
 | booleans, or two distinct values of any type                        | binary     |
-| ordered categories                                                  | ordinal    |
+| ordered categories; 1, 2, … k and nothing else, k from 3 to 10      | ordinal    |
 | at most 50 distinct words or categories                             | multiclass |
 | whole numbers from 0 or 1 up to at most 1000, more than two of them | count      |
 | other numbers                                                       | regression |
@@ -19,7 +19,7 @@ names its classes overrides both.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -42,8 +42,8 @@ def parse_target(text: str) -> tuple[str, str | None]:
     return (name, kind) if colon and name and kind in KINDS else (text, None)
 
 
-def infer_kind(column: Column) -> tuple[str, str]:
-    """(kind, reason) by the rules at the top of this file."""
+def infer_kind(column: Column, among: Collection[str] | None = None) -> tuple[str, str]:
+    """(kind, reason) by the rules at the top of this file; of the kinds `among` which it is, if one of them fits."""
     import pandas as pd
 
     series, where = column.series, column.where
@@ -51,12 +51,17 @@ def infer_kind(column: Column) -> tuple[str, str]:
         remedy = "predict a duration, or --ignore it"
         raise BadInput("a date cannot be a target", where=where, remedy=remedy)
     lists = looks_like_lists(series)
+    fits: dict[str, str] = {}
     for kind in by_inference():
         if lists and kind.cell == "value":
             continue
         reason = kind.infer(column)
         if reason is not None:
-            return kind.name, reason
+            fits[kind.name] = reason
+            if among is None or kind.name in among:
+                return kind.name, reason
+    if fits:
+        return next(iter(fits.items()))
     if lists:
         raise no_list(where)
     what = f"holds {series.nunique()} different words; no kind fits"
@@ -83,7 +88,9 @@ def task_positions(words: pd.Series, names: Sequence[str], where: str) -> NDArra
     return np.array([position[str(word)] for word in distinct], np.int64)[codes]
 
 
-def resolve(task: Task | None, column: Column, kind: str | None, texts: int, notes: list[str]) -> Task:
+def resolve(
+    task: Task | None, column: Column, kind: str | None, texts: int, notes: list[str], among: Collection[str] | None = None
+) -> Task:
     """The task of a column, with kind and classes filled in.
 
     Parameters
@@ -98,6 +105,8 @@ def resolve(task: Task | None, column: Column, kind: str | None, texts: int, not
         How many text columns there are, for messages.
     notes : list of str
         What was found out is appended.
+    among : collection of str or None
+        The kinds that come into question where none is said; None: all.
 
     Raises
     ------
@@ -110,7 +119,7 @@ def resolve(task: Task | None, column: Column, kind: str | None, texts: int, not
     if kind is None:
         if nothing:
             raise empty
-        kind, why = infer_kind(column)
+        kind, why = infer_kind(column, among)
         if KINDS[kind].cell == "value":
             notes.append(f"{name!r} is {kind}: {why}")
     found = (task or Task(str(name), kind)).with_(kind=kind)

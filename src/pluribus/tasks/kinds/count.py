@@ -16,6 +16,7 @@ from pluribus.tasks.forms import Values
 from pluribus.tasks.kinds.record import Declared, Empty, Kind, register
 
 MAX_COUNT = 1000
+MIN_RATING, MAX_RATING, RATING_ROWS = 3, 10, 10
 LARGEST_LOG_MEAN = 30.0
 
 
@@ -40,6 +41,17 @@ def count_reason(numbers: NDArray[np.float64]) -> str | None:
     if 0 <= low <= 1 and high <= MAX_COUNT and (numbers == np.floor(numbers)).all():
         return f"whole numbers from {low:g} to {high:g}"
     return None
+
+
+def rating_reason(numbers: NDArray[np.float64]) -> str | None:
+    """Why some numbers are ratings: 1, 2, … k, all of them and nothing else, 3 ≤ k ≤ 10, each in ten rows on average; None where
+    they are not. Counts mostly start at 0."""
+    high = numbers.max(initial=0)
+    if not MIN_RATING <= high <= MAX_RATING or len(numbers) < RATING_ROWS * high:
+        return None
+    return (
+        f"whole numbers from 1 to {high:g}, like ratings" if np.array_equal(np.unique(numbers), np.arange(1, high + 1)) else None
+    )
 
 
 class Count(Kind):

@@ -8,12 +8,14 @@ from __future__ import annotations
 from collections.abc import Collection
 from typing import Any
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from pluribus.errors import BadInput
 from pluribus.tasks.columns import Column
+from pluribus.tasks.kinds.count import rating_reason
 from pluribus.tasks.kinds.labels import ClassKind, frequencies
 from pluribus.tasks.kinds.record import register
 
@@ -64,12 +66,16 @@ class Ordinal(ClassKind):
             return found
 
     def infer(self, column: Column) -> str | None:
-        """Ordered categories, more than two of them in use."""
+        """Ordered categories, more than two of them in use; ratings from 1 to k."""
         import pandas as pd
 
         values = column.series.dropna()
-        ordered = isinstance(values.dtype, pd.CategoricalDtype) and values.dtype.ordered
-        return "ordered categories" if ordered and values.nunique() > 2 else None
+        if isinstance(values.dtype, pd.CategoricalDtype):
+            return "ordered categories" if values.dtype.ordered and values.nunique() > 2 else None
+        if pd.api.types.is_bool_dtype(values.dtype) or not pd.api.types.is_numeric_dtype(values.dtype):
+            return None
+        why = rating_reason(values.to_numpy(np.float64))
+        return why and f"{why} ({column.series.name}:count or :regression if they are none)"
 
     def _check_order(self, words: bool, column: Column) -> None:
         if words:

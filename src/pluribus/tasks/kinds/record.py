@@ -289,8 +289,8 @@ def kind(name: str, *, where: str | None = None) -> Kind:
 
 def by_inference() -> tuple[Kind, ...]:
     """The kinds in the order in which a column is asked whether it is of one: what stands beside something first, then lists and
-    maps."""
-    return tuple(sorted(KINDS.values(), key=lambda kind: (kind.cell == "value", kind.beside is None)))
+    maps, then what has an order (ratings are whole numbers too)."""
+    return tuple(sorted(KINDS.values(), key=lambda kind: (kind.cell == "value", kind.beside is None, not kind.ordered)))
 
 
 __all__ = [
