@@ -189,6 +189,17 @@ class Work:
         (folder / "ready").touch()
         return str(python)
 
+    def versions(self) -> list[str]:
+        """The releases of the rivals' libraries, where they are installed."""
+        code = "import importlib.metadata as m, sys; print(*[f'{p} {m.version(p)}' for p in sys.argv[1:]], sep=chr(10))"
+        ours, theirs = ("lightgbm", "scikit-learn"), ("catboost", "xgboost-cpu", "autogluon.tabular")
+        found = []
+        for python, names in ((sys.executable, ours), (str(self.path / "venv" / "bin" / "python"), theirs)):
+            if Path(python).exists():
+                done = subprocess.run([python, "-c", code, *names], capture_output=True, text=True)
+                found += done.stdout.split("\n")[:-1]
+        return found
+
 
 def arms() -> list[str]:
     return [OURS, *ARMS]

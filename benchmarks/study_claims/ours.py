@@ -21,7 +21,6 @@ import pandas as pd
 from benchmarks.study_claims.cells import ROOT, Work
 from benchmarks.study_claims.rivals import many, memory, size, speed, spent
 
-PARTS = np.array(["train", "valid", "test"])
 RECOMMENDED, ONE, SPECIALISTS = "recommended", "one model", "specialists"
 
 
@@ -60,25 +59,24 @@ class Run:
         return found
 
     def models(self, candidate: str) -> list[Path]:
-        """The model folders of a candidate's deployed fits: those that the choice names, else all finals."""
-        named = self.choice.get("trials", {}).get(candidate, [])
-        named = [named] if isinstance(named, str) else list(named)
+        """The model folders of a candidate's deployed fits: all draws where options are averages, a longer training in place of
+        the shorter one; else the one trial that the choice names."""
         trials = self.folder / "work" / "trials"
-        return [trials / name / "model" for name in named] or sorted(trials.glob(f"final-{candidate}-*/model"))
+        if not self.choice.get("options"):
+            return [trials / self.choice["trials"][candidate] / "model"]
+        found = {}
+        for phase in ("final", "longer"):
+            start = f"{phase}-{candidate}-"
+            found |= {path.parent.name.removeprefix(start): path for path in sorted(trials.glob(f"{start}*/model"))}
+        return list(found.values())
 
     def options(self) -> dict[str, dict[str, dict[str, float]]]:
         """Option → task → candidate → its weight in the answer, beside the recommended model itself."""
-        found = {}
-        for name, option in (self.choice.get("options") or {}).items():
-            weights = option.get("weights") or option.get("answers") if isinstance(option, dict) else None
-            if weights:
-                found[name] = {t: w if isinstance(w, dict) else {w: 1.0} for t, w in weights.items()}
-        if not found:
-            specialists = self.choice.get("specialists") or {}
-            if (winner := self.choice.get("winner")) is not None:
-                found[ONE] = {task: {winner: 1.0} for task in self.choice.get("answers", {})}
-            if specialists:
-                found[SPECIALISTS] = {task: {name: 1.0} for task, name in specialists.items()}
+        found = {each["name"]: each["answers"] for each in self.choice.get("options") or ()}
+        if not found and (winner := self.choice.get("winner")) is not None:
+            found[ONE] = {task: {winner: 1.0} for task in self.choice["answers"]}
+        if SPECIALISTS not in found and self.choice.get("specialists"):
+            found[SPECIALISTS] = {task: {name: 1.0} for task, name in self.choice["specialists"].items()}
         return found
 
     def facts(self) -> dict[str, Any]:
@@ -179,16 +177,20 @@ def main(arm: str, table: str, split: str, budget: str, out: str) -> None:
     part = np.load(folder / f"split-{split}.npy")
     targets = [f"{target}:{kind}" for target, kind in about["targets"].items()]
     roles: dict[str, Any] = {key: about[key] for key in ("group", "task_column") if about[key] is not None}
-    given = frame
-    if about["split"].startswith("time:"):
-        roles["split"] = about["split"]
-    else:
-        given, roles["split"] = frame.assign(outer_part=PARTS[part]), "column:outer_part"
+    asked = ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"]
+    commit = subprocess.run(asked, capture_output=True, text=True).stdout.strip() or "unknown"
     cpu, wall = spent(), time.perf_counter()
     study = Study(
-        given, targets, folder=Work().path / "runs", jobs=1, budget=float(budget), seed=int(split),
-        name=f"{name}-{split}-{float(budget):g}", **roles,
-    )  # fmt: skip
+        frame,
+        targets,
+        folder=Work().path / "runs",
+        jobs=1,
+        budget=float(budget),
+        seed=int(split),  # of the split, too
+        split=about["split"],
+        name=f"{name}-{split}-{float(budget):g}-{commit}",  # goes on only where the code is the same
+        **roles,
+    )
     if not np.array_equal(study.split.part_of(), part):
         raise ValueError("the study does not cut the table as the other arms do")
     result = study.run()
@@ -196,9 +198,7 @@ def main(arm: str, table: str, split: str, budget: str, out: str) -> None:
     found, facts = read(result.folder, frame, about, np.flatnonzero(part == 2).tolist())
     flat = {f"{option}/{target}": np.asarray(p, np.float64) for option, each in found.items() for target, p in each.items()}
     np.savez(Path(out) / "predictions.npz", **flat)
-    commit = subprocess.run(
-        ["git", "-C", str(ROOT), "rev-parse", "--short", "HEAD"], capture_output=True, text=True
-    ).stdout.strip()
+    study.clean()
     row = {
         "seconds": seconds,
         "wall_seconds": elapsed,

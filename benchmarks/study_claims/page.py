@@ -427,6 +427,8 @@ def write(work: Work, tables: Sequence[str], splits: int, budget: float) -> None
         "",
         *HOW.splitlines(),
         "",
+        f"Rivals: {', '.join(work.versions())}.",
+        "",
         f"{machine()}; {days[0]} to {days[-1]}{'; ours at ' + ', '.join(commits) if commits else ''}.",
         "",
     ]
