@@ -68,8 +68,11 @@ addEventListener("load", () => setTimeout(() => {
       ? [...document.querySelectorAll("[data-figure]")].filter((e) => e.querySelector("svg.main-svg")).length : 0;
     button.click();
     const after = getComputedStyle(document.body).backgroundColor;
+    document.querySelectorAll("details").forEach((e) => { e.open = true; });
+    const cut = [...document.querySelectorAll(".scroll")].filter((e) => e.scrollWidth > e.clientWidth + 1)
+      .map((e) => e.getAttribute("aria-label"));
     setTimeout(() => parent.postMessage({
-      heard, fold, wide, first, drawn, before, after, focused, label: button.textContent,
+      heard, fold, wide, cut, first, drawn, before, after, focused, label: button.textContent,
       pictures: document.querySelectorAll("[data-figure]").length,
       loaded: performance.getEntriesByType("resource").map((e) => e.name),
     }, "*"), 300);
@@ -139,6 +142,8 @@ def test_report_in_a_browser(
     for part in ("h1", "badges", "cards"):
         assert told["fold"][part] <= told["fold"]["height"], part
     assert told["wide"] <= 0  # nothing to scroll sideways
+    if width < 400:
+        assert told["cut"] == []  # no interval, no figure of a table beyond the edge of a phone
     assert told["focused"]
     grounds = {"light": "rgb(255, 255, 255)", "dark": "rgb(16, 21, 27)"}
     assert told["before"] == grounds["dark" if dark else "light"]
@@ -155,6 +160,7 @@ def test_many_tasks_with_long_names(seen: Callable[..., dict[str, Any]], summary
     assert told["drawn"] == told["pictures"]
     assert int(told.get("first") or 0) < told["pictures"]
     assert told["wide"] <= 0
+    assert told["cut"] == []
     assert told["fold"]["counts"] <= told["fold"]["height"]
 
 

@@ -75,6 +75,21 @@ def test_verdict_speaks_of_every_task(finished: Any) -> None:
     assert [c.reference for c in result.verdict.comparisons] == ["best specialists", "same-encoder specialists"]
 
 
+def test_importance_is_of_the_model_that_is_left(finished: Any) -> None:
+    """Shares of every task and input, the same again from the folder; the planted inputs come first."""
+    study, result = finished
+    held = json.loads((result.folder / "report.json").read_text())["importance"]
+    rows = study.learnable.parts["valid"]
+    assert len(rows) <= 500
+    again = result.model.importance(study.learnable, dict.fromkeys(held, rows))
+    assert list(held) == ["default", "prepay", "loss", "calls"]
+    for name, each in held.items():
+        assert each["rows"] == len(rows)
+        assert each["shares"] == pytest.approx(again[name].shares)
+    assert {max(held[name]["shares"], key=held[name]["shares"].get) for name in ("default", "loss")} == {"a"}
+    assert max(held["prepay"]["shares"], key=held["prepay"]["shares"].get) == "c"
+
+
 def test_new_groups_have_a_line(finished: Any) -> None:
     """A time split leaves customers in both parts: what holds for new ones is said apart, from the same words."""
     study, result = finished

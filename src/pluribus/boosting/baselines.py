@@ -17,6 +17,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,6 +30,7 @@ from pluribus.errors import BadInput, unknown
 from pluribus.evaluation import metrics
 from pluribus.modeling import Budget, Candidate, Costs, FitRecord, Fitted, IntRange, LogUniform, SearchSpace, Uniform
 from pluribus.modeling.artefact.fitted import Array, Wanted, alike
+from pluribus.modeling.artefact.importance import Importance, by_shapley
 from pluribus.modeling.budget import in_turn
 from pluribus.tasks import METRICS, Metric, Task
 
@@ -306,6 +308,20 @@ class Trees(Fitted):
                 value = np.asarray(booster.predict(matrix, num_threads=torch.get_num_threads()), dtype=np.float64)
                 found[name] = value.reshape(len(rows), outputs[name]) if outputs[name] > 1 else value
         return {name: found[name] for name in wanted}
+
+    def importance(self, data: Prepared, wanted: Wanted, seconds: float = 10.0) -> dict[str, Importance]:
+        """TreeSHAP of each task's raw score."""
+
+        def values(name: str, rows: NDArray[np.int64]) -> Array:
+            matrix, booster = features(data, rows), self.boosters.get(name)
+            if booster is None:
+                booster = self.boosters[""]
+                matrix[:, -1] = self._code(name)
+            phi = np.asarray(booster.predict(matrix, pred_contrib=True, num_threads=torch.get_num_threads()), np.float64)
+            return phi.reshape(len(rows), -1, matrix.shape[1] + 1)[:, :, :-1].transpose(0, 2, 1)  # the last is the mean score
+
+        each = seconds / max(1, len(wanted))
+        return {name: by_shapley(partial(values, name), data, rows, each) for name, rows in wanted.items()}
 
     def _code(self, task: str) -> int:
         """The code of a task in the long layout's task column, which is the last feature."""

@@ -10,6 +10,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +22,14 @@ from pluribus.boosting.objectives import BY_LIKELIHOOD
 from pluribus.boosting.rmtgb import RMTGBClassifier, RMTGBRegressor
 from pluribus.boosting.storage import load
 from pluribus.boosting.tree import TreeArrays
+from pluribus.boosting.treeshap import shap_values
 from pluribus.boosting.vector_leaf import MultiTaskBoosting
 from pluribus.data.columns import FittedColumns
 from pluribus.data.prepared import Cells, Prepared
 from pluribus.errors import BadInput
 from pluribus.modeling import Budget, Candidate, Choice, Costs, FitRecord, Fitted, IntRange, LogUniform, SearchSpace, Uniform
 from pluribus.modeling.artefact.fitted import Array, Wanted, alike
+from pluribus.modeling.artefact.importance import Importance, by_shapley
 from pluribus.tasks import Task
 
 FOLDER = "booster"
@@ -69,6 +72,15 @@ class Boosted(Fitted):
             seen = self.model.classes_
         spread[:, np.asarray(seen).astype(np.int64)] = p[:, : len(seen)]
         return spread[:, 1] if task.record.positive else spread
+
+    def importance(self, data: Prepared, wanted: Wanted, seconds: float = 10.0) -> dict[str, Importance]:
+        """TreeSHAP of each task's raw score."""
+
+        def values(name: str, rows: NDArray[np.int64]) -> Array:
+            return shap_values(self.model, features(data, rows).astype(np.float64), name)[0]
+
+        each = seconds / max(1, len(wanted))
+        return {name: by_shapley(partial(values, name), data, rows, each) for name, rows in wanted.items()}
 
     def _forests(self) -> list[TreeArrays]:
         trees = self.model.trees_

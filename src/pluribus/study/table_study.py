@@ -369,6 +369,9 @@ class TableArena:
             "warnings": [finding.to_dict() for finding in results.findings],
             "failed": results.trained.failed,
             "test": results.scores,
+            "importance": table_summary.importance(
+                results.model, self.learnable, budget=self.spec.core_seconds, seed=self.spec.seed
+            ),
             "leaderboard": leaderboard(
                 self.data, results.journal, self._everyone(results), StudyChoice.from_dict(choice), results.scores
             ),

@@ -14,6 +14,7 @@ from pluribus.data.columns import FittedColumns
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
 from pluribus.modeling.artefact.fitted import Costs, Fitted, Wanted
+from pluribus.modeling.artefact.importance import Importance
 from pluribus.modeling.artefact.loading import load
 from pluribus.tasks import Task
 
@@ -43,6 +44,15 @@ class Committee(Fitted):
             if mine:
                 found |= fitted.answer(data, mine)
         return {name: found[name] for name in wanted}
+
+    def importance(self, data: Prepared, wanted: Wanted, seconds: float = 10.0) -> dict[str, Importance]:
+        """Each member says it of the tasks that it answers."""
+        found: dict[str, Importance] = {}
+        asked = {member: {name: rows for name, rows in wanted.items() if self.answers[name] == member} for member in self.members}
+        for member, mine in asked.items():
+            if mine:
+                found |= self.members[member].importance(data, mine, seconds * len(mine) / len(wanted))
+        return {name: found[name] for name in wanted if name in found}
 
     def costs(self) -> Costs:
         each = [fitted.costs() for fitted in self.members.values()]

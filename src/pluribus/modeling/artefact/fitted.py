@@ -20,6 +20,7 @@ from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput, unknown
 from pluribus.evaluation import calibration
 from pluribus.modeling.artefact import folder as folder_of_model
+from pluribus.modeling.artefact.importance import Importance, by_exchange
 from pluribus.modeling.artefact.preprocessing import Preprocessing
 from pluribus.modeling.artefact.record import FitRecord
 from pluribus.modeling.pieces import bytes_per_row, pieces
@@ -166,6 +167,31 @@ class Fitted(ABC):
                 for metric in metrics[name]:
                     found[name][metric.name].append(metric.each(*metric.checked(prediction, true[name].values)))
         return {name: {m: np.concatenate(parts) for m, parts in each.items() if parts} for name, each in found.items()}
+
+    def importance(self, data: Prepared, wanted: Wanted, seconds: float = 10.0) -> dict[str, Importance]:
+        """Which inputs the predictions of each task rest on; see `pluribus.modeling.artefact.importance`.
+
+        An artefact with a better way than exchanging inputs between rows overrides it.
+
+        Parameters
+        ----------
+        data : Prepared
+            A table encoded by `columns`.
+        wanted : mapping
+            Task → rows of `data` to measure it on.
+        seconds : float, default 10.0
+            What it may take; what the time does not reach is named.
+
+        Returns
+        -------
+        dict
+            Task → its importance. Tasks that answer with lists or maps are left out.
+        """
+        groups = list(alike(wanted))
+        found: dict[str, Importance] = {}
+        for rows, names in groups:
+            found |= by_exchange(self.answer, data, rows, names, seconds / len(groups))
+        return {name: found[name] for name in wanted if name in found}
 
     @property
     def dials(self) -> Mapping[str, Any]:

@@ -11,6 +11,7 @@ from pluribus.study.report.experts import experts
 from pluribus.study.report.gradients import gradients
 from pluribus.study.report.leaderboard import leaderboard
 from pluribus.study.report.tables import Html, Pictures, join, tag
+from pluribus.study.report.tasks import tasks
 from pluribus.study.report.words import Row
 
 _POLICY = "default-src 'none'; style-src 'unsafe-inline'; script-src 'unsafe-inline'; img-src data: blob:"
@@ -18,6 +19,7 @@ _PLACES = {
     "leaderboard": "Leaderboard",
     "gains": "Gains",
     "scores": "Joint against single",
+    "tasks": "Tasks",
     "curves": "Curves",
     "gradients": "Gradients",
     "experts": "Experts",
@@ -81,6 +83,7 @@ def _parts(summary: Row, pictures: Pictures) -> list[Html]:
         leaderboard(summary),
         evidence.gains(summary, pictures),
         evidence.scores(summary, pictures),
+        tasks(summary),
         evidence.curves(summary, pictures),
         gradients(summary, pictures),
         experts(summary),

@@ -49,18 +49,28 @@ def bullets(items: Iterable[str], class_: str = "") -> Html:
 
 
 def table(caption: str, heads: Sequence[str], rows: Sequence[Sequence[Any]]) -> Html:
-    """A table that scrolls in its own box; the first cell of a row is its header."""
+    """A table that scrolls in its own box; the first cell of a row is its header.
+
+    On a phone each row is a card: a cell then says the head of its column itself (`data-head`). Roles are spelt out, since a
+    table that is no longer laid out as one would lose them.
+    """
     kinds = ["n" if all(_FIGURE.match(str(row[i])) for row in rows) else "t" for i in range(len(heads))]
-    head = tag("thead", tag("tr", *(tag("th", h, scope="col", class_=k) for h, k in zip(heads, kinds))))
+    titles = (tag("th", h, scope="col", role="columnheader", class_=k) for h, k in zip(heads, kinds))
+    head = tag("thead", tag("tr", *titles, role="row"), role="rowgroup")
     body = [
-        tag("tr", tag("th", row[0], scope="row"), *(tag("td", cell, class_=k) for cell, k in zip(row[1:], kinds[1:])))
+        tag(
+            "tr",
+            tag("th", row[0], scope="row", role="rowheader"),
+            *(tag("td", cell, class_=k, role="cell", data_head=h) for cell, k, h in zip(row[1:], kinds[1:], heads[1:])),
+            role="row",
+        )
         for row in rows
     ]
-    inside = tag("table", tag("caption", caption), head, Html("<tbody>"), *body, Html("</tbody>"))
+    inside = tag("table", tag("caption", caption), head, Html('<tbody role="rowgroup">'), *body, Html("</tbody>"), role="table")
     return tag("div", inside, class_="scroll", tabindex="0", role="region", aria_label=caption)
 
 
-def fold(summary: str, *inside: str) -> Html:
+def fold(summary: str | Html, *inside: str) -> Html:
     return tag("details", tag("summary", summary), *inside)
 
 
