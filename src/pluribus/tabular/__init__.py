@@ -1,8 +1,8 @@
 """Tables: encoders of columns, and the networks that a study tries on them.
 
     TabularMLP, FTTransformer, TabMEncoder,          encoders
-        MultiTabEncoder
-    TabM, MultiTabNet                                networks that weave their own sharing
+        MultiTabEncoder, RealMLPEncoder
+    TabM, MultiTabNet, RealMLP                       networks that weave their own sharing
     multitab_bench                                   a generated table with several targets of known correlation
     Network, Specialists, export_onnx                the artefact, T networks as one model, and the way to other runtimes
     SingleNetworks, JointNetwork                     candidates: one network per task; the base of all joint ones
@@ -22,6 +22,8 @@ _WHERE = {
     "TabM": "tabm",
     "MultiTabEncoder": "multitab_net",
     "MultiTabNet": "multitab_net",
+    "RealMLPEncoder": "realmlp",
+    "RealMLP": "realmlp",
     "multitab_bench": "multitab_tables",
     "TabularMLP": "mlp",
     "Network": "network",

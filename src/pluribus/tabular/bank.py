@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Self
 
 import torch
 from torch import Tensor
 
-from pluribus.modeling import Encoder, Features
+from pluribus.modeling import Encoder, Features, Heads
+from pluribus.tabular.members import MemberHeads
+from pluribus.tasks import Task
 
 if TYPE_CHECKING:
     from pluribus.data.columns import FittedColumns
@@ -21,7 +23,7 @@ class BankEncoder(Encoder):
     The first dimension of every parameter is a multiple of `copies`: E networks, each with its own slice.
 
     copies: E. piece: rows times copies that go through at a time where no gradient is wanted, so that memory is bounded.
-    members: where that is not None, the heads are `pluribus.tabular.members.MemberHeads`.
+    members: how many predictions a row gets, where that is not one.
     """
 
     copies: int
@@ -33,6 +35,10 @@ class BankEncoder(Encoder):
         made: Any = cls
         found: Self = made(columns.bin_edges, columns.cardinalities, copies=copies, **settings)
         return found
+
+    def heads(self, tasks: Sequence[Task]) -> Heads:
+        """The heads that fit: with members where it has members."""
+        return Heads(tasks, self.width) if self.members is None else MemberHeads(tasks, self.width, self.members)
 
     @abstractmethod
     def features(self, x: Tensor, codes: Tensor, active: Tensor | None) -> Tensor:

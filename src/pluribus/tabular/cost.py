@@ -16,7 +16,10 @@ BANK_TENSOR = 1.5e-4  # seconds of a tensor in a step of specialists side by sid
 SPEED = 3e10  # FLOPs a second of wide products; a step's passes forward and back are three forward passes
 
 
-def training_seconds(rows: int, batch: int, flops: float, tensors: int, *, epochs: int = EPOCHS, speed: float = SPEED) -> float:
-    """rows: of an epoch. batch: rows of a step. flops: of one row's forward pass. epochs: the most there may be."""
+def training_seconds(
+    rows: int, batch: int, flops: float, tensors: int, *, epochs: int = EPOCHS, usual: int = EPOCHS, speed: float = SPEED
+) -> float:
+    """rows: of an epoch. batch: rows of a step. flops: of one row's forward pass. epochs: the most there may be. usual: where an
+    early stop falls."""
     steps = math.ceil(rows / batch)
-    return min(epochs, EPOCHS) * (steps * (STEP + TENSOR * tensors) + 3 * rows * flops / speed)
+    return min(epochs, usual) * (steps * (STEP + TENSOR * tensors) + 3 * rows * flops / speed)

@@ -19,8 +19,9 @@ from pluribus.balancing import Balancer, EqualWeighting
 from pluribus.data.prepared import Prepared
 from pluribus.modeling import Budget, Candidate, Choice, MultiTaskModel, Objective, SearchSpace, Supervised
 from pluribus.tabular.cost import SPEED, training_seconds
+from pluribus.tabular.embeddings import EMBEDDINGS
 from pluribus.tabular.network import Network, build
-from pluribus.tabular.settings import DEFAULTS, SPACE, batch_of, check, encoder_settings
+from pluribus.tabular.settings import AUTO, DEFAULTS, SPACE, batch_of, check, encoder_settings
 from pluribus.training import Stage, Trainer
 from pluribus.training.fitting import plain_curves, reproducible
 
@@ -40,8 +41,18 @@ def tower_of(sharing: str, units: int) -> dict[str, int]:
 class JointNetwork(Candidate):
     """One network for all tasks.
 
-    sharing: name of the architecture. sharing_settings: those of the candidate's settings that go to it.
-    speed: FLOPs a second of its training steps, see `pluribus.tabular.cost`.
+    Attributes
+    ----------
+    sharing : str
+        Name of the sharing architecture.
+    sharing_settings : tuple of str
+        Those of the candidate's settings that go to it.
+    speed : float
+        FLOPs a second of its training steps, see `pluribus.tabular.cost`.
+    automatic : tuple of str
+        Settings that may be "auto".
+    embeddings : tuple of str
+        The embeddings of numbers that it knows.
     """
 
     road = "train"
@@ -51,13 +62,16 @@ class JointNetwork(Candidate):
     sharing: ClassVar[str]
     sharing_settings: ClassVar[tuple[str, ...]] = ()
 
+    automatic: ClassVar[tuple[str, ...]] = AUTO
+    embeddings: ClassVar[tuple[str, ...]] = EMBEDDINGS
+
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        check(self.settings, f"candidate {self.name!r}")
+        check(self.settings, f"candidate {self.name!r}", self.automatic, self.embeddings)
 
     @abstractmethod
-    def balancer(self, data: Prepared) -> Balancer:
-        """A fresh balancer for the tasks of `data`."""
+    def balancer(self, data: Prepared) -> Balancer | None:
+        """A fresh balancer for the tasks of `data`; None: the plain sum of their losses."""
 
     def objective(self, data: Prepared) -> Objective:
         """How labels become losses."""
@@ -87,25 +101,28 @@ class JointNetwork(Candidate):
         batch = batch_of(self.settings, rows)
         return training_seconds(rows, batch, flops, tensors, epochs=self.settings["epochs"], speed=self.speed)
 
-    def fit(self, data: Prepared, budget: Budget, seed: int) -> Network:
-        began = time.process_time()
-        config = self.config(data)
-        batch_size = batch_of(self.settings, len(data.parts["train"]))
-        stage = Stage(
+    def stage(self, data: Prepared, model: MultiTaskModel) -> Stage:
+        """How a model of `config` trains."""
+        return Stage(
             balancer=self.balancer(data),
             objective=self.objective(data),
             epochs=self.settings["epochs"],
-            batch_size=batch_size,
+            batch_size=batch_of(self.settings, len(data.parts["train"])),
             lr=self.settings["lr"],
             weight_decay=self.settings["weight_decay"],
             patience=self.settings["patience"],
             listen=True,
         )
+
+    def fit(self, data: Prepared, budget: Budget, seed: int) -> Network:
+        began = time.process_time()
+        config = self.config(data)
         with reproducible(seed, budget.threads):
             model = build(data.tasks, data.columns, config)
             self.begin(model, data, seed)
             deadline = max(0.0, budget.seconds - (time.process_time() - began))
-            trainer = Trainer(model, [stage], seed=seed, deadline=deadline, clock=time.process_time, folder=budget.folder)
+            clock, stages = time.process_time, [self.stage(data, model)]
+            trainer = Trainer(model, stages, seed=seed, deadline=deadline, clock=clock, folder=budget.folder)
             history = trainer.fit(data)
         fitted = Network(data.tasks, data.columns, config, model)
         fitted.record = {

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from pluribus.data import Labels
 from pluribus.errors import BadInput
-from pluribus.modeling import Encoder, Heads
+from pluribus.modeling import Heads
 from pluribus.tasks import Task
 from pluribus.tasks.kinds import Kind
 
@@ -74,8 +74,3 @@ def mean_link(record: Kind, outputs: Tensor) -> Tensor:
     """outputs [m, k, width] → mean over the k members of each one's prediction, [m] or [m, C]."""
     each = record.link(outputs.flatten(0, 1))
     return each.reshape(*outputs.shape[:2], *each.shape[1:]).mean(1)
-
-
-def heads_for(tasks: Sequence[Task], encoder: Encoder) -> Heads:
-    """The heads that fit an encoder: with members where it has members."""
-    return Heads(tasks, encoder.width) if encoder.members is None else MemberHeads(tasks, encoder.width, encoder.members)

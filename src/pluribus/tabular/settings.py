@@ -7,7 +7,7 @@ difference made by sharing.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import numpy as np
@@ -101,23 +101,28 @@ WHOLE = {  # the least of each
 }
 POSITIVE = ("lr", "sigma", "tau", "tau_main")
 AT_LEAST_0 = ("weight_decay", "entropy", "alpha", "lambda_c", "lambda_g", "category_weight")
-SHARES = ("dropout", "attention_dropout", "gate_dropout", "drop")
+SHARES = ("dropout", "attention_dropout", "gate_dropout", "drop", "smoothing")
 AUTO = ("width", "batch_size")
 
 
-def check(settings: Mapping[str, Any], where: str) -> None:
-    """Whole numbers, shares and positive numbers where they are needed, among the settings that are there."""
+def check(
+    settings: Mapping[str, Any], where: str, automatic: Sequence[str] = AUTO, embeddings: Sequence[str] = EMBEDDINGS
+) -> None:
+    """Whole numbers, shares and positive numbers where they are needed, among the settings that are there; those that are
+    `automatic` may be "auto"."""
     for name, value in settings.items():
+        if value == "auto" and name in automatic:
+            continue
         number = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-        if name in WHOLE and not (value == "auto" and name in AUTO):
+        if name in WHOLE:
             if not (number and isinstance(value, int) and value >= WHOLE[name]):
                 raise BadInput(f"{name} must be a whole number of at least {WHOLE[name]}, not {value!r}", where=where)
         elif name in POSITIVE and not (number and value > 0):
             raise BadInput(f"{name} must be a positive number, not {value!r}", where=where)
         elif name in AT_LEAST_0 and not (number and value >= 0):
             raise BadInput(f"{name} must be a number of at least 0, not {value!r}", where=where)
-        elif name == "embedding" and value not in EMBEDDINGS:
-            raise unknown("numeric embedding", str(value), EMBEDDINGS, where=where)
+        elif name == "embedding" and value not in embeddings:
+            raise unknown("numeric embedding", str(value), embeddings, where=where)
         elif name in SHARES and not (number and 0 <= value < 1):
             raise BadInput(f"{name} must be a share from 0 to below 1, not {value!r}", where=where)
 

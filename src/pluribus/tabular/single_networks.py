@@ -31,7 +31,7 @@ from pluribus.modeling.candidate import in_turn
 from pluribus.modeling.experts import StackedLinear
 from pluribus.tabular.bank import BankEncoder
 from pluribus.tabular.cost import BANK_TENSOR, EPOCHS
-from pluribus.tabular.members import heads_for, mean_link, mean_loss
+from pluribus.tabular.members import mean_link, mean_loss
 from pluribus.tabular.network import Network, build
 from pluribus.tabular.settings import DEFAULTS, SPACE, batch_of, check, encoder_settings, weights_of
 from pluribus.tabular.specialists import Specialists
@@ -213,7 +213,7 @@ class _SpecialistBank:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 torch.manual_seed(own)
                 one = made.of(data.columns, **shape)
-                heads = heads_for([task], one)
+                heads = one.heads([task])
                 mine = slice(self.train.starts[i], self.train.starts[i + 1])
                 heads.start({task.name: Labels(self.train.values[mine], self.train.rows[mine])})
                 for whole, part in zip(self.encoder.parameters(), one.parameters()):

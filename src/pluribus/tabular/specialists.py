@@ -13,7 +13,6 @@ from pluribus.data import Rows
 from pluribus.modeling import Features, MultiTaskModel, Outputs, Shared, Sharing
 from pluribus.modeling.model import Slices
 from pluribus.tabular.bank import BankEncoder
-from pluribus.tabular.members import heads_for
 from pluribus.tasks import Task
 
 if TYPE_CHECKING:
@@ -35,7 +34,7 @@ class Specialists(MultiTaskModel):
     """One network per task. encoder: a bank with one copy per task, in the tasks' order."""
 
     def __init__(self, tasks: Sequence[Task], encoder: BankEncoder) -> None:
-        super().__init__(tasks, encoder, _Apart(encoder.width), heads_for(tasks, encoder))
+        super().__init__(tasks, encoder, _Apart(encoder.width), encoder.heads(tasks))
         self.index = {task.name: i for i, task in enumerate(tasks)}
 
     @classmethod

@@ -96,6 +96,8 @@ class Metric:
         Whether it is an area under the ROC curve, of which chance earns ½ (RelaImpr).
     grouped : bool
         Whether it needs the group of every row.
+    decides : bool
+        Whether it judges the label that is chosen, not the chances of the labels.
     check : callable or None
         (name, predictions, labels) → both in the form that the computation takes, or `BadInput` where they do not fit. None:
         they are taken as they are.
@@ -113,6 +115,7 @@ class Metric:
     ideal: float | None = None
     area: bool = False
     grouped: bool = False
+    decides: bool = False
     check: Callable[[str, Any, Any], tuple[Any, Any]] | None = field(default=None, repr=False)
     constant: Callable[[Any, Array], Any] | None = field(default=None, repr=False)
 

@@ -7,7 +7,7 @@ from pluribus.training.optimizer import SliceAdamW
 from pluribus.training.stage import Stage
 from pluribus.training.step import Step, StepResult
 from pluribus.training.trainer import Trainer
-from pluribus.training.update import Update, check_finite
+from pluribus.training.update import Rate, Update, check_finite
 
 __all__ = [
     "Callback",
@@ -15,6 +15,7 @@ __all__ = [
     "JsonLog",
     "MLflow",
     "Progress",
+    "Rate",
     "SliceAdamW",
     "Stage",
     "Step",

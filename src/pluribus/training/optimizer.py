@@ -50,6 +50,7 @@ class SliceAdamW(torch.optim.Optimizer):
     ) -> None:
         super().__init__(params, {"lr": lr, "betas": betas, "eps": eps, "weight_decay": weight_decay})
         self.stacked = {id(p) for p in stacked}
+        self._even: dict[int, Tensor] = {}  # stacked parameters whose indices have taken equally many steps → how many
 
     @overload
     def step(self, closure: None = None, *, active: Mapping[nn.Parameter, Tensor] | None = None) -> None: ...
@@ -85,35 +86,48 @@ class SliceAdamW(torch.optim.Optimizer):
                 if p.grad is None:
                     continue
                 self._prepare(p)
-                if id(p) in self.stacked:
-                    self._slices(p, group, None if active is None else active.get(p))
-                else:
+                index = active.get(p) if active is not None and id(p) in self.stacked else None
+                if id(p) not in self.stacked or ((index is None or len(index) == len(p)) and self._counted_alike(p)):
                     whole.append(p)
+                else:
+                    self._even.pop(id(p), None)
+                    self._slices(p, group, index)
             if whole:
-                states = [self.state[p] for p in whole]
-                adamw(
-                    whole,
-                    [p.grad for p in whole if p.grad is not None],
-                    [s["exp_avg"] for s in states],
-                    [s["exp_avg_sq"] for s in states],
-                    [],
-                    [s["step"] for s in states],
-                    foreach=None,
-                    capturable=False,
-                    differentiable=False,
-                    fused=_fused(whole),
-                    grad_scale=None,
-                    found_inf=None,
-                    has_complex=False,
-                    amsgrad=False,
-                    beta1=group["betas"][0],
-                    beta2=group["betas"][1],
-                    lr=group["lr"],
-                    weight_decay=group["weight_decay"],
-                    eps=group["eps"],
-                    maximize=False,
-                )
+                self._move(whole, group)
         return loss
+
+    def _move(self, whole: list[Tensor], group: dict[str, Any]) -> None:
+        """One step of parameters that move at every index, by one kernel for all of them."""
+        states = [self.state[p] for p in whole]
+        steps = [self._even.get(id(p), s["step"]) for p, s in zip(whole, states)]
+        for p, s in zip(whole, states):
+            if id(p) in self._even:
+                s["step"].add_(1)
+        gradients = [p.grad for p in whole if p.grad is not None]
+        m, v = [s["exp_avg"] for s in states], [s["exp_avg_sq"] for s in states]
+        beta1, beta2 = group["betas"]
+        numbers: Any = {"lr": group["lr"], "weight_decay": group["weight_decay"], "eps": group["eps"], "maximize": False}
+        numbers |= {"beta1": beta1, "beta2": beta2, "amsgrad": False, "grad_scale": None, "found_inf": None}
+        if _alike(whole):  # what torch's own wrapper comes to, which takes longer than the kernel where networks are small
+            torch._foreach_add_(steps, 1)
+            torch._fused_adamw_(whole, gradients, m, v, [], steps, **numbers)
+            return
+        how: Any = {"foreach": None, "capturable": False, "differentiable": False, "has_complex": False, "fused": False}
+        adamw(whole, gradients, m, v, [], steps, **how, **numbers)
+
+    def _counted_alike(self, p: nn.Parameter) -> bool:
+        """Whether all indices of a stacked parameter have taken the same number of steps, so that one number counts for all. This
+        is looked at on the CPU only: elsewhere a look would make the device wait."""
+        if id(p) not in self._even and p.device.type == "cpu":
+            step = self.state[p]["step"]
+            if len(step) and bool((step == step[0]).all()):
+                self._even[id(p)] = step[0].clone()
+        return id(p) in self._even
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Take up moments and step counts."""
+        super().load_state_dict(state_dict)
+        self._even = {}
 
     def _prepare(self, p: nn.Parameter) -> None:
         if not self.state[p]:
@@ -149,5 +163,9 @@ class SliceAdamW(torch.optim.Optimizer):
                 whole.index_copy_(0, index, part)
 
 
-def _fused(params: list[Tensor]) -> bool:
-    return all(p.device.type in ("cpu", "cuda") and p.is_floating_point() for p in params)
+def _alike(params: list[Tensor]) -> bool:
+    """Whether one call of the fused kernel takes them all: floating-point numbers of one type on one CPU or CUDA device."""
+    first = params[0]
+    if first.device.type not in ("cpu", "cuda") or not first.is_floating_point():
+        return False
+    return all([p.device == first.device and p.dtype == first.dtype for p in params])  # noqa: C419 (a list is half the time)

@@ -5,7 +5,6 @@ Pre-finetuning, growth and adaptation are lists of stages; a run can be resumed 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -16,6 +15,8 @@ from torch import Tensor
 from pluribus.data import Batch
 from pluribus.errors import BadInput, unknown
 from pluribus.modeling import Losses, MultiTaskModel, Objective, Supervised
+from pluribus.training.schedules import SCHEDULES, Scheduled
+from pluribus.training.update import Rate
 
 Sampler = Callable[[Any, torch.Generator], Iterable[Batch]]
 """One epoch's batches of the data set that trains, drawn with the generator that it is handed."""
@@ -63,10 +64,20 @@ class Stage:
         AdamW's.
     warmup : int
         Steps in which the learning rate rises to `lr`.
-    schedule : {"constant", "cosine"}
-        "cosine" lets the learning rate fall to zero at `epochs`.
-    rates : mapping of str to float
-        Glob over names of parameters → their own peak learning rate, warmed up and scheduled like `lr`; without weight decay.
+    schedule : {"constant", "cosine", "coslog4", "flat_cosine"}
+        Of the learning rate over all steps (see `pluribus.training.schedules`): "cosine" lets it fall to zero at `epochs`.
+    decay_schedule : {"constant", "cosine", "coslog4", "flat_cosine"}
+        Of the weight decay; what a step subtracts is weight · learning rate · weight decay, each by its own schedule.
+    rates : mapping of str to float or Rate
+        Glob over names of parameters → their own peak learning rate, warmed up and scheduled like `lr`. A plain number is a rate
+        without weight decay. A parameter follows the first glob that it matches.
+    paced : bool
+        Where the trainer has a deadline that the epochs do not fit into: take fewer steps, so that the schedules come to their
+        ends before the deadline and are not cut off. How many fit is measured on the way.
+    drop_last : bool
+        Leave out the rows at the end of an epoch that fill no batch (unless there is no other batch).
+    ties : {"first", "latest"}
+        Which of several equally good epochs is the best one.
     clip : float or None
         Largest norm of the gradient (None: no limit).
     listen : bool
@@ -97,8 +108,12 @@ class Stage:
     weight_decay: float = 1e-2
     betas: tuple[float, float] = (0.9, 0.999)
     warmup: int = 0
-    schedule: Literal["constant", "cosine"] = "constant"
-    rates: Mapping[str, float] = field(default_factory=dict)
+    schedule: Scheduled = "constant"
+    decay_schedule: Scheduled = "constant"
+    rates: Mapping[str, float | Rate] = field(default_factory=dict)
+    paced: bool = False
+    drop_last: bool = False
+    ties: Literal["first", "latest"] = "first"
     clip: float | None = 1.0
     listen: bool = False
     precision: Literal["auto", "float32", "bfloat16"] = "auto"
@@ -110,10 +125,13 @@ class Stage:
         if not self.lr > 0:
             raise BadInput(f"lr must be positive, not {self.lr}", where="stage")
         for glob, rate in self.rates.items():
-            if not rate > 0:
-                raise BadInput(f"the rate of {glob!r} must be positive, not {rate}", where="stage, rates")
-        if self.schedule not in ("constant", "cosine"):
-            raise unknown("schedule", self.schedule, ("constant", "cosine"), where="stage")
+            if not Rate.of(rate).lr > 0:
+                raise BadInput(f"the rate of {glob!r} must be positive, not {Rate.of(rate).lr}", where="stage, rates")
+        for schedule in (self.schedule, self.decay_schedule):
+            if schedule not in SCHEDULES:
+                raise unknown("schedule", schedule, SCHEDULES, where="stage")
+        if self.ties not in ("first", "latest"):
+            raise unknown("rule for ties", self.ties, ("first", "latest"), where="stage")
         if self.accumulate > 1 and self.objective.couples_rows:
             raise BadInput(
                 f"{type(self.objective).__name__} couples the rows of a batch, so micro-batches do not add up to it",
@@ -139,9 +157,11 @@ class Stage:
         every = max(25, 5 * tasks)
         return self.listen and 2 <= tasks <= 64 and step % every == every - 1
 
-    def rate(self, step: int, steps: int) -> float:
-        """The learning rate of step `step` of `steps`."""
+    def rate(self, step: int, steps: int, share: float | None = None) -> float:
+        """The learning rate of step `step` of `steps`; `share` of the training is done before it (None: step / steps)."""
         rate = self.lr * min(1.0, (step + 1) / self.warmup) if self.warmup else self.lr
-        if self.schedule == "cosine":
-            rate *= 0.5 * (1 + math.cos(math.pi * min(1.0, step / max(1, steps))))
-        return rate
+        return rate * SCHEDULES[self.schedule](step / max(1, steps) if share is None else share)
+
+    def decay(self, share: float) -> float:
+        """The weight decay of a step before which `share` of the training is done."""
+        return self.weight_decay * SCHEDULES[self.decay_schedule](share)

@@ -13,6 +13,8 @@ from torch import Tensor, nn
 from pluribus.balancing import Diagnostics
 from pluribus.modeling import MultiTaskModel
 from pluribus.training.history import History
+from pluribus.training.pace import Pace
+from pluribus.training.schedules import ToldOfProgress
 from pluribus.training.stage import Stage
 from pluribus.training.step import Step
 
@@ -35,6 +37,10 @@ class StageState:
         The model that trains; parameters outside of the stage's parts do not require a gradient.
     stepper : Step
         Takes the steps; its optimiser and balancer are part of the state.
+    pace : Pace
+        How much of the stage is done, and what a step adds.
+    annealed : list of ToldOfProgress
+        The parts of the model that are told of it.
     generator : torch.Generator
         Of the order of the rows.
     history : History
@@ -64,6 +70,8 @@ class StageState:
     tasks: tuple[str, ...]
     model: MultiTaskModel
     stepper: Step
+    pace: Pace
+    annealed: list[ToldOfProgress]
     generator: torch.Generator
     history: History
     diagnostics: Diagnostics
@@ -78,14 +86,24 @@ class StageState:
 
     @classmethod
     def begin(
-        cls, index: int, stage: Stage, model: MultiTaskModel, *, seed: int, history: History, diagnostics: Diagnostics
+        cls,
+        index: int,
+        stage: Stage,
+        model: MultiTaskModel,
+        *,
+        seed: int,
+        history: History,
+        diagnostics: Diagnostics,
+        steps: int = 1,
     ) -> StageState:
-        """A stage before its first step; what it does not train requires no gradient from now on (see `end`)."""
+        """A stage of so many steps before the first one; what it does not train requires no gradient from now on (see `end`)."""
         tasks = stage.check(model)
         for name, p in model.named_parameters():
             p.requires_grad_(stage.trainable is None or name.startswith(stage.trainable))
         generator = torch.Generator().manual_seed(seed + 1_000_003 * index)
-        return cls(index, stage, tasks, model, Step.of(model, stage), generator, history, diagnostics, _copy(model))
+        annealed: list[ToldOfProgress] = [part for part in model.modules() if isinstance(part, ToldOfProgress)]
+        step = Step.of(model, stage)
+        return cls(index, stage, tasks, model, step, Pace(steps), annealed, generator, history, diagnostics, _copy(model))
 
     @property
     def live(self) -> tuple[str, ...]:
@@ -95,11 +113,11 @@ class StageState:
     def judge(self, value: float, skills: Mapping[str, float]) -> None:
         """End an epoch with its value of the rule and its skills: keep the weights if they are the best, freeze tasks."""
         self.history.rule.append(value)
-        if value > self.best or self.epoch == 0:
-            self.best, self.since, self.weights = value, 0, _copy(self.model)
+        better = value > self.best or self.epoch == 0
+        if better or (self.stage.ties == "latest" and value == self.best):
+            self.best, self.weights = value, _copy(self.model)
             self.history.best_epoch = len(self.history.rule) - 1
-        else:
-            self.since += 1
+        self.since = 0 if better else self.since + 1
         if self.stage.task_patience is not None:
             for name in sorted(self.live):
                 if skills[name] > self.task_best.get(name, -math.inf):
@@ -117,7 +135,7 @@ class StageState:
             return "tasks"
         if self.stage.patience is not None and self.since >= self.stage.patience:
             return "patience"
-        return "epochs" if self.epoch >= self.stage.epochs else None
+        return "epochs" if self.epoch >= self.stage.epochs or self.pace.done else None
 
     def end(self, reason: str) -> None:
         """Leave the best weights in the model, and every parameter able to train."""
@@ -132,6 +150,7 @@ class StageState:
         return {
             "stage": self.index,
             "progress": {name: getattr(self, name) for name in COUNTERS},
+            "pace": {"share": self.pace.share, "each": self.pace.each},
             "history": dict(vars(self.history)),
             "model": self.model.state_dict(),
             "best": self.weights,
@@ -147,6 +166,7 @@ class StageState:
             setattr(self.history, name, value)
         for name, value in state["progress"].items():
             setattr(self, name, value)
+        self.pace.share, self.pace.each = state["pace"]["share"], state["pace"]["each"]
         self.model.load_state_dict(state["model"])
         self.weights = state["best"]
         self.stepper.load_state_dict(state)

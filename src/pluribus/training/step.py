@@ -30,7 +30,7 @@ from pluribus.tasks import Task
 from pluribus.training import processes
 from pluribus.training.balanced import balanced_backward
 from pluribus.training.stage import Regulariser, Stage
-from pluribus.training.update import Update
+from pluribus.training.update import Rate, Update
 
 
 class Trainable(Protocol):
@@ -91,8 +91,8 @@ class Step:
         AdamW's; biases and other vectors do not decay.
     betas : pair of float
         AdamW's.
-    rates : mapping of str to float or None
-        Glob over names of parameters → their own learning rate, without weight decay.
+    rates : mapping of str to float or Rate, or None
+        Glob over names of parameters → their own learning rate; a plain number is one without weight decay.
     clip : float or None
         Largest norm of the gradient; None for no limit.
     precision : {"auto", "float32", "bfloat16"}
@@ -122,7 +122,7 @@ class Step:
         lr: float = Stage.lr,
         weight_decay: float = Stage.weight_decay,
         betas: tuple[float, float] = Stage.betas,
-        rates: Mapping[str, float] | None = None,
+        rates: Mapping[str, float | Rate] | None = None,
         clip: float | None = Stage.clip,
         precision: Literal["auto", "float32", "bfloat16"] = "auto",
     ) -> None:
@@ -169,7 +169,12 @@ class Step:
         )
 
     def __call__(
-        self, batches: Batch | Sequence[Batch], *, rate: float | None = None, compare: Diagnostics | None = None
+        self,
+        batches: Batch | Sequence[Batch],
+        *,
+        rate: float | None = None,
+        decay: float | None = None,
+        compare: Diagnostics | None = None,
     ) -> StepResult:
         """Take one step. Under `torch.distributed` every process calls it, each with its own rows.
 
@@ -180,6 +185,8 @@ class Step:
             independent batches, each with labels of the same tasks.
         rate : float or None
             The learning rate of this step (None: as it was).
+        decay : float or None
+            The weight decay of this step (None: as it was).
         compare : Diagnostics or None
             Notes how far the tasks' gradients at the features agree; None: they are not compared. Nothing that is trained
             depends on it.
@@ -207,7 +214,7 @@ class Step:
         if losses.keys() != counts.keys():
             zero = torch.zeros((), device=self.device)
             losses = {name: losses.get(name, zero) for name in counts}
-        norm = self.update(rate=rate, active=self._slices(frozenset(counts)), losses=losses)
+        norm = self.update(rate=rate, decay=decay, active=self._slices(frozenset(counts)), losses=losses)
         self.update.forget()
         for p in self._others:  # a pass may have gone through parameters that are somebody else's to move
             p.grad = None

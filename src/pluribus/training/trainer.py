@@ -115,9 +115,9 @@ class Trainer:
             self.model.heads.start({task.name: first_labels(data, task.name) for task in data.tasks})
         saved = self._saved(data)
         for index in range(saved["stage"] if saved else 0, len(self.stages)):
-            state = StageState.begin(
-                index, self.stages[index], self.model, seed=self.seed, history=history, diagnostics=diagnostics
-            )
+            stage = self.stages[index]
+            of = {"steps": steps_of(stage, len(data.parts["train"])) * stage.epochs, "seed": self.seed}
+            state = StageState.begin(index, stage, self.model, history=history, diagnostics=diagnostics, **of)
             if saved is not None:
                 state.load_state_dict(saved)
                 saved = None
@@ -137,7 +137,9 @@ class Trainer:
         reason = state.stopped()
         while reason is None:
             losses, weights, complete = self._epoch(state, data)
+            began = self._seconds()
             scores, skills = self._evaluate(data, judges, bytes_each)
+            state.pace.evaluated(self._seconds() - began)
             value = rule(stage.rule, skills, self.model.tasks)
             history.add(losses=losses, scores=scores, weights=weights)
             history.times.append(history.seconds + self._seconds())
@@ -162,17 +164,25 @@ class Trainer:
     def _epoch(self, state: StageState, data: Dataset) -> tuple[dict[str, float], dict[str, float], bool]:
         """One epoch: mean training loss per task, mean balancer weight per task, and whether it ran to its end."""
         self.model.train()
-        stage, step, sums = state.stage, state.stepper, EpochSums()
-        of = max(1, math.ceil(len(data.parts["train"]) / (stage.batch_size * stage.accumulate)))
+        stage, step, sums, pace = state.stage, state.stepper, EpochSums(), state.pace
+        of = steps_of(stage, len(data.parts["train"]))
         complete, done = True, 0
         for group in _groups(self._batches(state, data), stage.accumulate * step.batches, step.batches):
             compare = state.diagnostics if stage.compares(state.step, len(state.live)) else None
-            sums.add(step(group, rate=stage.rate(state.step, of * stage.epochs), compare=compare))
+            if stage.paced and self.deadline is not None and done % CHECK_EVERY == 0:
+                pace.hurry(processes.total(self._seconds()) / processes.world()[1], self.deadline)
+            for part in state.annealed:
+                part.anneal(pace.share)
+            rate = stage.rate(state.step, of * stage.epochs, pace.share)
+            sums.add(step(group, rate=rate, decay=stage.decay(pace.share), compare=compare))
+            pace.step()
             state.step += 1
             done += 1
             if done % CHECK_EVERY == 0:
                 sums.check()
                 self._call("step", {"stage": state.index, "epoch": state.epoch, "step": done, "of": of})
+            if pace.done:
+                break
             if self.deadline is not None and processes.agree(self._seconds() > self.deadline):
                 complete = False
                 break
@@ -188,6 +198,8 @@ class Trainer:
             rows = torch.from_numpy(data.parts["train"])
             rows = rows[torch.randperm(len(rows), generator=generator)]
             size = stage.batch_size
+            if stage.drop_last and len(rows) > size:
+                rows = rows[: len(rows) // size * size]
             source = (data.batch(processes.share(rows[i : i + size]), live) for i in range(0, len(rows), size))
         return (batch for batch in source if batch.labels or processes.world()[1] > 1)
 
@@ -236,6 +248,13 @@ class Trainer:
         for name in ("train", "valid"):
             digest.update(np.ascontiguousarray(data.parts[name]).tobytes())
         return digest.hexdigest()
+
+
+def steps_of(stage: Stage, rows: int) -> int:
+    """Steps of an epoch over so many training rows, where the stage has no sampler of its own."""
+    size = stage.batch_size
+    batches = max(1, rows // size) if stage.drop_last else math.ceil(rows / size)
+    return max(1, math.ceil(batches / stage.accumulate))
 
 
 def _terms(judge: Judge, share: NDArray[np.int64]) -> Callable[[Any, NDArray[np.int64]], NDArray[np.float64]]:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fnmatch
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -15,6 +16,27 @@ from pluribus.training.optimizer import SliceAdamW
 
 Clip = Callable[[Sequence[nn.Parameter]], Tensor | None]
 """Clips the gradients of these parameters in place; returns their norm before, or None where nobody asks for it."""
+
+
+@dataclass(frozen=True)
+class Rate:
+    """A learning rate of some parameters' own.
+
+    Parameters
+    ----------
+    lr : float
+        The learning rate, at its peak.
+    decays : bool
+        Whether they take the weight decay of the others (default: none).
+    """
+
+    lr: float
+    decays: bool = False
+
+    @classmethod
+    def of(cls, rate: float | Rate) -> Rate:
+        """A plain number is a rate without weight decay."""
+        return rate if isinstance(rate, Rate) else cls(rate)
 
 
 class Update:
@@ -34,8 +56,9 @@ class Update:
         AdamW's; biases and other vectors do not decay.
     betas : pair of float
         AdamW's.
-    rates : mapping of str to float or None
-        Glob over names → own learning rate, without weight decay. It follows `rate` as the others do.
+    rates : mapping of str to float or Rate, or None
+        Glob over names → own learning rate; a plain number is one without weight decay. It follows `rate` as the others do. A
+        parameter follows the first glob that it matches.
     clip : float, callable or None
         Largest norm of the whole gradient, None for no limit, or a rule of one's own.
 
@@ -60,18 +83,21 @@ class Update:
         lr: float,
         weight_decay: float,
         betas: tuple[float, float] = (0.9, 0.999),
-        rates: Mapping[str, float] | None = None,
+        rates: Mapping[str, float | Rate] | None = None,
         clip: float | Clip | None = None,
     ) -> None:
         self.parameters = list(parameters.values())
         self.clip = clip
-        groups = _groups(parameters, {glob: rate / lr for glob, rate in (rates or {}).items()})
+        own = {glob: Rate.of(rate) for glob, rate in (rates or {}).items()}
+        groups = _groups(parameters, {glob: Rate(rate.lr / lr, rate.decays) for glob, rate in own.items()})
         self.optimizer = SliceAdamW(groups, stacked=stacked, lr=lr, betas=betas, weight_decay=weight_decay)
+        self._set(lr)
 
     def __call__(
         self,
         *,
         rate: float | None = None,
+        decay: float | None = None,
         active: Mapping[nn.Parameter, Tensor] | None = None,
         losses: Mapping[str, Tensor] | None = None,
     ) -> Tensor | None:
@@ -81,6 +107,8 @@ class Update:
         ----------
         rate : float or None
             Learning rate of this step; None: as it was.
+        decay : float or None
+            Weight decay of this step, of the parameters that take any; None: as it was.
         active : mapping of nn.Parameter to Tensor or None
             Stacked parameter → the indices that move (see `SliceAdamW.step`).
         losses : mapping of str to Tensor or None
@@ -101,14 +129,22 @@ class Update:
         if losses is not None and self.parameters[0].device.type == "cpu":
             check_finite(losses, norm)
         if rate is not None:
+            self._set(rate)
+        if decay is not None:
             for group in self.optimizer.param_groups:
-                group["lr"] = rate * group.get("times", 1.0)
+                group["weight_decay"] = decay if group["decays"] else 0.0
         self.optimizer.step(active=active)
         return norm
 
+    def _set(self, rate: float) -> None:
+        """The learning rate, from which those of the globs follow."""
+        for group in self.optimizer.param_groups:
+            group["lr"] = rate * group.get("times", 1.0)
+
     def forget(self) -> None:
         """Drop the gradients."""
-        self.optimizer.zero_grad(set_to_none=True)
+        for p in self.parameters:
+            p.grad = None
 
     def state_dict(self) -> dict[int, Any]:
         """A copy of the optimiser's moments and step counts, by the parameter's place."""
@@ -122,9 +158,9 @@ class Update:
         self.optimizer.load_state_dict(held)
 
 
-def _groups(parameters: Mapping[str, nn.Parameter], times: Mapping[str, float]) -> list[dict[str, Any]]:
-    """Parameter groups: what decays, what does not, and each glob of `times` with its factor on the learning rate."""
-    own: dict[str, list[nn.Parameter]] = {glob: [] for glob in times}
+def _groups(parameters: Mapping[str, nn.Parameter], rates: Mapping[str, Rate]) -> list[dict[str, Any]]:
+    """Parameter groups: what decays, what does not, and each glob of `rates`, whose `lr` is a factor on the learning rate."""
+    own: dict[str, list[nn.Parameter]] = {glob: [] for glob in rates}
     decayed: list[nn.Parameter] = []
     plain: list[nn.Parameter] = []
     for name, p in parameters.items():
@@ -133,11 +169,13 @@ def _groups(parameters: Mapping[str, nn.Parameter], times: Mapping[str, float]) 
     for glob, matched in own.items():
         if not matched:
             raise BadInput(f"{glob!r} matches no parameter that trains", where="stage, rates", remedy="check the name")
-    groups: list[dict[str, Any]] = [
-        {"params": decayed},
-        {"params": plain, "weight_decay": 0.0},
-        *({"params": own[glob], "weight_decay": 0.0, "times": factor} for glob, factor in times.items()),
-    ]
+    kinds: dict[tuple[float | None, bool], list[nn.Parameter]] = {(None, True): decayed, (None, False): plain}
+    for glob, rate in rates.items():  # globs of one rate make one group: a group is one call of the optimiser's kernel
+        kinds.setdefault((rate.lr, rate.decays), []).extend(own[glob])
+    groups: list[dict[str, Any]] = []
+    for (times, decays), params in kinds.items():
+        factor = {} if times is None else {"times": times}
+        groups.append({"params": params, "decays": decays, **factor, **({} if decays else {"weight_decay": 0.0})})
     return [group for group in groups if group["params"]]
 
 

@@ -138,12 +138,14 @@ LOGLOSS = Additive(
     "logloss", "min", _SETS, terms=with_ones(logloss_rows), finish=mean, check=checks.label_chances, label="log loss"
 )
 BRIER = Additive("brier", "min", _ANY, terms=with_ones(_brier_rows), finish=mean, check=checks.label_chances)
-ACCURACY = Additive("accuracy", "max", _SETS, terms=with_ones(_hits), finish=mean, check=checks.labels, best=1.0)
+ACCURACY = Additive("accuracy", "max", _SETS, terms=with_ones(_hits), finish=mean, check=checks.labels, best=1.0, decides=True)
 BALANCED_ACCURACY = Additive(
-    "balanced_accuracy", "max", _ANY, terms=_confusion, finish=_balanced_accuracy, check=checks.labels, best=1.0
+    "balanced_accuracy", "max", _ANY, terms=_confusion, finish=_balanced_accuracy, check=checks.labels, best=1.0, decides=True
 )
-F1 = Additive("f1", "max", _ANY, terms=_f1_terms, finish=_f1, check=checks.labels, best=1.0)
-F1_MICRO = Additive("f1_micro", "max", _SETS, terms=_f1_micro_terms, finish=_f1_micro, check=checks.labels, best=1.0)
-F1_MACRO = Additive("f1_macro", "max", _SETS, terms=_confusion, finish=_f1_macro, check=checks.labels, best=1.0)
-MCC = Additive("mcc", "max", _ANY, terms=_mcc_terms, finish=_mcc, check=checks.labels, best=1.0, chance=0.0)
+F1 = Additive("f1", "max", _ANY, terms=_f1_terms, finish=_f1, check=checks.labels, best=1.0, decides=True)
+F1_MICRO = Additive(
+    "f1_micro", "max", _SETS, terms=_f1_micro_terms, finish=_f1_micro, check=checks.labels, best=1.0, decides=True
+)
+F1_MACRO = Additive("f1_macro", "max", _SETS, terms=_confusion, finish=_f1_macro, check=checks.labels, best=1.0, decides=True)
+MCC = Additive("mcc", "max", _ANY, terms=_mcc_terms, finish=_mcc, check=checks.labels, best=1.0, decides=True, chance=0.0)
 QWK = Additive("qwk", "max", ("ordinal",), terms=_qwk_terms, finish=_qwk, check=checks.class_scores, best=1.0, chance=0.0)
