@@ -376,13 +376,14 @@ class Trees(Fitted):
         return cls(tasks, columns, boosters)
 
 
-def features(data: Prepared, rows: NDArray[np.int64] | None = None) -> NDArray[np.float32]:
-    """[n, F + C] float32: numbers, then category codes; NaN where missing."""
-    numeric = data.numeric if rows is None else data.numeric[rows]
-    codes = data.categorical if rows is None else data.categorical[rows]
-    found = np.empty((len(numeric), numeric.shape[1] + codes.shape[1]), np.float32)
-    found[:, : numeric.shape[1]] = numeric
-    found[:, numeric.shape[1] :] = np.where(codes == 0, np.nan, codes)
+def features(data: Prepared, rows: NDArray[np.int64] | None = None, dtype: type[Any] = np.float32) -> NDArray[Any]:
+    """[n, F + C]: numbers, then category codes; NaN where missing."""
+    numeric, codes = data.numeric, data.categorical
+    found = np.empty((len(numeric) if rows is None else len(rows), numeric.shape[1] + codes.shape[1]), dtype)
+    for i, column in enumerate((*numeric.T, *codes.T)):  # a column at a time: no second copy of a large table
+        found[:, i] = column if rows is None else column[rows]
+    own = found[:, numeric.shape[1] :]
+    own[own == 0] = np.nan
     return found
 
 

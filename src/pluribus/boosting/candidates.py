@@ -2,6 +2,9 @@
 
 What is decided here: the table goes in as LightGBM's baselines read it (numbers, then category codes, NaN where missing);
 ordinal tasks are multiclass; rounds end by each task's own loss on its validation cells; a fit out of budget keeps what it has.
+After the trees of all tasks each task goes on alone (`own_trees`); below 2,000 rows its own trees have leaves of 5 rows, not 20.
+That was chosen on enb, jura, slump, sf2 and wq; leaves of 5 rows in the shared trees too were better on sf2, worse on enb and on
+slump.
 """
 
 from __future__ import annotations
@@ -21,7 +24,6 @@ from pluribus.boosting.baselines import _joined, features
 from pluribus.boosting.objectives import BY_LIKELIHOOD
 from pluribus.boosting.rmtgb import RMTGBClassifier, RMTGBRegressor
 from pluribus.boosting.storage import load
-from pluribus.boosting.tree import TreeArrays
 from pluribus.boosting.treeshap import shap_values
 from pluribus.boosting.vector_leaf import MultiTaskBoosting
 from pluribus.data.columns import FittedColumns
@@ -33,6 +35,8 @@ from pluribus.modeling.artefact.importance import Importance, by_shapley
 from pluribus.tasks import Task
 
 FOLDER = "booster"
+OWN_ROUNDS = 150  # of a task's own trees to their early stop, roughly
+SMALL_LEAF, FEW_ROWS = 5, 2000  # least rows of a leaf of the tasks' own trees below so many training rows
 
 
 class Boosted(Fitted):
@@ -51,45 +55,35 @@ class Boosted(Fitted):
         by_name = {task.name: task for task in self.tasks}
         found: dict[str, Array] = {}
         for rows, names in alike(wanted):
-            table = features(data, rows).astype(np.float64)
+            if not len(rows):
+                found |= {name: np.empty((0, *by_name[name].record.shape(by_name[name]))) for name in names}
+                continue
+            said = self.model.answers(features(data, rows, np.float64), names)
             for name in names:
                 task = by_name[name]
-                if len(rows) == 0:
-                    found[name] = np.empty((0, *task.record.shape(task)))
-                elif task.classes:
-                    found[name] = self._probabilities(table, task)
-                else:
-                    found[name] = self.centre + self.scale * np.asarray(self.model.predict(table, task=[name] * len(table)))
+                found[name] = self._spread(said[name], task) if task.classes else self.centre + self.scale * said[name]
         return {name: found[name] for name in wanted}
 
-    def _probabilities(self, table: Array, task: Task) -> Array:
+    def _spread(self, p: Array, task: Task) -> Array:
         """P(positive) [n] of a binary task, else P(class) [n, C]: classes that training lacks have probability 0."""
-        p = self.model.predict_proba(table, task=[task.name] * len(table))
-        spread = np.zeros((len(table), len(task.classes)))
-        if hasattr(self.model, "objectives_"):
-            seen = self.model.objectives_[self.model.tasks_.index(task.name)].classes
-        else:
-            seen = self.model.classes_
-        spread[:, np.asarray(seen).astype(np.int64)] = p[:, : len(seen)]
+        spread = np.zeros((len(p), len(task.classes)))
+        seen = np.asarray(self.model.classes_of(task.name)).astype(np.int64)
+        spread[:, seen] = p[:, : len(seen)]
         return spread[:, 1] if task.record.positive else spread
 
     def importance(self, data: Prepared, wanted: Wanted, seconds: float = 10.0) -> dict[str, Importance]:
         """TreeSHAP of each task's raw score."""
 
         def values(name: str, rows: NDArray[np.int64]) -> Array:
-            return shap_values(self.model, features(data, rows).astype(np.float64), name)[0]
+            return shap_values(self.model, features(data, rows, np.float64), name)[0]
 
         each = seconds / max(1, len(wanted))
         return {name: by_shapley(partial(values, name), data, rows, each) for name, rows in wanted.items()}
 
-    def _forests(self) -> list[TreeArrays]:
-        trees = self.model.trees_
-        return list(trees.values()) if isinstance(trees, dict) else [trees]
-
     def costs(self) -> Costs:
         """A comparison a level; rows per second are timed here, on one thread, for all tasks."""
         depth, parameters, size = 0.0, 0, 0
-        for forest in self._forests():
+        for forest in self.model._forests():
             leaf = forest.feature < 0
             leaves = np.add.reduceat(leaf, forest.first[:-1]) if len(forest) else np.zeros(0)
             depth += float(np.log2(np.maximum(leaves, 1)).sum())
@@ -97,8 +91,7 @@ class Boosted(Fitted):
             size += sum(getattr(forest, f.name).nbytes for f in fields(forest))
         rows = np.zeros((256, len(self.columns.names)))
         begin = time.perf_counter()
-        for task in self.tasks:
-            self.model.predict(rows, task=[task.name] * len(rows))
+        self.model.answers(rows, [task.name for task in self.tasks])
         seconds = time.perf_counter() - begin
         return Costs(parameters, max(depth, 1.0), size, float(self.record.get("seconds", 0.0)), len(rows) / seconds)
 
@@ -128,11 +121,13 @@ class _Boosting(Candidate):
 
         Measured on six tables of 389 to 60,000 rows; a second more loads the compiled code.
         """
-        columns = len(data.columns.names)
         outputs = sum(math.prod(task.record.shape(task)) for task in data.tasks)
+        return float(1.0 + min(450, self.settings["rounds"]) * self._tree(data, len(data.parts["train"]), outputs))
+
+    def _tree(self, data: Prepared, rows: int, outputs: int) -> float:
+        """Seconds of one tree."""
         leaf = 1.2e-6 * self.settings["max_leaf_nodes"]
-        tree = columns * (1 + outputs) * (6e-9 * len(data.parts["train"]) + leaf)
-        return float(1.0 + min(450, self.settings["rounds"]) * tree)
+        return float(len(data.columns.names) * (1 + outputs) * (6e-9 * rows + leaf))
 
     def _settings(self, data: Prepared, budget: Budget, seed: int) -> dict[str, Any]:
         numeric, columns = data.numeric.shape[1], len(data.columns.names)
@@ -159,40 +154,37 @@ class _Boosting(Candidate):
         centre: float = 0.0,
         scale: float = 1.0,
     ) -> Boosted:
-        """Fit until every task has stopped or the budget is spent. train, valid: (X, y) or (X, y, task)."""
+        """Fit until every task has stopped or the budget is spent. train: (X, y) or (X, y, task); valid: as `eval_set`."""
         began = time.process_time()
         names = [task.name for task in data.tasks]
         curves: dict[str, list[float]] = {name: [] for name in names}
-        late = False
+        late: list[str] = []
 
         def watch(round_: dict[str, Any]) -> bool:
-            nonlocal late
             for name, value in round_.get("by_task", {}).items():
                 if np.isfinite(value):
                     curves[name].append(float(value))
-            late = late or time.process_time() - began > budget.seconds
-            return not late
+            if time.process_time() - began > budget.seconds:
+                late[:] = round_.get("unfinished", names)
+                return False
+            return True
 
         model.set_params(progress=watch)
         has_valid = len(valid[1]) > 0
         if not has_valid:
-            model.set_params(early_stopping=False)
+            model.set_params(early_stopping=False, **({"own_trees": False} if "own_trees" in self.settings else {}))
         task = train[2] if len(train) == 3 else None
         model.fit(train[0], train[1], task=task, sample_weight=weight, eval_set=valid if has_valid else None)
         model.set_params(progress=False)
         fitted = Boosted(data.tasks, data.columns, model, centre, scale)
         fitted.record = FitRecord(
-            settings=dict(self.settings),
-            seed=seed,
-            curves=curves,
-            undertrained=names if late else [],
-            seconds=time.process_time() - began,
+            settings=dict(self.settings), seed=seed, curves=curves, undertrained=late, seconds=time.process_time() - began
         )
         return fitted
 
 
 class VectorLeafCandidate(_Boosting):
-    """All tasks in one ensemble: shared structures, a leaf value a task, missing labels masked."""
+    """All tasks in one ensemble: shared structures, a leaf value a task, missing labels masked; then trees of each task alone."""
 
     name = "vector_leaf"
     label = "vector-leaf boosting"
@@ -203,6 +195,8 @@ class VectorLeafCandidate(_Boosting):
         "colsample": 0.9,
         "l2_regularization": 0.0,
         "split_by": "sum_of_gains",
+        "own_trees": True,
+        "own_min_samples_leaf": None,  # 5 below 2,000 training rows, else as the shared trees
         "rounds": 1000,
         "patience": 50,
     }
@@ -216,10 +210,17 @@ class VectorLeafCandidate(_Boosting):
         }
     )
 
+    def estimate(self, data: Prepared) -> float:
+        """Of the trees of all tasks, and of each task's own, which need about a third of the rounds."""
+        found = super().estimate(data)
+        if self.settings["own_trees"]:
+            for task in data.tasks:
+                rows = len(data.labelled(task.name, "train"))
+                found += min(OWN_ROUNDS, self.settings["rounds"]) * self._tree(data, rows, math.prod(task.record.shape(task)))
+        return found
+
     def fit(self, data: Prepared, budget: Budget, seed: int) -> Boosted:
-        table = features(data).astype(np.float64)
         tasks = {task.name: BY_LIKELIHOOD[task.record.likelihood].kind for task in data.tasks}
-        model = MultiTaskBoosting(tasks, self.settings["rounds"], **self._settings(data, budget, seed))
         parts = {part: [data.labelled(task.name, part) for task in data.tasks] for part in ("train", "valid")}
         for task, cells in zip(data.tasks, parts["train"]):
             if not len(cells):
@@ -232,7 +233,12 @@ class VectorLeafCandidate(_Boosting):
         known = [_known(*pair) for pair in zip(data.tasks, parts["train"], parts["valid"])]
         seen = [(t, c) for t, c in zip(data.tasks, known) if len(c)]
         held, held_rows = _wide(data.only([t.name for t, _ in seen]), [c for _, c in seen]) if seen else ({}, rows[:0])
-        return self._run(data, budget, seed, model, (table[rows], train), (table[held_rows], held), weight)
+        settings = self._settings(data, budget, seed)
+        if settings["own_min_samples_leaf"] is None and len(rows) < FEW_ROWS:
+            settings["own_min_samples_leaf"] = min(SMALL_LEAF, settings["min_samples_leaf"])
+        model = MultiTaskBoosting(tasks, self.settings["rounds"], **settings)
+        valid = (features(data, held_rows, np.float64), held, None, data.units[held_rows])
+        return self._run(data, budget, seed, model, (features(data, rows, np.float64), train), valid, weight)
 
 
 class RMTGBCandidate(_Boosting):
@@ -273,7 +279,7 @@ class RMTGBCandidate(_Boosting):
         reason = self.unfit(data)
         if reason:
             raise BadInput(reason, where=f"candidate {self.name!r}")
-        table = features(data)[:, : len(data.columns.names)].astype(np.float64)
+        table = features(data, dtype=np.float64)[:, : len(data.columns.names)]
         task_column = data.columns.names.index(data.columns.task_column or "")
         table[:, task_column] = 0.0  # R-MTGB knows the task; as a feature it would turn shared trees into the tasks' own
         parts = []

@@ -73,12 +73,14 @@ RANGES: dict[str, Range] = {
 
 @dataclass(frozen=True)
 class Valid:
-    """Held-out cells for early stopping: their table, task and encoded labels."""
+    """Held-out cells for early stopping: table[row[i]] has the encoded label y[i] in task[i]; unit: what it belongs to."""
 
     table: Floats
+    row: Ints
     task: Ints
     y: Any
     weight: Floats | None
+    unit: Ints
 
 
 class TaskBooster(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no types
@@ -144,7 +146,8 @@ class TaskBooster(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no
         sample_weight : array or dict, optional
             [N]; for wide labels also [N, T] or a dict. Rows of weight 0 are as if they were not there.
         eval_set : tuple, optional
-            (X, y) or (X, y, task) to stop early on, instead of a held-out share of the rows.
+            (X, y), (X, y, task) or (X, y, task, units) to stop early on, instead of a held-out share of the rows. task: None for
+            wide labels; units [rows]: rows with the same one are no independent evidence (default: each row its own).
 
         Raises
         ------
@@ -172,7 +175,8 @@ class TaskBooster(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no
             kept, held = hold_out(cells, self.validation_fraction, rng)
             if len(held):
                 weight = None if cells.weight is None else cells.weight[held]
-                valid = Valid(table[cells.row[held]], cells.task[held], codes[held], weight)
+                used, place = np.unique(cells.row[held], return_inverse=True)
+                valid = Valid(table[used], place, cells.task[held], codes[held], weight, place)
                 weight = None if cells.weight is None else cells.weight[kept]
                 cells = replace(cells, row=cells.row[kept], task=cells.task[kept], y=cells.y[kept], weight=weight)
                 codes = codes[kept]
@@ -220,17 +224,22 @@ class TaskBooster(BaseEstimator):  # type: ignore[misc]  # scikit-learn ships no
         return self.columns_.matrix(X), task, y
 
     def _read_valid(self, eval_set: tuple[Any, ...]) -> Valid:
-        if len(eval_set) not in (2, 3):
-            raise BadInput(f"has {len(eval_set)} parts", where="eval_set", remedy="give (X, y) or (X, y, task)")
-        X, y, task = (*eval_set, None)[:3]
+        if len(eval_set) not in (2, 3, 4):
+            remedy = "give (X, y), (X, y, task) or (X, y, task, units)"
+            raise BadInput(f"has {len(eval_set)} parts", where="eval_set", remedy=remedy)
+        X, y, task, units = (*eval_set, None, None)[:4]
         table, task, y = self._read_table(X, task, y)
         cells = cells_.read_cells(y, len(table), task)
+        unit = np.arange(len(table)) if units is None else np.asarray(units)
+        if unit.shape != (len(table),):
+            what = f"has units of shape {unit.shape} for {len(table)} rows"
+            raise BadInput(what, where="eval_set", remedy="give one unit a row")
         if cells.form == self.form_ == cells_.WIDE and len(cells.names) == len(self.tasks_) and cells.container == "array":
             index = np.arange(len(self.tasks_))
         else:
             index = cells_.task_index(self.tasks_, np.array(cells.names, dtype=object), "error")
         cells = replace(cells, names=self.tasks_, task=index[cells.task])
-        return Valid(table[cells.row], cells.task, self._encode(cells, False), cells.weight)
+        return Valid(table, cells.row, cells.task, self._encode(cells, False), cells.weight, unit[cells.row])
 
     def _report(self, block: str, done: int, total: int, **values: Any) -> bool:
         """Tell `progress` of a finished round; True if it answers False: stop here."""

@@ -27,7 +27,7 @@ Where the public code (GAA-UAM/R-MTGB) departs from this, or we from it:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import KW_ONLY, dataclass
 from itertools import pairwise
@@ -242,6 +242,10 @@ class _RMTGB(RMTGBSettings, TaskBooster):
             F[rows] += self._own(table, rows, int(t))
         return F
 
+    def answers(self, X: Any, tasks: Sequence[Any]) -> dict[Any, Any]:
+        """What some tasks answer at the same rows: task -> values [n], or class probabilities [n, classes]."""
+        return {name: self.predict(X, task=[name] * len(X)) for name in tasks}
+
     # importances ------------------------------------------------------------------------------------------------------
     def importances(self, task: Any = None) -> dict[str, Floats]:
         """Total gain a feature, [d], by block; the "task" block is that of `task`, or the sum over tasks.
@@ -274,6 +278,9 @@ class _RMTGB(RMTGBSettings, TaskBooster):
         own = self.trees_[TASK].take(np.flatnonzero(self.task_of_tree_ == t))
         factors = {SHARED: nu, OUTLIER: nu * s, NON_OUTLIER: nu * (1 - s)}
         return [(self.trees_[block], factor) for block, factor in factors.items()] + [(own, nu)]
+
+    def _forests(self) -> list[TreeArrays]:
+        return list(self.trees_.values())
 
     def _check_loaded(self) -> None:
         for block in BLOCKS:
@@ -379,7 +386,7 @@ class _Fit:
             self.add(self.P_sh, grown, one_tree)
             parts.append(grown.trees)
             if stop is not None and self.valid is not None:
-                grown.trees.add_to(self.V_sh, self.valid.table, self.nu)
+                grown.trees.add_to(self.V_sh, self.valid.table, self.nu, self.valid.row)
                 stop.step(float(self.valid_losses(self.V_sh).mean()))
                 if stop.best == stop.round:
                     best = self.V_sh.copy(), self.P_sh.copy()
@@ -418,8 +425,8 @@ class _Fit:
             A_parts.append(A.trees)
             B_parts.append(B.trees)
             if stop is not None and self.valid is not None:
-                A.trees.add_to(self.V_out, self.valid.table, self.nu)
-                B.trees.add_to(self.V_non, self.valid.table, self.nu)
+                A.trees.add_to(self.V_out, self.valid.table, self.nu, self.valid.row)
+                B.trees.add_to(self.V_non, self.valid.table, self.nu, self.valid.row)
                 stop.step(float(self.valid_losses(self.V()).mean()))
                 if stop.best == stop.round:
                     best = self._state()
@@ -470,7 +477,7 @@ class _Fit:
                         own = np.flatnonzero(self.valid.task == t)
                         if len(own):
                             out = np.zeros((len(own), self.K))
-                            found.trees.add_to(out, self.valid.table, self.nu, own, np.array([i]))
+                            found.trees.add_to(out, self.valid.table, self.nu, self.valid.row[own], np.array([i]))
                             self.V_task[own] += out
                 losses = self.valid_losses(self.V())
                 for t in active:
@@ -620,6 +627,13 @@ class RMTGBClassifier(_RMTGB, TaskClassifier):
 
     def _decode(self, raw: Floats, task: int | Ints) -> Any:
         return self.classes_[np.argmax(raw, axis=1)]
+
+    def answers(self, X: Any, tasks: Sequence[Any]) -> dict[Any, Any]:
+        return {name: self.predict_proba(X, task=[name] * len(X)) for name in tasks}
+
+    def classes_of(self, task: Any) -> Any:
+        """The classes of one task, as its probabilities are ordered: those of all."""
+        return self.classes_
 
     def decision_function(self, X: Any, task: Any = None) -> Any:
         """Raw scores [n, K]; for two classes their difference [n]. Wide labels: a dict over tasks."""

@@ -13,6 +13,7 @@ Where the sources and the public codes differ, and what we do:
 - XGBoost refuses missing labels, LightGBM reads them as 0, CatBoost masks them for regression only; here every kind masks;
 - the sum of gains lets the output of the largest variance decide; `output_weight="auto"` divides each task's gain by the
   loss of its best constant, None leaves them as they are (the papers);
+- `own_trees=True` lets each task go on alone after the shared trees (`pluribus.boosting.own_trees`): ours;
 - the least weight of a child is tested on the sum over the outputs (the papers do not say);
 - MT-GBM's norms are running ones: |g_t| is an exponential mean (0.9) of the root mean square, |h_t| of the mean; its
   emphasis is "equal" here by default, or a main task drawn each round, the others at 0.1 (both inferred);
@@ -22,7 +23,7 @@ Where the sources and the public codes differ, and what we do:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import KW_ONLY, dataclass, replace
 from typing import Any, ClassVar
 
@@ -36,6 +37,7 @@ from pluribus.boosting.estimator import POSITIVE_COUNT, RANGES, Range, Valid, th
 from pluribus.boosting.histogram import Binner, Floats, Ints
 from pluribus.boosting.kind_booster import KindBooster, KindClassifier, KindRegressor
 from pluribus.boosting.objectives import OBJECTIVES, BoosterObjective, gradients, objective
+from pluribus.boosting.own_trees import LoneTask, go_on_alone
 from pluribus.boosting.settings import EarlyStopping, TreeSettings
 from pluribus.boosting.tree import Grower, TreeArrays
 from pluribus.errors import BadInput, unknown
@@ -57,6 +59,8 @@ class VectorLeafSettings(EarlyStopping, TreeSettings):
     output_weight: Any = "auto"
     min_child_weight: float = 1e-3
     cat_smooth: float = 10.0
+    own_trees: bool = False
+    own_min_samples_leaf: int | None = None
 
 
 @dataclass(eq=False, repr=False)
@@ -70,7 +74,11 @@ class MultiTaskSettings(VectorLeafSettings, _Kinds):
 
 
 class _VectorLeaf(VectorLeafSettings, KindBooster):
-    _ranges: ClassVar[dict[str, Range]] = RANGES | {"n_estimators": POSITIVE_COUNT, "sketch_size": POSITIVE_COUNT}
+    _ranges: ClassVar[dict[str, Range]] = RANGES | {
+        "n_estimators": POSITIVE_COUNT,
+        "sketch_size": POSITIVE_COUNT,
+        "own_min_samples_leaf": Range(1, whole=True, none=True),
+    }
     _choices: ClassVar[dict[str, tuple[Any, ...]]] = KindBooster._choices | {
         "split_by": ("sum_of_gains", "gain_of_sum"),
         "emphasis": ("equal", "random"),
@@ -78,6 +86,14 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
     }
 
     trees_: TreeArrays
+    own_trees_: dict[Any, TreeArrays]
+
+    def _check_parameters(self) -> None:
+        super()._check_parameters()
+        if self.own_trees and not self.early_stopping:
+            raise BadInput(
+                "needs held-out rows, which say whether they help", where="own_trees", remedy="set early_stopping=True"
+            )
 
     def _boost(self, table: Floats, cells: BoosterCells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
         T, first = len(cells.names), self._first
@@ -114,7 +130,7 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
         self.start_ = start
         weight = self._weights(constant_loss)
         F = np.tile(start, (N, 1))
-        V = None if valid is None else np.tile(start, (len(valid.y), 1))
+        V = None if valid is None else np.tile(start, (len(valid.table), 1))
         g, h = np.empty((N, K)), np.empty((N, K))
         w_out = None if W is None else np.repeat(W, np.diff(first), axis=1)
         norms = _Norms()
@@ -124,6 +140,7 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
         active = np.ones(T, dtype=bool)
         parts: list[TreeArrays] = []
         everyone = np.arange(N)
+        ended = False
         for m in range(self.n_estimators):
             gradients(self.objectives_, first, Y, F, g, h)
             if w_out is not None:
@@ -135,13 +152,7 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
                 h[:, stopped] = 0.0
             H = self._narrow(h, W)
             search, search_weight = self._search(g, h, H, weight, norms, rng)
-            rows = everyone
-            if self.subsample < 1:
-                rows = np.sort(rng.permutation(N)[: max(round(self.subsample * N), 1)])
-            features = None
-            if self.colsample < 1:
-                d = used.shape[1]
-                features = np.sort(rng.permutation(d)[: max(round(self.colsample * d), 1)])
+            rows, features = self._draw(everyone, rng)
             grown = grower.grow(rows, np.array([0, len(rows)]), g, H, features=features, search=search, weight=search_weight)
             grown.add_leaves(F, self.learning_rate)
             if self.subsample < 1:
@@ -157,7 +168,9 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
                 active &= np.isinf(best_loss) | (m + 1 - best < self.n_iter_no_change)
                 values["valid"] = float(np.mean(losses[np.isfinite(losses)]))
                 values["by_task"] = dict(zip(self.tasks_, losses.tolist()))
-            if (self.progress and self._report("trees", m + 1, self.n_estimators, **values)) or not active.any():
+                values["unfinished"] = [name for name, goes_on in zip(self.tasks_, active) if goes_on or self.own_trees]
+            ended = bool(self.progress) and self._report("trees", m + 1, self.n_estimators, **values)
+            if ended or not active.any():
                 break
         self.trees_ = TreeArrays.join(parts, K)
         self.n_iter_task_ = np.full(T, len(parts))
@@ -165,6 +178,72 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
             self.n_iter_task_ = np.where(np.isfinite(best_loss), best, len(parts))
             self.trees_ = self._cut(self.trees_, self.n_iter_task_)
         self.n_iter_ = len(self.trees_)
+        self.own_trees_ = {}
+        if self.own_trees and valid is not None and not ended:
+            del F, V, g, h, w_out, H, search
+            self._go_on(grower, used, Y, W, valid, rng)
+
+    def _draw(self, rows: Ints, rng: np.random.RandomState) -> tuple[Ints, Ints | None]:
+        """The rows of a round and its features (None: all)."""
+        features = None
+        if self.subsample < 1:
+            rows = np.sort(rng.permutation(rows)[: max(round(self.subsample * len(rows)), 1)])
+        if self.colsample < 1:
+            d = len(self.columns_.categories)
+            features = np.sort(rng.permutation(d)[: max(round(self.colsample * d), 1)])
+        return rows, features
+
+    def _go_on(
+        self, grower: Grower, table: Floats, Y: Floats, W: Floats | None, valid: Valid, rng: np.random.RandomState
+    ) -> None:
+        """Trees of each task alone, from its best round on (`pluribus.boosting.own_trees`)."""
+        F, V = (np.split(self._shared(each), self._first[1:-1], axis=1) for each in (table, valid.table))
+        tasks = []
+        for t, o in enumerate(self.objectives_):
+            rows, held = np.flatnonzero(~np.isnan(Y[:, t])), np.flatnonzero(valid.task == t)
+            span = slice(self._first[t], self._first[t + 1])
+            own = replace(
+                grower,
+                min_samples_leaf=self.own_min_samples_leaf or self.min_samples_leaf,
+                signs=None if grower.signs is None else np.ascontiguousarray(grower.signs[:, span]),
+            )
+            w, held_w = None if W is None else W[rows, t], None if valid.weight is None else valid.weight[held]
+            place = valid.row[held]
+            tasks.append(
+                LoneTask(
+                    o,
+                    own,
+                    rows,
+                    Y[rows, t],
+                    w,
+                    np.ascontiguousarray(F[t]),
+                    place,
+                    valid.y[held],
+                    held_w,
+                    valid.unit[held],
+                    V[t][place],
+                )
+            )
+        del F, V
+
+        def report(m: int, losses: dict[int, float], learning: list[int]) -> bool:
+            values: dict[str, Any] = {
+                "valid": float(np.mean(list(losses.values()))),
+                "by_task": {self.tasks_[t]: loss for t, loss in losses.items()},
+                "unfinished": [self.tasks_[t] for t in learning],
+            }
+            return bool(self.progress) and self._report("own trees", m, self.n_estimators, **values)
+
+        found = go_on_alone(
+            tasks,
+            valid.table,
+            self.learning_rate,
+            self.n_estimators,
+            self.n_iter_no_change,
+            lambda rows: self._draw(rows, rng),
+            report,
+        )
+        self.own_trees_ = {name: trees for name, trees in zip(self.tasks_, found) if trees is not None}
 
     def _cut(self, trees: TreeArrays, rounds: Ints) -> TreeArrays:
         """Every task keeps the trees up to its own best round: its values in later ones become 0."""
@@ -182,7 +261,8 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
             own = np.flatnonzero(valid.task == t)
             if len(own):
                 weight = None if valid.weight is None else valid.weight[own]
-                found[t] = np.average(o.loss(valid.y[own], V[own, first[t] : first[t + 1]]), weights=weight)
+                F = V[valid.row[own], first[t] : first[t + 1]]
+                found[t] = np.average(o.loss(valid.y[own], F), weights=weight)
         return found
 
     def _narrow(self, h: Floats, W: Floats | None) -> Floats:
@@ -269,25 +349,78 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
         return np.column_stack([np.repeat(s[:, None], o.outputs, axis=1) for s, o in zip(per_task, self.objectives_)])
 
     # ------------------------------------------------------------------------------------------------------------------
-    def _raw(self, table: Floats, task: Ints | None) -> Any:
+    def _shared(self, table: Floats) -> Floats:
+        """The scores [n, K] by the trees of all tasks."""
         F = np.tile(self.start_, (len(table), 1))
         self.trees_.add_to(F, table, self.learning_rate, threads=threads(self.n_jobs))
-        per_task = np.split(F, self._first[1:-1], axis=1)
-        return per_task if task is None else self._pick(per_task, task)
+        return F
+
+    def _raw(self, table: Floats, task: Ints | None) -> Any:
+        return self._scores(table, range(len(self.tasks_))) if task is None else self._pick(self._raw(table, None), task)
+
+    def _scores(self, table: Floats, tasks: Sequence[int]) -> list[Floats]:
+        """The scores [n, K_t] of some tasks: one pass over the shared trees, one over each task's own."""
+        per_task = np.split(self._shared(table), self._first[1:-1], axis=1)
+        found = []
+        for t in tasks:
+            F = per_task[t]
+            if (own := self.own_trees_.get(self.tasks_[t])) is not None:
+                F = np.ascontiguousarray(F)
+                own.add_to(F, table, self.learning_rate, threads=threads(self.n_jobs))
+            found.append(F)
+        return found
+
+    def answers(self, X: Any, tasks: Sequence[Any]) -> dict[Any, Any]:
+        """What some tasks answer at the same rows, in one pass.
+
+        Parameters
+        ----------
+        X : array or frame
+            As in `fit`.
+        tasks : sequence
+            Ids of fitted tasks.
+
+        Returns
+        -------
+        dict
+            Task → values [n], or class probabilities [n, classes].
+        """
+        check_is_fitted(self, "tasks_")
+        table, _, _ = self._read_table(X, None)
+        numbers = [self._task_number(task) for task in tasks]
+        own = [self.objectives_[t] for t in numbers]
+        scores = self._scores(table, numbers)
+        return {task: o.proba(F) if o.labelled else o.decode(F) for task, o, F in zip(tasks, own, scores)}
+
+    def classes_of(self, task: Any) -> Any:
+        """The classes of one task, as its probabilities are ordered."""
+        return self.objectives_[self._task_number(task)].classes
 
     # ------------------------------------------------------------------------------------------------------------------
     def importances(self, task: Any = None) -> dict[str, Floats]:
-        """Total gain a feature, {"trees": [d]}, of one task or summed over all (in units of each task's own loss)."""
-        gain = self.trees_.importance(len(self.columns_.categories))
+        """Total gain a feature, {"trees": [d]}, of one task or summed over all (in units of each task's own loss); with
+        `own_trees` also {"own_trees": [d]}."""
+        shared, own = self._gains()
         if task is not None:
             t = self._task_number(task)
-            gain = gain[:, self._first[t] : self._first[t + 1]]
-        return {"trees": gain.sum(axis=1)}
+            span = slice(self._first[t], self._first[t + 1])
+            shared, own = shared[:, span], own[:, span]
+        return {"trees": shared.sum(axis=1)} | ({"own_trees": own.sum(axis=1)} if self.own_trees else {})
+
+    def _gains(self) -> tuple[Floats, Floats]:
+        """Total gain a feature and output [d, K] of the trees of all tasks, and of the tasks' own."""
+        d = len(self.columns_.categories)
+        shared = self.trees_.importance(d)
+        own = np.zeros_like(shared)
+        for name, trees in self.own_trees_.items():
+            t = self._task_number(name)
+            own[:, self._first[t] : self._first[t + 1]] = trees.importance(d)
+        return shared, own
 
     @property
     def feature_importances_(self) -> Floats:
         """Gain a feature, [d], each task's gains taken as shares of that task's total, summing to 1."""
-        gain = self.trees_.importance(len(self.columns_.categories))
+        gain = np.add(*self._gains())
         total = gain.sum(axis=0)
         share = np.divide(gain, total, out=np.zeros_like(gain), where=total > 0).sum(axis=1)
         found: Floats = share / share.sum() if share.sum() > 0 else share
@@ -295,10 +428,18 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
 
     def _pieces(self, t: int) -> list[tuple[TreeArrays, float]]:
         span = slice(self._first[t], self._first[t + 1])
-        return [(replace(self.trees_, value=np.ascontiguousarray(self.trees_.value[:, span])), self.learning_rate)]
+        shared = replace(self.trees_, value=np.ascontiguousarray(self.trees_.value[:, span]))
+        own = [self.own_trees_[name] for name in (self.tasks_[t],) if name in self.own_trees_]
+        return [(trees, self.learning_rate) for trees in (shared, *own)]
+
+    def _forests(self) -> list[TreeArrays]:
+        return [self.trees_, *self.own_trees_.values()]
 
     def _check_loaded(self) -> None:
+        vars(self).setdefault("own_trees_", {})  # folders of earlier versions know none
         self.trees_.check(len(self.columns_.categories), int(self._first[-1]))
+        for name, trees in self.own_trees_.items():
+            trees.check(len(self.columns_.categories), self.objectives_[self._task_number(name)].outputs)
 
     def _start(self, t: int) -> Floats:
         start: Floats = self.start_[self._first[t] : self._first[t + 1]]
@@ -341,13 +482,16 @@ class VectorLeafBoostingRegressor(_VectorLeaf, KindRegressor):
         categorical_features, early_stopping and kin, progress, random_state: as `RMTGBRegressor`; a task that stops early
         keeps its best rounds and leaves the others alone.
     min_child_weight: least Hessian of a child, summed over the outputs; l2_regularization: lambda.
+    own_trees: whether each task then goes on alone, up to n_estimators rounds with an early stop of its own, and keeps these
+        trees where they help on held-out rows by more than the gain's standard error; needs early_stopping.
+    own_min_samples_leaf: least rows of their leaves (None: min_samples_leaf).
     monotone_constraints: column -> -1, 0 or 1 for all tasks, or task -> such a mapping.
     unknown_task: "majority" (the mean over tasks) or "error".
     n_jobs: threads for prediction (a tree is grown by one thread).
 
     Attributes
     ----------
-    tasks_, n_iter_task_ [T]; feature_importances_ [d]; objectives_.
+    tasks_, n_iter_task_ [T]; own_trees_: task -> its own trees, where they were kept; feature_importances_ [d]; objectives_.
 
     Example
     -------

@@ -176,7 +176,7 @@ class _PerTaskLightGBM(StoppedSettings, _LightGBM):
             held = None
             if valid is not None:
                 mine = valid.task == t
-                held = (valid.table[mine], valid.y[mine], np.tile(start, (int(mine.sum()), 1)))
+                held = (valid.table[valid.row[mine]], valid.y[mine], np.tile(start, (int(mine.sum()), 1)))
             scores = np.tile(start, (len(own), 1))
             name = f"task {self.tasks_[t]!r}"
             self.boosters_.append(
@@ -228,7 +228,7 @@ class _Pooled(PooledSettings, _LightGBM):
         rows = self._with_id(table[cells.row], cells.task)
         held = None
         if valid is not None:
-            held = (self._with_id(valid.table, valid.task), valid.y, np.tile(start, (len(valid.y), 1)))
+            held = (self._with_id(valid.table[valid.row], valid.task), valid.y, np.tile(start, (len(valid.y), 1)))
         self.booster_ = self._train(
             rows, y, cells.weight, np.tile(start, (len(y), 1)), o, self.n_estimators, seed, "shared", held, self.task_id
         )
@@ -262,7 +262,7 @@ class _PooledOffset(OffsetSettings, _Pooled):
 
     def _boost(self, table: Floats, cells: BoosterCells, y: Any, valid: Valid | None, rng: np.random.RandomState) -> None:
         offset = self._fit_pool(table, cells, y, valid, self._seed(rng))
-        held_offset = None if valid is None else self._pool_score(valid.table, valid.task)
+        held_offset = None if valid is None else self._pool_score(valid.table[valid.row], valid.task)
         self.boosters_ = []
         for t, o in enumerate(self.objectives_):
             own = np.flatnonzero(cells.task == t)
@@ -270,7 +270,7 @@ class _PooledOffset(OffsetSettings, _Pooled):
             held = None
             if valid is not None and held_offset is not None:
                 mine = valid.task == t
-                held = (valid.table[mine], valid.y[mine], held_offset[mine])
+                held = (valid.table[valid.row[mine]], valid.y[mine], held_offset[mine])
             name = f"task {self.tasks_[t]!r}"
             self.boosters_.append(
                 self._train(table[cells.row[own]], y[own], w, offset[own], o, self.n_task, self._seed(rng), name, held)
