@@ -26,6 +26,7 @@ EXAMPLE = """Examples:
 @table_options
 @reading_options
 @click.option("--metric", "metrics", multiple=True, metavar="TASK=METRIC", help="Main metric of a task; repeatable.")
+@click.option("--slice", "slices", multiple=True, metavar="COL", help="Also say the metrics for each value of COL; repeatable.")
 @click.option("--candidate", "candidates", multiple=True, metavar="NAME", help="Run these instead of the default ones.")
 @click.option("--balancers", metavar="NAMES|all", help="Also try these balancers on the shared bottom (a,b,…).")
 @click.option("--backbone", metavar="NAME|DIR", help="Text encoder: minilm, small or a folder (default: minilm if there).")
@@ -136,7 +137,7 @@ def _spec(table: str, options: dict[str, Any]) -> Any:
     given |= roles(options) | reading(options)
     if "metrics" in given:
         given["metrics"] = pairs(given["metrics"], "--metric")
-    for name in ("targets", "candidates"):
+    for name in ("targets", "candidates", "slices"):
         if name in given:
             given[name] = list(given[name])
     if "balancers" in given:

@@ -146,6 +146,7 @@ class TableStudy(BaseModel):
     separator: str | None = None
     encoding: str | None = None
     metrics: dict[str, str | list[str]] = {}
+    slices: list[str] = []
     candidates: list[str] | None = None
     settings: dict[str, dict[str, JsonValue]] = {}
     balancers: list[str] = []
@@ -275,7 +276,7 @@ def configuration_hash(spec: TableStudy, data_hash: str) -> str:
     row = spec.model_dump(exclude={"name", "table", "champion"})
     for item in row["items"].values():  # their content is part of the data's hash
         del item["path"]
-    plain: dict[str, Any] = {"text": [], "items": {}, "max_length": 100, "settings": {}}
+    plain: dict[str, Any] = {"text": [], "items": {}, "max_length": 100, "settings": {}, "slices": []}
     plain |= {each.name: TableStudy.model_fields[each.name].default for each in fields(Reading)}
     for name in plain:  # runs of before these keys go on
         if row[name] == plain[name]:

@@ -31,7 +31,7 @@ from pluribus.files.linked import link_equal
 from pluribus.modeling import Fitted, load
 from pluribus.modeling.artefact.committee import Committee
 from pluribus.options import ROLES
-from pluribus.study import generated, selection, table_summary
+from pluribus.study import generated, selection, table_slices, table_summary
 from pluribus.study import spec as specs
 from pluribus.study.champion import Champion, read_champion
 from pluribus.study.crews import Crew
@@ -66,6 +66,8 @@ class Compared:
         What was inferred and what a reader must know.
     scores : dict
         Every metric on the test part; filled by `judge`.
+    slices : list of dict
+        What each slice of the test part says (`--slice`); filled by `judge`.
     model : Fitted
         The recommended model; set by `deploy`.
     """
@@ -75,6 +77,7 @@ class Compared:
     findings: list[leakage.Finding]
     notes: tuple[str, ...]
     scores: table_summary.Scores = field(default_factory=dict)
+    slices: list[dict[str, Any]] = field(default_factory=list)
     model: Fitted = field(init=False)
 
 
@@ -172,6 +175,7 @@ class TableArena:
             if ranked:
                 what = f"metric {ranked[0]!r} needs all predictions at once, and a study keeps only the terms of lists and maps"
                 raise BadInput(what, where=f"task {task.name!r}", remedy="give it additive metrics alone")
+        table_slices.check(self.table, self.spec.slices)
         _ = self.plan, self.champion
 
     def configuration(self) -> str:
@@ -261,6 +265,9 @@ class TableArena:
             "seed": self.spec.seed,
             "doubts": self._doubts(finalists, chosen),
         }
+        results.slices = table_slices.of_study(
+            self.table, self.split, self.spec.slices, tasks, truth, units, challenger, references["best specialists"], **settings
+        )
         notes = [*results.notes, *self._new_groups(tasks, truth, units, challenger, references, settings)]
         return judge(tasks, truth, units, challenger, references, notes=notes, **settings)
 
@@ -364,8 +371,10 @@ class TableArena:
 
     def summary(self, folder: RunFolder, results: Compared, choice: Mapping[str, Any], verdict: Verdict | None) -> dict[str, Any]:
         """What the report says of a table's study."""
+        unsliced = ["No slices: they compare one model with specialists"] if self.spec.slices and not results.slices else []
         return {
-            "notes": [*(results.notes if verdict is None else verdict.notes), *results.trained.notes],
+            "notes": [*(results.notes if verdict is None else verdict.notes), *results.trained.notes, *unsliced],
+            "slices": results.slices,
             "warnings": [finding.to_dict() for finding in results.findings],
             "failed": results.trained.failed,
             "test": results.scores,

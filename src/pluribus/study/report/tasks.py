@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pluribus.study.report import slices
 from pluribus.study.report.tables import Html, badge, bullets, fold, join, section, table, tag
 from pluribus.study.report.words import (
     Row,
@@ -33,14 +34,27 @@ def tasks(summary: Row) -> Html:
     folds = [_task(summary, task) for task in summary["tasks"] if task["name"] in shown]
     few = "" if len(shown) == len(summary["tasks"]) else f"{len(shown)} of {count(len(summary['tasks']), 'task')} are shown."
     lead = "All that is known of one task. The inputs' shares are of the model in model/, on validation rows, and sum to 100 %."
-    return section("tasks", "Task by task", tag("p", lead, " ", few), *folds)
+    return section("tasks", "Task by task", tag("p", lead, " ", few), _worst(summary), *folds)
+
+
+def _worst(summary: Row) -> Html:
+    """The worst slices, where there are slices."""
+    lines = list(slices.worst(summary))
+    return join([tag("h3", "Worst slices"), bullets(lines), tag("p", slices.CAUTION, class_="soft")]) if lines else Html("")
 
 
 def _task(summary: Row, task: Row) -> Html:
     name, verdict = task["name"], summary["verdict"]
     row = next((r for r in verdict["comparisons"][0]["tasks"] if r["task"] == name), None) if verdict is not None else None
     title = tag("span", tag("b", name), f" ({task['kind']}) ", "" if row is None else badge(row["word"]))
-    parts = [_word(row, verdict), _metrics(summary, task), _calibration(summary, name), importance(summary, name), _labels(task)]
+    parts = [
+        _word(row, verdict),
+        _metrics(summary, task),
+        _calibration(summary, name),
+        importance(summary, name),
+        slices.of_task(summary, name),
+        _labels(task),
+    ]
     return fold(title, *(part for part in parts if part))
 
 

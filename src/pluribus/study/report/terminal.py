@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 from pluribus.files import read_json
-from pluribus.study.report import leaderboard
+from pluribus.study.report import leaderboard, slices
+
+MOST_SLICES = 12
 
 
 def spoken(folder: Path) -> str:
@@ -23,6 +25,11 @@ def spoken(folder: Path) -> str:
         lines.append("")
     board = leaderboard.lines(summary)
     lines += [*board, ""] if board else []
+    worst = list(slices.worst(summary))
+    if worst:
+        lines += ["Worst slices, exploratory", *(f"  {line}" for line in worst[:MOST_SLICES])]
+        lines += [f"  and {len(worst) - MOST_SLICES} more in the report"] if len(worst) > MOST_SLICES else []
+        lines.append("")
     lines.append(f"report  {folder / 'report.html'}")
     lines.append(f"model   {folder / 'model'}   (pluribus predict {folder / 'model'} TABLE -o OUT.parquet)")
     lines.append(f"the test split has been opened {summary['openings']} time(s)")
