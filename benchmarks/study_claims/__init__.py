@@ -47,6 +47,9 @@ def cover(
     done = work.cells()
     for split in range(splits):
         for table in tables:
+            if why := work.why_not(table, splits):
+                print(f"{table}: {why}", flush=True)
+                continue
             for arm in [arm for arm in work.arms(table) if arm in chosen]:
                 key = Key(table, split, arm, budget)
                 if key in done and not again and not (retry and done[key]["status"] != "done"):

@@ -85,6 +85,15 @@ class Work:
             (folder / "about.json").write_text(json.dumps(about), "utf-8")
         return folder
 
+    def why_not(self, name: str, splits: int) -> str | None:
+        """Why a table cannot be run (a file that is not at hand, a task that a part has no label of), or None."""
+        try:
+            for seed in range(splits):
+                self.split(name, seed)
+        except Exception as error:
+            return f"{type(error).__name__}: {error}"
+        return None
+
     def arms(self, name: str) -> list[str]:
         """The arms that a table can have: a chain needs two targets on a row."""
         chained = len(self.about(name)["targets"]) > 1

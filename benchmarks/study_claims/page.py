@@ -350,7 +350,9 @@ def amiss(
 ) -> list[str]:
     """What failed, is missing, did not run yet, or does not fit together."""
     lines, waiting = [], []
-    for table, split in extent:
+    away = {table: why for table in dict.fromkeys(table for table, _ in extent) if (why := work.why_not(table, 1))}
+    lines += [f"- {table}: not run: {why}" for table, why in away.items()]
+    for table, split in ((t, s) for t, s in extent if t not in away):
         for arm in work.arms(table):
             cell = cells.get(Key(table, split, arm, budget))
             if cell is None:

@@ -95,8 +95,9 @@ def _parkinsons() -> Made:
     return Made(frame, targets, group="subject", note="by subject")
 
 
-def _grouped(stem: str, column: str, target: str, kind: str, *, without: str = "\0") -> Callable[[], Made]:
-    """A table in the long layout: a row has the label of the one task that its task column names."""
+def _grouped(stem: str, column: str, target: str, kind: str, *, without: str = "\0", fewest: int = 1) -> Callable[[], Made]:
+    """A table in the long layout: a row has the label of the one task that its task column names. Tasks with fewer than `fewest`
+    rows are left out."""
 
     def made() -> Made:
         import pandas as pd
@@ -105,9 +106,24 @@ def _grouped(stem: str, column: str, target: str, kind: str, *, without: str = "
         frame = frame.drop(columns=[c for c in frame.columns if without in c])
         frame["task"] = "task " + frame.pop(column).astype(int).astype(str)
         frame[target] = pd.read_csv(DATA / f"{stem}_target.csv.gz").iloc[:, -1].to_numpy()
+        frame = frame[frame.groupby("task")[target].transform("size") >= fewest].reset_index(drop=True)
         return Made(frame, {target: kind}, task_column="task", note=f"long, {frame['task'].nunique()} tasks")
 
     return made
+
+
+def _computer() -> Made:
+    """How likely 190 people would buy 20 computers, from seven facts about a person."""
+    import pandas as pd
+
+    read = [
+        pd.read_csv(DATA / "computer" / name, sep="\t", skiprows=1, header=None) for name in ("ComputerDataZ.txt", "LikeBuy.txt")
+    ]
+    facts, liked = (each.dropna(axis=1, how="all").dropna() for each in read)
+    facts.columns = [f"z{i}" for i in range(facts.shape[1])]
+    liked.columns = [f"computer {i}" for i in range(liked.shape[1])]
+    frame = pd.concat([facts.reset_index(drop=True), liked.reset_index(drop=True)], axis=1)
+    return Made(frame, dict.fromkeys(liked.columns, "regression"))
 
 
 def _wine() -> Made:
@@ -248,8 +264,8 @@ SETS: dict[str, Callable[[], Made]] = {
     "student_mat": _student("mat"),
     "wine": _wine,
     "abalone": _grouped("abalone/abalone", "Task", "rings", "regression"),
-    "computer": _grouped("computer/computer", "task", "likely", "regression"),
-    "school": _grouped("school/school", "task", "score", "regression"),
+    "computer": _computer,
+    "school": _grouped("school/school", "task", "score", "regression", fewest=80),
     "landmine": _grouped("landmine/landmine", "task", "mine", "binary"),
     "clintox": _molecules("clintox/clintox.csv.gz", "binary"),
     "toxcast": _toxcast,
