@@ -69,6 +69,8 @@ def test_every_format_is_read_back(stamps: list[datetime.datetime], form: str) -
         ("1st March 2024", "2024-03-01"),
         ("Tue, 5 Mar 2024 10:00:00 +0100", "2024-03-05T09:00"),
         ("29/02/2024", "2024-02-29"),
+        ("2024-03", "2024-03-01"),
+        ("March 2024", "2024-03-01"),
     ],
 )
 def test_known_dates(word: str, iso: str) -> None:

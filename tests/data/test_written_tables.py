@@ -228,28 +228,61 @@ def test_separators_are_told_apart_by_all_lines(tmp_path: Path) -> None:
     assert list(read(tmp_path, "sep=;\na;b\n1;2\n").frame.columns) == ["a", "b"]
 
 
-def test_types_of_many_columns_change_late_at_the_cost_of_one_reading(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """300 columns that turn from whole numbers to decimals, words and dates after the first block."""
-    from pyarrow import csv as arrow
+@pytest.mark.parametrize(
+    "above", ["Report of 2024\n\n", "# made by a tool\n# on Monday\n", "\n\n"], ids=["title", "comment", "empty"]
+)
+def test_lines_above_the_names(tmp_path: Path, above: str) -> None:
+    """Exports of reports begin with a title; a header that looks like a comment is the header."""
+    rows = "1,x\n2,y\n3,z\n4,x\n"
+    found = read(tmp_path, above + "a,b\n" + rows)
+    assert found.frame["a"].tolist() == [1, 2, 3, 4]
+    assert f"({above.count(chr(10))})" in note(found, "above the names")
+    assert list(read(tmp_path, "#id,b\n" + rows).frame.columns) == ["#id", "b"]
+    assert list(read(tmp_path, "a\n1\n2\n3\n4\n").frame.columns) == ["a"], "one column: every line is as good as another"
 
-    from pluribus.data import csv_file
 
-    monkeypatch.setattr(csv_file, "BLOCK_BYTES", 1 << 14)
-    calls = []
-    original = arrow.read_csv
-    monkeypatch.setattr(arrow, "read_csv", lambda *args, **kwargs: (calls.append(1), original(*args, **kwargs))[1])
-    width = 300
-    names = [f"c{i}" for i in range(width)]
-    last = [("1.5", "word", "true", "2024-01-01", "")[i % 5] for i in range(width)]
-    first = [("1", "2", "true", "2024-01-01", "3")[i % 5] for i in range(width)]
-    path = tmp_path / "wide.csv"
-    path.write_text("\n".join([",".join(names), *[",".join(first)] * 60, ",".join(last)]) + "\n")
-    frame = read_table(path)
-    assert len(calls) <= 2
-    kinds = [frame[f"c{i}"].dtype.kind for i in range(5)]
-    assert kinds[0] == "f"
-    assert frame["c1"].iloc[-1] == "word"
-    assert kinds[2:] == ["b", "M", "f"]
+def test_row_names_of_r_and_lines_of_old_macintoshes(tmp_path: Path) -> None:
+    """One field more than names in every row; lines that end in a carriage return."""
+    found = read(tmp_path, '"a","b"\n"1",5,"x"\n"2",6,"y"\n')
+    assert found.frame.to_dict("list") == {"a": [5, 6], "b": ["x", "y"]}
+    assert read(tmp_path, "a,b\r1,x\r2,y\r").frame.to_dict("list") == {"a": [1, 2], "b": ["x", "y"]}
+    with pytest.raises(BadInput, match="has 3 fields where the header has 2"):
+        read(tmp_path, "a,b\n1,2\n1,2,3\n")
+
+
+def test_telephone_numbers_are_words(tmp_path: Path) -> None:
+    """A plus and ten digits are no quantity; a plus before a few is a sign."""
+    found = read(tmp_path, "phone,change\n+4912345678901,+5\n+4912345678902,-3\n")
+    assert found.frame["phone"].tolist()[0] == "+4912345678901"
+    assert found.frame["change"].tolist() == [5, -3]
+
+
+def test_measures(tmp_path: Path) -> None:
+    """58.8 kg is a number where many rows differ; a few measures may be classes, and the option reads them."""
+    many = "w,term,y\n" + "".join(f"{i / 4} kg,{36 if i % 2 else 60} months,{i}\n" for i in range(60))
+    found = read(tmp_path, many)
+    assert found.frame["w"].tolist()[:3] == [0, 0.25, 0.5]
+    assert found.frame["term"].tolist()[:2] == ["60 months", "36 months"]
+    assert "--type term=number" in note(found, "'term'")
+    assert read(tmp_path, many, types={"term": "number"}).frame["term"].tolist()[:2] == [60, 36]
+
+
+def test_infinite_numbers_can_be_missing(tmp_path: Path) -> None:
+    """A table refuses them; the option takes them for missing."""
+    path = tmp_path / "t.csv"
+    path.write_text("x,y\n" + "inf,1.5\n-inf,2.5\n3,0.5\n" * 20, "utf-8")
+    with pytest.raises(BadInput, match="--na inf"):
+        Table.read(path, ["y"])
+    assert Table.read(path, ["y"], na=["inf", "-inf"]).frame["x"].isna().sum() == 40
+
+
+def test_a_target_with_one_word_among_numbers_names_it(tmp_path: Path) -> None:
+    """Otherwise the user looks through thousands of rows for the cell that is no number."""
+    path = tmp_path / "t.csv"
+    path.write_text("x,y\n" + "".join(f"{i},{i / 3:.3f}\n" for i in range(90)) + "1,oops\n", "utf-8")
+    with pytest.raises(BadInput, match=r"'oops' among numbers.*--na 'oops'"):
+        Table.read(path, ["y"])
+    assert Table.read(path, ["y"], na="oops").tasks[0].kind == "regression"
 
 
 # What the user says

@@ -14,6 +14,7 @@ from typing import IO, TYPE_CHECKING, Any
 
 from pluribus.data.written import codes, encoding
 from pluribus.data.written.encoding import DELIMITERS, delimiter_of
+from pluribus.data.written.header import lines_above, one_more
 from pluribus.data.written.reading import Reading
 from pluribus.errors import BadInput
 
@@ -59,6 +60,8 @@ class CsvFile:
         else:
             self.delimiter = self.reading.separator
         self.written = [name for row in csv.reader([lines[0]], delimiter=self.delimiter) for name in row]
+        if guess and len(lines) > 1 and one_more(lines, self.delimiter):
+            self.written.insert(0, "")  # R leaves the names of rows without a name
         self.names = list(self.written)
 
     # Letters
@@ -139,6 +142,9 @@ class CsvFile:
                     size += len(line)
         except (OSError, EOFError) as error:
             raise self._packed(error) from error
+        if len(lines) == 1 and b"\r" in lines[0].rstrip(b"\r\n"):  # lines end as on old Macintoshes
+            self._content = (self._all() if self._content is None else self._content).replace(b"\r", b"\n")
+            return self._first_lines()
         try:
             header = lines[0].decode("utf-8-sig")
             rest = [line.decode("utf-8", "replace") for line in lines[1:]]
@@ -147,8 +153,11 @@ class CsvFile:
             return self._first_lines()
         above = 1
         first = None
+        if self.guess and (count := lines_above([header, *rest])):
+            self.notes.append(f"lines above the names are left out ({count})")
+            header, rest, above = rest[count - 1], rest[count:], 1 + count
         if (hint := re.fullmatch(r"sep=(.)\s*", header)) is not None and hint[1] in DELIMITERS and rest:
-            first, header, rest, above = hint[1], rest[0], rest[1:], 2
+            first, header, rest, above = hint[1], rest[0], rest[1:], 1 + above
         if not header.strip():
             what = "has an empty first line where the column names should be"
             raise BadInput(what, where=self.where, remedy="add a header")
@@ -160,13 +169,13 @@ class CsvFile:
 
     @cached_property
     def _scan(self) -> tuple[bool, bool]:
-        """Whether the file holds quotes, and whether a number may begin with a zero."""
+        """Whether the file holds quotes, and whether a number may begin with a zero or a plus."""
         quotes = zeros = False
         try:
             with self.open() as handle:
                 for block in iter(lambda: handle.read(BLOCK_BYTES), b""):
                     quotes = quotes or b'"' in block
-                    zeros = zeros or codes.ZEROS.search(block) is not None
+                    zeros = zeros or codes.MARKS.search(block) is not None
                     if quotes and zeros:
                         break
         except (OSError, EOFError) as error:
@@ -175,7 +184,7 @@ class CsvFile:
 
     @property
     def has_zeros(self) -> bool:
-        """Whether a number may begin with a zero."""
+        """Whether a number may begin with a zero or a plus."""
         return self._scan[1]
 
     # Columns
@@ -184,10 +193,7 @@ class CsvFile:
         """All columns as a program reads them; those named in `text` as words."""
         import pyarrow as pa
 
-        chosen = {name: pa.string() for name in text if name in self.names}
-        table = self._table(chosen)
-        if table is None:  # a later block holds what the first has not shown
-            table = self.narrowed(self._table(dict.fromkeys(self.names, pa.string())), text)
+        table = self._table({name: pa.string() for name in text if name in self.names})
         for position, field_ in enumerate(table.schema):
             if pa.types.is_null(field_.type):  # nothing but missing values: a number by convention
                 table = table.set_column(position, field_.name, table.column(position).cast(pa.float64()))
@@ -202,25 +208,21 @@ class CsvFile:
         import pyarrow as pa
 
         table = self._table(dict.fromkeys(self.names, pa.string()), include=names, nulls=[""])
-        assert table is not None  # words always fit
         if self.rows is not None:
             table = table.take(self.rows)
         return {name: table.column(name) for name in names}
 
-    def narrowed(self, table: pa.Table | None, text: Collection[str]) -> pa.Table:
+    def narrowed(self, table: pa.Table, text: Collection[str]) -> pa.Table:
         """Columns of words as what a program takes them for."""
         import pyarrow as pa
 
-        assert table is not None
         for position, field_ in enumerate(table.schema):
             if pa.types.is_string(field_.type) and field_.name not in text:
                 table = table.set_column(position, field_.name, _narrow(table.column(position)))
         return table
 
-    def _table(
-        self, types: Mapping[str, Any], include: Sequence[str] = (), nulls: Sequence[str] | None = None
-    ) -> pa.Table | None:
-        """Columns of the given types, the others as inferred; None where a later block does not fit the types of the first."""
+    def _table(self, types: Mapping[str, Any], include: Sequence[str] = (), nulls: Sequence[str] | None = None) -> pa.Table:
+        """Columns of the given types, the others as they are inferred from the whole file."""
         import pyarrow as pa
         from pyarrow import csv as arrow
 
@@ -238,8 +240,6 @@ class CsvFile:
             )
         except pa.ArrowInvalid as error:
             message = str(error)
-            if "conversion error to" in message and "UTF8" not in message:
-                return None
             if "UTF8" in message:
                 self.not_utf8()
                 return self._table(types, include, nulls)

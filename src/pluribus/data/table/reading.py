@@ -68,13 +68,14 @@ class Inputs:
         self.notes: list[str] = []
         self._columns: dict[str, InputColumn] = {}
         self._read: dict[str, Any] = {}
+        known = by_inference()
         for name in names:
             where = f"{source}, column {name!r}"
             column = InputColumn(name, frame[name], where, joined=name in joined, ordering=name == time, limit=limit)
             chosen = TEXT if name in text else (types or {}).get(name)
             if chosen is not None and chosen not in INPUTS:
                 raise unknown("type", chosen, [n for n, one in INPUTS.items() if one.plain], where=where)
-            record, note = _type_of(column) if chosen is None else (INPUTS[chosen], "")
+            record, note = _type_of(column, known) if chosen is None else (INPUTS[chosen], "")
             cleaned = record.clean(column)
             if cleaned is not column.series:
                 frame[name] = cleaned
@@ -100,8 +101,8 @@ class Inputs:
         return self.types[name].mentioned(self.read(name), slice(None))
 
 
-def _type_of(column: InputColumn) -> tuple[InputType, str]:
-    for record in by_inference():
+def _type_of(column: InputColumn, known: Sequence[InputType]) -> tuple[InputType, str]:
+    for record in known:
         note = record.infer(column)
         if note is not None:
             return record, note

@@ -213,7 +213,7 @@ def check_values(
             bad = _infinite(series)
             if bad.any():
                 what = f"holds an infinite number in row {int(bad.argmax()) + 1} ({int(bad.sum())} in all)"
-                raise BadInput(what, where=at(column), remedy="leave the cell empty, or --ignore the column")
+                raise BadInput(what, where=at(column), remedy="leave the cell empty, --na inf (or -inf), or --ignore the column")
         elif pd.api.types.is_complex_dtype(series.dtype) or pd.api.types.is_timedelta64_dtype(series.dtype):
             what = f"holds {series.dtype}, which is not supported"
             raise BadInput(what, where=at(column), remedy="write it as a number, or --ignore the column")

@@ -26,6 +26,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from pluribus.data.ragged import looks_like_lists
+from pluribus.data.written.numbers import share_of_numbers, tidy
 from pluribus.errors import BadInput, unknown
 from pluribus.tasks import Task
 from pluribus.tasks.columns import Column
@@ -45,6 +46,8 @@ def parse_target(text: str) -> tuple[str, str | None]:
 def infer_kind(column: Column, among: Collection[str] | None = None) -> tuple[str, str]:
     """(kind, reason) by the rules at the top of this file; of the kinds `among` which it is, if one of them fits."""
     import pandas as pd
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
     series, where = column.series, column.where
     if pd.api.types.is_datetime64_any_dtype(series.dtype):
@@ -65,6 +68,12 @@ def infer_kind(column: Column, among: Collection[str] | None = None) -> tuple[st
     if lists:
         raise no_list(where)
     what = f"holds {series.nunique()} different words; no kind fits"
+    words = pa.array(series.dropna().astype(str).unique().tolist(), pa.string())
+    share, style = share_of_numbers(words)
+    if share >= 0.5:
+        one = words.filter(pc.invert(style.fits(tidy(words))))[0].as_py()
+        what, remedy = f"holds {one[:60]!r} among numbers; no kind fits", f"mend it, or --na {one[:60]!r} if it means missing"
+        raise BadInput(what, where=where, remedy=remedy)
     raise BadInput(what, where=where, remedy="name another target, or say :multiclass")
 
 

@@ -1,4 +1,7 @@
-"""Is this number a code? Zip codes have leading zeros, which a number would lose; ids have another value in every row."""
+"""Is this number a code?
+
+Zip codes have leading zeros and telephone numbers a plus, which a number would lose; ids have another value in every row.
+"""
 
 from __future__ import annotations
 
@@ -11,21 +14,21 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     import pyarrow as pa
 
-ZEROS = re.compile(rb"[,;\t|\n\" ]0\d\d")
-"""What a file holds, perhaps elsewhere, if one of its columns has leading zeros."""
+MARKS = re.compile(rb"[,;\t|\n\" ](?:0\d\d|\+\d{8})")
+"""What a file holds, perhaps elsewhere, if one of its columns has leading zeros or telephone numbers."""
 
-_ZERO_CODE = r"^\s*0\d\d+\s*$"
+_CODE = r"^\s*(?:0\d\d+|\+\d{8,})\s*$"
 _NAMES = re.compile(
     r"(?:^|[_\W])(?:id|ids|key|no|nr|number|index|idx|row|rownum|uuid|guid|code)$|(?<=[a-z])(?:ID|Id|Key|No|Nr)$", re.I
 )
 _LEAST_ROWS = 50
 
 
-def leading_zero(words: pa.Array) -> str | None:
-    """The first word of at least three digits that begins with a zero."""
+def a_code(words: pa.Array) -> str | None:
+    """The first word that begins with a zero and has at least three digits, or with a plus and has at least eight."""
     import pyarrow.compute as pc
 
-    found = words.filter(pc.match_substring_regex(words, _ZERO_CODE))
+    found = words.filter(pc.match_substring_regex(words, _CODE))
     return found[0].as_py() if len(found) else None
 
 

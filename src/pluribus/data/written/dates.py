@@ -1,8 +1,9 @@
 """Are these words dates, and does the day or the month come first?
 
 Read are ISO dates and times, `2024/12/31`, `31/12/2024`, `12/31/2024`, `31.12.24`, `31 Dec 2024`, `Dec 31, 2024` and `31-Dec-24`,
-each with or without a time of day (`14:30`, `2:30:15.5 PM`) and a zone (`Z`, `+02:00`, `UTC`); a column may mix them. Times with
-a zone become UTC; beside them, those without one are taken for UTC.
+each with or without a time of day (`14:30`, `2:30:15.5 PM`) and a zone (`Z`, `+02:00`, `UTC`), and the months `2024-12` and
+`Dec 2024` as their first day; a column may mix them. Times with a zone become UTC; beside them, those without one are taken for
+UTC.
 
 In `03/04/2024` day or month may come first (in `03.04.2024` it is the day). A column is decided by its own cells (`31/12/2024`
 has the day first), else by what the user says, else by the other columns of the file. Years of two digits are 1969 … 2068.
@@ -31,6 +32,8 @@ _FORMS = (
     rf"{_DAY}(?P<y>\d{{4}})-(?P<m>\d{{1,2}})-(?P<d>\d{{1,2}}){_TIME}",
     rf"{_DAY}(?P<y>\d{{4}})[/.](?P<m>\d{{1,2}})[/.](?P<d>\d{{1,2}}){_TIME}",
     rf"{_DAY}(?P<d>\d{{1,2}})(?:st|nd|rd|th)?[- .]{{1,2}}(?P<w>{_LONG})[- ,.]{{1,2}}(?P<y>\d{{4}}|\d{{2}}){_TIME}",
+    r"^(?P<y>\d{4})-(?P<m>\d{1,2})$",
+    rf"^(?P<w>{_LONG}) (?P<y>\d{{4}})$",
     rf"{_DAY}(?P<w>{_LONG}) (?P<d>\d{{1,2}})(?:st|nd|rd|th)?,? (?P<y>\d{{4}}){_TIME}",
 )
 _POINTED = rf"{_DAY}(?P<a>\d{{1,2}})\.(?P<b>\d{{1,2}})\.(?P<y>\d{{4}}|\d{{2}}){_TIME}"
@@ -141,7 +144,7 @@ def _fill(stamps: NDArray[np.datetime64], zoned: NDArray[np.bool_], words: pa.Ar
         months = np.array([_MONTHS.index(word) + 1 for word in three.to_pylist()], np.int64)
     else:
         months = _whole(found.field(month), every)
-    days = _whole(found.field(day), every)
+    days = _whole(found.field(day), every) if day in names else np.ones(len(rows), np.int64)
     good = (year >= 1) & (months >= 1) & (months <= 12) & (days >= 1)
     first = (np.where(good, year, 1970) - 1970).astype("datetime64[Y]").astype("datetime64[M]") + (np.where(good, months, 1) - 1)
     last = ((first + 1).astype("datetime64[D]") - first.astype("datetime64[D]")).astype(np.int64)

@@ -13,13 +13,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from pluribus.data.written import missing
-from pluribus.data.written.codes import leading_zero, looks_like_id
+from pluribus.data.written.codes import a_code, looks_like_id
 from pluribus.data.written.dates import are_iso, dates_of
 from pluribus.data.written.numbers import COMMA, PERCENT, POINT, NumberStyle, Styles, share_of_numbers, styles_of, tidy
 from pluribus.data.written.reading import Reading
 from pluribus.data.written.words import MAX_WORDS, side_of, spelled, spelling_of
 from pluribus.data.written.writing import TYPED, Writing, WrittenDates, WrittenNumbers, WrittenWords
 from pluribus.errors import BadInput
+from pluribus.tasks.kinds.labels import MAX_CLASSES
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -28,7 +29,7 @@ Raw = Callable[[Sequence[str]], dict[str, Any]]
 """Columns as the file has them: strings, null where a cell is empty."""
 
 _HEAD = 200
-_NEARLY = 0.9
+_MOST = 0.5
 _NAMED = 3
 _GROUPED = r"^\s*[-+]?\d{1,3}(\.\d{3})+\s*$"
 
@@ -101,7 +102,7 @@ def decide(
     skip : collection of str
         Columns that nobody reads.
     zeros : bool
-        Whether numbers of the file may have leading zeros.
+        Whether numbers of the file may begin with a zero or a plus.
     """
     return _Deciding(table, reading, raw, where, set(exact), set(skip), zeros).run()
 
@@ -139,7 +140,7 @@ class _Deciding:
                     self.writings[name] = WrittenWords(kept=tuple(word for word in missing.WORDS if word))
             elif pa.types.is_string(kind) or pa.types.is_large_string(kind):
                 self._words(name, column)
-            elif pa.types.is_integer(kind) and self.zeros:
+            elif (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and self.zeros:
                 whole.append(name)
             elif not pa.types.is_null(kind) and column.null_count == len(column):
                 self.notes.add(name, "holds no value at all (--ignore it)")
@@ -177,16 +178,25 @@ class _Deciding:
             elif len(words):
                 self.notes.add(name, f"holds nothing but {words[0].as_py()!r} (--na {words[0].as_py()!r} for missing)")
             return
-        if self._number(name, rest, na) or self._date(name, rest, na):
+        digits = float(pc.mean(pc.match_substring_regex(rest[:_HEAD], r"\d")).as_py())  # numbers and dates have some
+        if digits == 1 and (self._number(name, rest, na) or self._date(name, rest, na)):
             return
-        self._nearly(name, rest)
+        if digits >= _MOST:
+            self._nearly(name, rest)
         if len(words) <= MAX_WORDS:
             self._spell(name, dict(zip(words.to_pylist(), rows.to_pylist())), told, column.null_count)
         elif told:
             self._become(name, WrittenWords(na=told), "")
 
     def _number(self, name: str, words: pa.Array, na: tuple[str, ...]) -> bool:
-        found = styles_of(words, self.reading.sign(name), self.reading.mark(name))
+        sign, mark = self.reading.sign(name), self.reading.mark(name)
+        found = styles_of(words, sign, mark)
+        if not found.possible:
+            found = styles_of(words, sign, mark, measured=True)
+            if found.possible and len(words) <= MAX_CLASSES:  # "36 months", "60 months" may be classes
+                one = words[0].as_py()
+                self.notes.add(name, f"is read as words ({one!r}; --type COLUMN=number reads the number)", "measures")
+                return False
         if not found.possible:
             return False
         if found.style is None:
@@ -241,22 +251,22 @@ class _Deciding:
         """Name what keeps a column from being numbers or dates."""
         import pyarrow.compute as pc
 
+        if share_of_numbers(words[:_HEAD])[0] < _MOST and np.isnat(dates_of(words[:_HEAD]).stamps).mean() > _MOST:
+            return
         share, style = share_of_numbers(words)
-        if _NEARLY <= share < 1:
+        if _MOST <= share < 1:
             wrong = words.filter(pc.invert(style.fits(tidy(words))))
         else:
             stamps = dates_of(words, self.reading.dayfirst).stamps
             no_date = np.isnat(stamps)
-            if not 0 < no_date.mean() <= 1 - _NEARLY:
+            if not 0 < no_date.mean() <= _MOST:
                 return
             wrong = words.filter(_mask(no_date))
         one = wrong[0].as_py()
-        sort = "numbers" if _NEARLY <= share < 1 else "dates"
+        sort = "numbers" if _MOST <= share < 1 else "dates"
         more = f" and {len(wrong) - 1} more words are none" if len(wrong) > 1 else " is none"
         self.notes.add(
-            name,
-            f"is read as words: nearly all are {sort}, but {one[:40]!r}{more} (--na {one[:40]!r} for missing)",
-            f"nearly {sort}",
+            name, f"is read as words: most are {sort}, but {one[:40]!r}{more} (--na {one[:40]!r} for missing)", f"most {sort}"
         )
 
     def _spell(self, name: str, counts: Mapping[str, int], told: tuple[str, ...], empty: int) -> None:
@@ -276,7 +286,9 @@ class _Deciding:
             word, new = next(iter(changed.items()))
             merged = len(set(known)) - len({spelled(word, spelling) for word in known})
             about = (
-                f"{merged} of {len(known)} words are others with other spaces or capitals" if merged else "spaces around words go"
+                f"{merged} of {len(known)} words differ from others in spaces or capitals alone"
+                if merged
+                else "spaces around words go"
             )
             if sides is not None and merged:
                 about = f"{len(known)} ways to say yes and no are two"
@@ -317,7 +329,7 @@ class _Deciding:
         if writing is WrittenNumbers:
             soft = tuple(missing.beside_numbers(words.to_pylist()))
             rest = words.filter(pc.invert(pc.is_in(words, pa.array(soft, pa.string()))))
-            found = styles_of(rest, self.reading.sign(name), self.reading.mark(name))
+            found = styles_of(rest, self.reading.sign(name), self.reading.mark(name), measured=True)
             if found.style is None and found.possible:
                 raise self._ambiguous(name, found)
             style = found.style or share_of_numbers(rest)[1]
@@ -416,14 +428,18 @@ class _Deciding:
     # Numbers and dates
 
     def _codes(self, names: list[str]) -> None:
-        """Whole numbers with leading zeros are codes."""
+        """Whole numbers that begin with a zero or a plus are codes."""
+        import pyarrow.compute as pc
+
         for name, column in self.raw(names).items():
             words = _distinct(column)
-            one = leading_zero(words)
+            one = a_code(words) if pc.all(pc.match_substring_regex(words, r"^\s*\+?\d+\s*$")).as_py() else None
             if one is not None:
                 self.columns[name] = self._converted(WrittenWords(), column, name)
                 self.writings[name] = WrittenWords()
-                self.notes.add(name, f"words, as {one!r} begins with a zero (--type COLUMN=number reads a number)", "zeros")
+                self.notes.add(
+                    name, f"words, as {one!r} begins with {one.strip()[0]!r} (--type COLUMN=number reads a number)", "zeros"
+                )
 
     def _sentinels(self, name: str) -> None:
         """Numbers and dates that stand for "not known", and numbers that may be ids or dates."""

@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 
+from pluribus.data.written.reading import SEPARATORS
 from pluribus.errors import BadInput
+
+_BODY = 3
 
 
 @dataclass(frozen=True)
@@ -70,6 +74,31 @@ def header_of(written: Sequence[str], wanted: Collection[str], where: str) -> He
     if spaced:
         notes.append(f"spaces around {spaced} column name{'s' * (spaced > 1)} are left out")
     return Header(tuple(names), doubles, tuple(unnamed), tuple(notes))
+
+
+def lines_above(lines: Sequence[str]) -> int:
+    """How many lines stand above the names: comments, titles and empty lines.
+
+    They have another number of separators than all lines of the second half, which have the same. 0 where that cannot be told.
+    """
+    bare = [re.sub(r'"[^"]*"', "", line.rstrip("\r\n")) for line in lines]
+    body = [line for line in bare[len(bare) // 2 :] if line.strip()]
+    if len(body) < _BODY:
+        return 0
+    steady = {sign: body[0].count(sign) for sign in SEPARATORS if len({line.count(sign) for line in body}) == 1}
+    steady = {sign: count for sign, count in steady.items() if count}
+    if any(bare[0].count(sign) == count for sign, count in steady.items()) or bare[0].startswith("sep="):
+        return 0
+    for sign, count in steady.items():
+        return next((i for i, line in enumerate(bare) if line.count(sign) in (count, count - 1) and line.count(sign)), 0)
+    return next((i for i, line in enumerate(bare) if line.strip() and not line.startswith("#")), 0)
+
+
+def one_more(lines: Sequence[str], sign: str) -> bool:
+    """Whether every line has one field more than the names."""
+    bare = [re.sub(r'"[^"]*"', "", line.rstrip("\r\n")) for line in lines]
+    counts = {line.count(sign) for line in bare[1:] if line.strip()}
+    return counts == {bare[0].count(sign) + 1} and not lines[0].rstrip().endswith(sign)
 
 
 def _free(name: str, taken: Collection[str], sign: str) -> str:

@@ -130,4 +130,4 @@ def equal_number(words: Sequence[str]) -> list[float]:
             found.append(float(word))
         except ValueError:
             continue
-    return [value for value in found if np.isfinite(value)]
+    return [value for value in found if not np.isnan(value)]

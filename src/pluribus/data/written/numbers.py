@@ -27,6 +27,9 @@ _SPACES = "[ \\t\u00a0\u2007\u2009\u202f]"
 _SIGNS = "$€£¥₹₽₩₺₴₦₫฿₪₱₡₲₵₸"
 _CODES = "USD|EUR|GBP|JPY|CHF|CAD|AUD|NZD|CNY|INR|BRL|MXN|SEK|NOK|DKK|PLN|CZK|HUF|RUB|TRY|ZAR"
 _CURRENCY = rf"[A-Z]{{0,3}}[{_SIGNS}]|{_CODES}|kr\.?|zł|Kč|Fr\.|Rs\.?"
+_BEHIND = re.compile(
+    r"^[-+−(]*[\d.,'’ \u00a0\u202f]*\d[)]*(?P<gap> ?)(?P<unit>[^\W\d_]{1,8}(?:/[^\W\d_]{1,4})?[²³]?|°[CF]?|[\"″']|in\.|ft\.)$"
+)
 _UNIT = re.compile(rf"^[-+−(]*{_SPACES}*({_CURRENCY})(?=[-+−(\d., ]|{_SPACES})|({_CURRENCY}|%)[-−)]*$")
 _HEAD = 100
 
@@ -42,7 +45,8 @@ class NumberStyle:
     mark : str
         What may stand between groups of digits, one of `MARKS`; "" for nothing.
     unit : str
-        A currency, or "%": what stands before or behind the digits. A currency may be left out, a % only behind a zero.
+        What stands behind the digits of every cell (kg), or a currency, before or behind them, or "%". A currency may be left
+        out, a % only behind a zero.
     """
 
     decimal: str = POINT
@@ -53,6 +57,11 @@ class NumberStyle:
     def plain(self) -> bool:
         """Whether numbers are written as programs write them."""
         return self == PLAIN
+
+    @property
+    def is_money(self) -> bool:
+        """Whether the unit is a currency."""
+        return re.fullmatch(_CURRENCY, self.unit) is not None
 
     @property
     def pattern(self) -> str:
@@ -70,6 +79,8 @@ class NumberStyle:
         if self.unit == PERCENT:
             zero = rf"0+(?:{decimal}0+)?"
             return rf"^(?:[-+]? *{body} *{unit}|\( *{body} *\) *{unit}|\( *{body} *{unit} *\)|{zero})$"
+        if not self.is_money:
+            return rf"^[-+]? *{body} *{unit}$"
         signed = rf"[-+]? *(?:{unit} *)?{body}|{unit} *[-+] *{body}|[-+]? *{body} *{unit}"
         bracketed = rf"(?:{unit} *)?\( *(?:{unit} *)?{body} *(?:{unit} *)?\)(?: *{unit})?"
         return rf"^(?:{signed}|{bracketed}|(?:{unit} *)?{body} *(?:{unit})?-)$"
@@ -132,7 +143,7 @@ class Styles:
         return self.possible[0] if len(self.possible) == 1 else None
 
 
-def styles_of(words: pa.Array, decimal: str | None = None, mark: str | None = None) -> Styles:
+def styles_of(words: pa.Array, decimal: str | None = None, mark: str | None = None, *, measured: bool = False) -> Styles:
     """In which styles all of some words are numbers.
 
     Parameters
@@ -141,9 +152,13 @@ def styles_of(words: pa.Array, decimal: str | None = None, mark: str | None = No
         The different words of a column.
     decimal, mark : str or None
         What the user says; None: to be found out.
+    measured : bool
+        Whether any unit may stand behind the digits ("12 kg"), and not only a currency or a %.
     """
     words = tidy(words)
     unit = unit_of(words[:_HEAD].to_pylist())
+    if measured and not unit:
+        unit = measure_of(words[:_HEAD].to_pylist())
     found: list[NumberStyle] = []
     for style in _styles(unit, decimal, mark):
         if _all(style.fits(words[:_HEAD])) and _all(style.fits(words)):
@@ -183,6 +198,12 @@ def unit_of(words: Iterable[str]) -> str:
         if (found := _UNIT.search(word)) is not None:
             return found[1] or found[2]
     return ""
+
+
+def measure_of(words: Iterable[str]) -> str:
+    """The unit that stands behind the digits of all words; "" for none."""
+    units = {found["unit"] if (found := _BEHIND.match(word)) is not None else "" for word in words}
+    return units.pop() if len(units) == 1 else ""
 
 
 def _styles(unit: str, decimal: str | None, mark: str | None) -> list[NumberStyle]:
