@@ -206,6 +206,31 @@ torch.testing.assert_close(balancer.last.gram, alone.last.gram, rtol=1e-9, atol=
 for p, q in zip(model.parameters(), single.parameters()):
     torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12)
 
+# the same where it looks for unused parameters, whose node around all outputs must be looked through; "c" is on rank 0 only
+class Some(Whole):
+    def forward(self, x, tasks):
+        z = self.shared(x)
+        return {t: self.heads[t](z) for t in tasks}, z
+
+for mine in (TASKS, TASKS if rank == 0 else TASKS[:2]):
+    some = DistributedDataParallel(Some(), find_unused_parameters=True)
+    for step in range(2):
+        some.zero_grad()
+        out, z = some(x, mine)
+        balancer = Inverse()
+        combine({t: (o - 1).square().mean() for t, o in out.items()}, balancer, features=z).backward()
+    single = Whole()
+    out, z = single(X)
+    errors = {t: (o - 1).square() for t, o in out.items()}
+    everyone = [None, None]
+    dist.all_gather_object(everyone, len(mine))
+    wanted = {t: e.mean() if t != "c" or everyone == [3, 3] else e[:8].mean() / 2 for t, e in errors.items()}
+    alone = Inverse()
+    combine(wanted, alone, features=z, processes=ALONE).backward()
+    torch.testing.assert_close(balancer.last.gram, alone.last.gram, rtol=1e-9, atol=1e-12)
+    for p, q in zip(some.parameters(), single.parameters()):
+        torch.testing.assert_close(p.grad, q.grad, rtol=1e-9, atol=1e-12)
+
 # a NaN on one rank stops both, by name
 out, z = single(x)
 losses = {t: (o - 1).square().mean() * (float("nan") if (t, rank) == ("b", 1) else 1) for t, o in out.items()}

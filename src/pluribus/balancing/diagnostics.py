@@ -22,6 +22,7 @@ import torch
 from torch import Tensor
 
 from pluribus.balancing.decision import Decision
+from pluribus.balancing.graph import places, stopped
 from pluribus.balancing.heads import from_heads, seeds_of
 from pluribus.balancing.hearing import Features, features_of, listen
 from pluribus.balancing.layers import gram_of
@@ -74,9 +75,11 @@ def at_features(losses: Mapping[str, Tensor], features: Features, *, processes: 
     heard = listen(losses, "unchecked", processes or Processes.running(), first)
     z = features_of(features, heard)
     rows: list[list[Tensor]] = [[] for _ in z]
-    for loss in heard.tensors:
-        for row, f, g in zip(rows, z, from_heads(loss, z, seeds_of(z))):
-            row.append(torch.zeros_like(f, requires_grad=False) if g is None else g)
+    at = places(z)
+    with stopped(z if len(z) > 1 else ()):
+        for loss in heard.tensors:
+            for row, f, g in zip(rows, z, from_heads(loss, at, seeds_of(z))):
+                row.append(torch.zeros_like(f, requires_grad=False) if g is None else g)
     with torch.no_grad():
         local = gram_of([torch.stack(row) for row in rows]) if heard.tensors else heard.values.new_zeros(0, 0)
         return Decision(heard.present, heard.values, gram=heard.widen(local), source="features", why="asked for")

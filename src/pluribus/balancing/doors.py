@@ -170,7 +170,8 @@ def backward(
             step.gram = on_a_part(heard, closure, rows, shared, team)
             step.weights = weigh(judge, heard, step.gram)
             step.source, step.why = "full", f"measured on a share {rows:g} of the rows"
-        write_known(heard, z, shared, cast(Tensor, step.weights), extra, scale)
+        whole = rows != 1 or source in ("full", "grouped")
+        write_known(heard, z, shared, cast(Tensor, step.weights), extra, scale, whole=whole)
     elif source in ("features", "last"):
         if not z:
             raise BadInput(f"gram={source!r} needs features", where="features", remedy="pass features=z, or gram='full'")

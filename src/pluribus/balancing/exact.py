@@ -13,7 +13,7 @@ from pluribus.balancing import grouped
 from pluribus.balancing.balancer import Balancer
 from pluribus.balancing.decision import Decision
 from pluribus.balancing.graph import edge, gradients, leaves, walk
-from pluribus.balancing.heads import through_heads
+from pluribus.balancing.heads import LinearPasses, Passes, through_heads
 from pluribus.balancing.hearing import Heard, OnNonFinite, features_of, listen, stack, weigh
 from pluribus.balancing.layers import real
 from pluribus.balancing.problem import accumulate, check_whole, names_of, propagate, scalar_of, shared_leaves
@@ -33,8 +33,12 @@ def exact(
     why: str,
     scale: float,
     shared_given: bool,
+    passes: Passes | LinearPasses | None = None,
 ) -> Decision:
-    """Gradients over all shared parameters: grouped where that can be, otherwise by T passes."""
+    """Gradients over all shared parameters: grouped where that can be, otherwise by T passes.
+
+    passes: those through the heads, if they were made before (with the shared leaves kept apart).
+    """
     team = heard.team
     check_whole(shared, source, z)
     if team.size > 1 and (not z or source == "grouped") and not all(team.gather(bool(heard.tensors))):
@@ -54,7 +58,7 @@ def exact(
     if isinstance(measured, grouped.Grouped):
         step.gram = measured.gram(team) * team.share**2
     else:
-        top, heads = _top(heard, z)
+        top, heads = _top(heard, z, shared, passes)
         found = top.find(shared, names)
         plain = _plain_rest(heard, z, shared, heads)
         if judge.signal == "jacobian":
@@ -99,9 +103,10 @@ def _try_grouped(
         if z:  # the shared part ends there: walk it once, and each head by itself
             walks = [walk([loss], above=z) for loss in heard.tensors]
             reach = [sum(1 << t for t, found in enumerate(walks) if edge(f) in found.ends) for f in z]
-            top = engine.Top(heard.tasks, list(z), [], reach)
             met = dict.fromkeys(leaf for found in walks for leaf in found.leaves)
             heads = [leaf for leaf in (*met, *(leaves(z) if shared_given else ())) if leaf not in own]
+            if not any(leaf in own for leaf in met):  # else shared leaves are used beside the features, too: walk everything
+                top = engine.Top(heard.tasks, list(z), [], reach)
         else:
             heads = [leaf for leaf in leaves(heard.tensors) if leaf not in own]
         found = top.find(shared, names)
@@ -114,16 +119,25 @@ def _try_grouped(
     return (None, {}, reason) if reason else (measured, plain, "")
 
 
-def _top(heard: Heard, z: tuple[Tensor, ...]) -> tuple[engine.Top, dict[Tensor, Tensor] | None]:
+def _top(
+    heard: Heard, z: tuple[Tensor, ...], shared: Sequence[Tensor], passes: Passes | LinearPasses | None = None
+) -> tuple[engine.Top, dict[Tensor, Tensor] | None]:
     """Where the shared part ends, and the heads' plain gradients if they were found on the way.
 
+    A shared leaf that the heads use beside the features is an end of its own, with the gradients that come from above.
     A process without a loss takes part with a row of zeros, so that its layers are walked and reduced like the others'."""
-    if z and not heard.tensors:
-        return engine.Top((), list(z), [real(f).new_zeros(1, *f.shape) for f in z], [0 for _ in z]), {}
     if not z:
         return engine.Top.of_losses(heard.tasks, heard.tensors), None
-    passes = through_heads(heard.tasks, heard.tensors, z)
-    return engine.Top(heard.tasks, list(z), passes.rows, passes.reach), passes.heads
+    passes = passes or through_heads(heard.tasks, heard.tensors, z, set(shared))
+    blocks = passes.rows if heard.tensors else [real(f).new_zeros(1, *f.shape) for f in z]
+    beside = dict(passes.beside)
+    if heard.team.size > 1:  # every process must end at the same leaves, since gradients are reduced one after the other
+        mine = [i for i, leaf in enumerate(shared) if leaf in beside]
+        for i in sorted({i for theirs in heard.team.gather(mine) for i in theirs}):
+            zero = real(shared[i]).new_zeros(blocks[0].shape[0], *shared[i].shape)
+            beside[shared[i]] = beside.pop(shared[i], (zero, 0))
+    rows, bits = [block for block, _ in beside.values()], [bits for _, bits in beside.values()]
+    return engine.Top(heard.tasks, [*z, *beside], [*blocks, *rows], [*passes.reach, *bits]), passes.heads
 
 
 def _plain_rest(
@@ -159,7 +173,7 @@ def on_a_part(heard: Heard, closure: Any, rows: float, shared: Any, team: Proces
     z = features_of(features, part)
     own = shared_leaves(shared, z)
     check_whole(own, "full", z)
-    top, _ = _top(part, z)
+    top, _ = _top(part, z, own)
     measured = engine.Full.measure(top, own, top.find(own, names_of(shared)))
     return measured.gram(team, lambda block: widen_rows(part, block)) * team.share**2
 
@@ -192,13 +206,13 @@ def crossed(
     for heard, z in zip(each[:2], zs):
         own = shared_leaves(shared, z)
         check_whole(own, "full", z)
-        top, _ = _top(heard, z)
+        top, _ = _top(heard, z, own)
         top.find(own, names_of(shared))
         blocks.append([team.sum(widen_rows(heard, b)) * team.share for b in engine.pull(top.outputs, top.rows, own)])
     cross = sum(real(a).flatten(1) @ real(b).flatten(1).T for a, b in zip(*blocks))
     step = Decision(each[-1].present, each[-1].values, gram=cast(Tensor, cross), source="full", why="two batches, crossed")
     step.weights = weigh(judge, each[-1], step.gram)
-    write_known(each[-1], zs[-1], shared, step.weights, extra, scale)
+    write_known(each[-1], zs[-1], shared, step.weights, extra, scale, whole=True)
     judge.last = step
     return step
 
@@ -210,10 +224,16 @@ def write_known(
     weights: Tensor,
     extra: Tensor | None,
     scale: float,
+    *,
+    whole: bool,
 ) -> None:
-    """Gradients for weights that are known: Σ w_t ℓ_t below, Σ ℓ_t above; without features and shared both are weighted."""
+    """Gradients for weights that are known: Σ w_t ℓ_t below, Σ ℓ_t above; without features and shared both are weighted.
+
+    whole: the shared leaves' gradients are weighted as a whole, as "full" and "grouped" measure them, not only what comes
+    through the features.
+    """
     w = heard.mine(weights)
-    if z or shared is None or not heard.tensors:
+    if (z and not whole) or (shared is None and not z) or not heard.tensors:
         loss = known(heard, z, w, extra)
         propagate(loss, scale)
         return

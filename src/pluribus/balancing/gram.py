@@ -21,7 +21,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from pluribus.balancing.graph import Use, edge, leaf_of, uses
+from pluribus.balancing.graph import Use, edge, freed, gradients, leaf_of, uses
 from pluribus.balancing.layers import Layer, gram_of, known_layers, real
 from pluribus.balancing.processes import Processes
 from pluribus.errors import BadInput
@@ -33,18 +33,15 @@ def pull(outputs: Sequence[Tensor], rows: Sequence[Tensor], inputs: Sequence[Any
     """The rows [T, *output] as rows [T, *input]: T vector–Jacobian products, batched; one by one where that is refused."""
     T, size = rows[0].shape[0], None
     if any(out.dtype == torch.float16 for out in outputs):  # each task's rows to size 1, and back: small ones would vanish
-        size = torch.stack([real(row).flatten(1).abs().amax(1) for row in rows]).amax(0).clamp_min(1e-30)
+        size = torch.stack([real(row).reshape(T, -1).abs().amax(1) for row in rows]).amax(0).clamp_min(1e-30)
         rows = [real(row) / size.view(T, *[1] * (row.ndim - 1)) for row in rows]
     seeds = [row.to(out.dtype) for row, out in zip(rows, outputs)]
     try:
         found = torch.autograd.grad(outputs, inputs, seeds, retain_graph=True, allow_unused=True, is_grads_batched=True)
     except RuntimeError as error:
-        if T > 1:
+        if T > 1 and not freed(error):
             once(f"tasks are differentiated one by one, since a batched pass is refused: {str(error).splitlines()[0][:120]}")
-        each = [
-            torch.autograd.grad(outputs, inputs, [seed[t] for seed in seeds], retain_graph=True, allow_unused=True)
-            for t in range(T)
-        ]
+        each = [gradients(outputs, inputs, seed=[seed[t] for seed in seeds]) for t in range(T)]
         found = tuple(None if column[0] is None else torch.stack(column) for column in zip(*each))  # type: ignore[misc]
     pulled = [inputs[i].new_zeros(T, *inputs[i].shape) if g is None else g for i, g in enumerate(found)]
     return pulled if size is None else [real(g) * size.view(T, *[1] * (g.ndim - 1)) for g in pulled]

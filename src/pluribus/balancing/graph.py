@@ -5,23 +5,68 @@ An *edge* is (node, number of the node's output); `edge(tensor)` is where a tens
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
-from torch.autograd.graph import get_gradient_edge
+from torch.autograd.graph import GradientEdge, get_gradient_edge
+from torch.nn.parallel import distributed
+
+from pluribus.errors import BadInput
 
 Edge = tuple[Any, int]
 
+SINK = getattr(getattr(distributed, "_DDPSink", None), "_backward_cls", None)
+"""The node that DistributedDataParallel puts around all outputs of a model when it looks for unused parameters."""
+
 
 def edge(tensor: Tensor) -> Edge:
-    """The place of a tensor that requires gradients: its node (AccumulateGrad for a leaf) and output number."""
+    """The place of a tensor that requires gradients: its node (AccumulateGrad for a leaf) and output number.
+
+    A node that hands every output on as it came (`SINK`) is looked through: what was computed from one of its outputs does not
+    come from the others.
+    """
     if tensor.grad_fn is not None:
-        return tensor.grad_fn, tensor.output_nr
+        return _through(tensor.grad_fn, tensor.output_nr)
     place = get_gradient_edge(tensor)
     return place.node, place.output_nr
+
+
+def _through(node: Any, number: int) -> Edge:
+    while type(node) is SINK:
+        node, number = node.next_functions[number]
+    return node, number
+
+
+def places(tensors: Sequence[Tensor]) -> list[Any]:
+    """The tensors as `torch.autograd.grad` takes its inputs: by their edge where `edge` looks through something."""
+    return [f if type(f.grad_fn) is not SINK else GradientEdge(*edge(f)) for f in tensors]
+
+
+@contextmanager
+def stopped(tensors: Sequence[Tensor]) -> Iterator[None]:
+    """Inside, a pass back ends at `tensors`: it gives their gradients, and nothing below hears of them.
+
+    So a leaf that is used above and below gets the part from above alone, and of two tensors of which one is made from the
+    other, each gets what does not go through the other.
+    """
+    walls: dict[Any, set[int]] = {}
+    for tensor in tensors:
+        if tensor.grad_fn is not None:
+            node, number = edge(tensor)
+            walls.setdefault(node, set()).add(number)
+    hooks = [
+        node.register_prehook(lambda found, at=at: tuple(None if i in at else g for i, g in enumerate(found)))
+        for node, at in walls.items()
+    ]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
 
 
 def leaves(tensors: Iterable[Tensor], *, above: Sequence[Tensor] = ()) -> list[Tensor]:
@@ -66,6 +111,9 @@ def walk(tensors: Iterable[Tensor], *, above: Sequence[Tensor] = ()) -> Walk:
             below = place[0]
             if below is None:
                 continue
+            if type(below) is SINK:
+                place = _through(*place)
+                below = place[0]
             if below in fences and place in walls:
                 found.entries.append((node, slot))
             elif below not in seen:
@@ -95,7 +143,8 @@ def uses(outputs: Sequence[Tensor], tasks: Sequence[int], wanted: Iterable[Tenso
             node = edge(output)[0]
             reach[node] = reach.get(node, 0) | bits
     for node in _from_the_top(list(reach)):
-        for slot, (below, _) in enumerate(node.next_functions):
+        for slot, place in enumerate(node.next_functions):
+            below, _ = _through(*place)
             if below is None:
                 continue
             reach[below] = reach.get(below, 0) | reach[node]
@@ -104,8 +153,10 @@ def uses(outputs: Sequence[Tensor], tasks: Sequence[int], wanted: Iterable[Tenso
                 own, bits = found[leaf]
                 own.append(Use(node, slot, transposed))
                 found[leaf] = (own, bits | reach[node])
-    for leaf in found:  # a leaf may itself be an output
-        found[leaf] = (found[leaf][0], found[leaf][1] | reach.get(edge(leaf)[0], 0))
+    for output, bits in zip(outputs, tasks):
+        if output in found:  # a leaf that is itself an output
+            own, known = found[output]
+            found[output] = ([*own, Use(edge(output)[0], 0, False)], known | bits)
     return found
 
 
@@ -120,7 +171,8 @@ def _from_the_top(roots: list[Any]) -> list[Any]:
         stack = [(root, iter(root.next_functions))]
         while stack:
             node, rest = stack[-1]
-            for below, _ in rest:
+            for place in rest:
+                below = _through(*place)[0]
                 if below is not None and below not in state:
                     state.add(below)
                     stack.append((below, iter(below.next_functions)))
@@ -140,6 +192,22 @@ def leaf_of(node: Any) -> tuple[Tensor | None, bool]:
     return getattr(node, "variable", None), flips
 
 
-def gradients(loss: Tensor, inputs: Sequence[Any], *, seed: Tensor | None = None) -> tuple[Tensor | None, ...]:
+def gradients(
+    loss: Tensor | Sequence[Tensor], inputs: Sequence[Any], *, seed: Tensor | Sequence[Tensor] | None = None
+) -> tuple[Tensor | None, ...]:
     """∂loss/∂inputs with the graph kept; None where the loss does not reach an input."""
-    return torch.autograd.grad(loss, inputs, grad_outputs=seed, retain_graph=True, allow_unused=True)
+    try:
+        return torch.autograd.grad(loss, inputs, grad_outputs=seed, retain_graph=True, allow_unused=True)
+    except RuntimeError as error:
+        if not freed(error):
+            raise
+        raise BadInput(
+            "a part of the model is compiled so that its graph serves one pass, and more are needed",
+            where="losses",
+            remedy="set torch._functorch.config.donated_buffer = False before it is compiled",
+        ) from None
+
+
+def freed(error: RuntimeError) -> bool:
+    """Whether a compiled function refuses a pass because the graph is to be kept."""
+    return "donated buffers" in str(error)

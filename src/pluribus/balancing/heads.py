@@ -6,12 +6,16 @@ sum of the losses gives every δ_t = ∂ℓ_t/∂y_t, whatever T is, and
     g_t = δ_t V_tᵀ,   <g_t, g_s> = Σ_{i,j} (δ_tᵀ δ_s)_{ij} (V_tᵀ V_s)_{ij},   Σ_t w_t g_t = [w_t δ_t …] [V_t …]ᵀ
 
 so that no g_t need be formed.
+
+Every pass ends at the features: a leaf that lies above and below them (tied weights, a skip connection beside z, a penalty on
+weights of the trunk) gives here what it gets from above alone, and of nested features each gets what does not pass through
+another. What goes through z is added where the features' own gradients are sent down.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -19,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.autograd.graph import GradientEdge
 
-from pluribus.balancing.graph import Walk, gradients, walk
+from pluribus.balancing.graph import Walk, edge, gradients, places, stopped, walk
 from pluribus.balancing.layers import by_task, gram_of, real
 from pluribus.balancing.processes import sharded
 from pluribus.errors import BadInput
@@ -48,11 +52,13 @@ class Passes:
 
     heads: leaf → its gradient Σ_t ∂ℓ_t/∂φ, or None where the heads are left to the ordinary backward.
     reach: which tasks reach each feature tensor, as bits.
+    beside: the leaves that were to be kept apart, their gradients [T, *leaf] a task, and the tasks that reach each.
     """
 
     rows: list[Tensor]
     heads: dict[Tensor, Tensor] | None
     reach: list[int]
+    beside: dict[Tensor, tuple[Tensor, int]] = field(default_factory=dict)
 
     def gram(self) -> Tensor:
         """G [T, T] of the g_t."""
@@ -75,6 +81,7 @@ class LinearPasses:
         self.T, self.z, self.heads = max(owner) + 1, z, heads
         columns = [t for t, width in zip(owner, widths) for _ in range(width)]
         self.plain = columns == list(range(self.T))  # one column a task, in order
+        self.beside: dict[Tensor, tuple[Tensor, int]] = {}
         self.task = torch.tensor(columns, device=z.device)
         self.reach = [(1 << self.T) - 1]
 
@@ -94,24 +101,43 @@ class LinearPasses:
         return [(self.deltas * w.to(self.deltas.dtype)[self.task]) @ self.weights.T]
 
 
-def through_heads(tasks: Sequence[str], losses: Sequence[Tensor], z: Sequence[Tensor]) -> Passes | LinearPasses:
-    """g_t of each task, and the heads' gradients."""
+def through_heads(
+    tasks: Sequence[str], losses: Sequence[Tensor], z: Sequence[Tensor], keep: Collection[Tensor] = ()
+) -> Passes | LinearPasses:
+    """g_t of each task, and the heads' gradients; those of leaves in `keep` task by task (``beside``)."""
     if not losses:
         return Passes([], {}, [0 for _ in z])
     seeds = seeds_of(z)
-    if len(seeds) > 1:
-        return _each(tasks, losses, z, None, seeds)
+    if len(seeds) > 1 and not keep:
+        return _each(tasks, losses, z, [[] for _ in losses], seeds, (), False)
     walks = [walk([loss], above=z) for loss in losses]
     for task, found in zip(tasks, walks):
         if not found.entries:
-            raise BadInput(
-                f"the loss of task {task!r} does not depend on them",
-                where="features",
-                remedy="pass the tensor from which this loss was computed",
-            )
-    if any(sharded(found.leaves) for found in walks):
-        return _each(tasks, losses, z, None, seeds)
-    return _at_once(losses, z, walks) or _each(tasks, losses, z, walks, seeds)
+            raise _apart(task, found, z)
+    own = [found.leaves for found in walks]
+    if len(seeds) > 1 or any(sharded(found.leaves) for found in walks):
+        return _each(tasks, losses, z, [[leaf for leaf in part if leaf in keep] for part in own], seeds, keep, False)
+    if not any(leaf in keep for part in own for leaf in part):
+        at_once = _at_once(losses, z, walks)
+        if at_once is not None:
+            return at_once
+    return _each(tasks, losses, z, own, seeds, keep, True)
+
+
+def _apart(task: str, found: Walk, z: Sequence[Tensor]) -> BadInput:
+    """Why a loss does not reach the features."""
+    fused = next((edge(f)[0] for f in z if edge(f)[0] in found.nodes), None)
+    if fused is not None:
+        return BadInput(
+            f"the loss of task {task!r} and they leave one node of the graph, {fused.name()}, and are not told apart inside it",
+            where="features",
+            remedy="compile the trunk and the heads as two functions (or the trunk alone), so that losses are computed from them",
+        )
+    return BadInput(
+        f"the loss of task {task!r} does not depend on them",
+        where="features",
+        remedy="pass the tensor from which this loss was computed",
+    )
 
 
 def _at_once(losses: Sequence[Tensor], z: Sequence[Tensor], walks: Sequence[Walk]) -> LinearPasses | None:
@@ -134,7 +160,8 @@ def _at_once(losses: Sequence[Tensor], z: Sequence[Tensor], walks: Sequence[Walk
         return None  # a layer above z that two tasks share: its δ would be a sum
     own = list(dict.fromkeys(leaf for found in walks for leaf in found.leaves))
     total = torch.stack([loss.reshape(()).to(losses[0].dtype) for loss in losses]).sum()
-    pulled = gradients(total, [*(GradientEdge(node, 0) for node in nodes), *own])
+    with stopped(z):
+        pulled = gradients(total, [*(GradientEdge(node, 0) for node in nodes), *own])
     deltas, plain = pulled[: len(nodes)], pulled[len(nodes) :]
     if any(delta is None for delta in deltas):
         return None
@@ -144,27 +171,40 @@ def _at_once(losses: Sequence[Tensor], z: Sequence[Tensor], walks: Sequence[Walk
 
 
 def _each(
-    tasks: Sequence[str], losses: Sequence[Tensor], z: Sequence[Tensor], walks: Sequence[Walk] | None, seeds: tuple[float, ...]
+    tasks: Sequence[str],
+    losses: Sequence[Tensor],
+    z: Sequence[Tensor],
+    own: Sequence[Sequence[Tensor]],
+    seeds: tuple[float, ...],
+    keep: Collection[Tensor],
+    handed: bool,
 ) -> Passes:
-    """A pass a task; without `walks` the heads are left to the ordinary backward."""
-    heads: dict[Tensor, Tensor] | None = None if walks is None else {}
+    """A pass a task. own: the leaves of each task that it also gives, beyond `keep` only where `handed`."""
+    heads: dict[Tensor, Tensor] | None = {} if handed else None
     kept: list[list[Tensor | None]] = []
-    for t, (task, loss) in enumerate(zip(tasks, losses)):
-        own = [] if walks is None else walks[t].leaves
-        found = from_heads(loss, [*z, *own], seeds)
-        if all(g is None for g in found[: len(z)]):
-            raise BadInput(
-                f"the loss of task {task!r} does not depend on them",
-                where="features",
-                remedy="pass the tensor from which this loss was computed",
-            )
-        kept.append(found[: len(z)])
-        for leaf, g in zip(own, found[len(z) :]):
-            if heads is not None and g is not None:
-                heads[leaf] = heads[leaf] + g if leaf in heads else g
+    apart: dict[Tensor, dict[int, Tensor]] = {}
+    at = places(z)
+    with stopped(z):
+        for t, (task, loss) in enumerate(zip(tasks, losses)):
+            found = from_heads(loss, [*at, *own[t]], seeds)
+            if all(g is None for g in found[: len(z)]):
+                raise _apart(task, walk([loss], above=z), z)
+            kept.append(found[: len(z)])
+            for leaf, g in zip(own[t], found[len(z) :]):
+                if g is None:
+                    continue
+                if leaf in keep:
+                    apart.setdefault(leaf, {})[t] = g
+                elif heads is not None:
+                    heads[leaf] = heads[leaf] + g if leaf in heads else g
     rows = []
     for k, f in enumerate(z):
         each = [torch.zeros_like(f, requires_grad=False) if (g := found[k]) is None else g for found in kept]
         rows.append(real(torch.stack(each)))
     reach = [sum(1 << t for t, found in enumerate(kept) if found[k] is not None) for k in range(len(z))]
-    return Passes(rows, heads, reach)
+    beside = {}
+    for leaf, parts in apart.items():
+        zero = torch.zeros_like(leaf, requires_grad=False)
+        block = torch.stack([real(parts.get(t, zero)) for t in range(len(losses))])
+        beside[leaf] = (block, sum(1 << t for t in parts))
+    return Passes(rows, heads, reach, beside)

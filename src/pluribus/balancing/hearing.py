@@ -102,7 +102,7 @@ def stack(tensors: Sequence[Tensor]) -> Tensor:
 def features_of(features: Features | None, heard: Heard) -> tuple[Tensor, ...]:
     if features is None:
         return ()
-    z = (features,) if isinstance(features, Tensor) else tuple(features)
+    z = (features,) if isinstance(features, Tensor) else tuple(dict.fromkeys(features))
     for i, f in enumerate(z):
         where = f"features[{i}]" if len(z) > 1 else "features"
         if not isinstance(f, Tensor):

@@ -11,8 +11,8 @@ from torch.autograd.function import once_differentiable
 from pluribus.balancing import gram as engine
 from pluribus.balancing.balancer import Balancer
 from pluribus.balancing.decision import Decision
-from pluribus.balancing.graph import uses
-from pluribus.balancing.heads import from_heads, seeds_of, through_heads
+from pluribus.balancing.graph import places, stopped, uses
+from pluribus.balancing.heads import LinearPasses, Passes, from_heads, seeds_of, through_heads
 from pluribus.balancing.hearing import Heard, stack, weigh
 from pluribus.balancing.layers import real
 from pluribus.balancing.problem import check_whole, scalar_of
@@ -50,13 +50,22 @@ def known(heard: Heard, z: tuple[Tensor, ...], w: Tensor, extra: Tensor | None) 
     total = vector.sum()
     if w.device.type == "cpu" and bool((w == 1).all()):
         return plus(total, extra)
-    c = from_heads(((w - 1).to(vector.dtype) * vector).sum(), z, seeds_of(z))
+    with stopped(z if len(z) > 1 else ()):  # of nested features each gets what does not pass through another
+        c = from_heads(((w - 1).to(vector.dtype) * vector).sum(), places(z), seeds_of(z))
     return join(plus(total, extra), {f: real(g) for f, g in zip(z, c) if g is not None})
 
 
-def measured(judge: Balancer, heard: Heard, z: tuple[Tensor, ...], extra: Tensor | None, source: str, last: Any) -> Tensor:
+def measured(
+    judge: Balancer,
+    heard: Heard,
+    z: tuple[Tensor, ...],
+    extra: Tensor | None,
+    source: str,
+    last: Any,
+    passes: Passes | LinearPasses | None = None,
+) -> Tensor:
     """L for a balancer that hears gradients: one pass a task through its head gives g_t, and the head's own gradient."""
-    passes = through_heads(heard.tasks, heard.tensors, z)
+    passes = passes or through_heads(heard.tasks, heard.tensors, z)
     if source == "last":
         parameters = engine.last_layer(z, last)
         check_whole(parameters, "last", z)
@@ -93,7 +102,8 @@ def measured(judge: Balancer, heard: Heard, z: tuple[Tensor, ...], extra: Tensor
     if passes.heads is None:  # the ordinary backward goes through the heads and finds Σ_t g_t at z: add what is missing
         constants = {f: d - row.sum(0).view_as(f) for f, d, row in zip(z, at_z, passes.rows)}
         return join(plus(vector.sum(), extra), constants)
-    return join(plus(vector.detach().sum(), extra), {**dict(zip(z, at_z)), **passes.heads})
+    beside = {leaf: block.sum(0) for leaf, (block, _) in passes.beside.items()}
+    return join(plus(vector.detach().sum(), extra), {**dict(zip(z, at_z)), **passes.heads, **beside})
 
 
 def widen_rows(heard: Heard, block: Tensor) -> Tensor:
