@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from pluribus.boosting.baselines import LightGBMPerTask, LightGBMPooled, Trees, features
+from pluribus.boosting.baselines import LightGBMPerTask, LightGBMPooled, LightGBMTuned, Trees, features
 from pluribus.data.prepared import Cells, Prepared, prepare
 from pluribus.data.splitting import split
 from pluribus.data.table import Table
@@ -126,6 +126,69 @@ def test_too_little_time_is_said_and_every_task_answers(mixed: Prepared) -> None
     fitted = LightGBMPerTask().fit(mixed, Budget(1e-6), 0)
     assert fitted.record["undertrained"] == [task.name for task in mixed.tasks]
     assert all(np.isfinite(v).all() for v in fitted.scores(mixed, np.arange(10), [t.name for t in mixed.tasks]).values())
+
+
+def test_tasks_of_the_same_rows_share_the_bins_and_know_nothing_of_each_other(
+    mixed: Prepared, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Broken: 300 tasks bin 300 times, or a booster learns from labels that were put in for another task."""
+    import lightgbm
+
+    own, rng = mixed.cells["loss"], np.random.default_rng(0)
+    cells = {f"y{i}": replace(own, values=own.values * rng.normal() + rng.normal(size=len(own))) for i in range(3)}
+    first = next(task for task in mixed.tasks if task.name == "loss")
+    data = replace(mixed, tasks=tuple(replace(first, name=name) for name in cells), cells=cells)
+    alone = {name: LightGBMPerTask(rounds=25).fit(data.only([name]), BUDGET, 0) for name in cells}
+    made: list[Any] = []
+    whole = lightgbm.Dataset.__init__
+    monkeypatch.setattr(lightgbm.Dataset, "__init__", lambda self, *a, **k: made.append(1) or whole(self, *a, **k))
+    together = LightGBMPerTask(rounds=25).fit(data, BUDGET, 0)
+    assert len(made) == 2, "one to train on, one to validate on"
+    rows = np.arange(mixed.n_rows)
+    for name in cells:
+        np.testing.assert_array_equal(*(each.scores(data, rows, [name])[name] for each in (together, alone[name])))
+
+
+def test_no_more_wait_for_time_than_fit_into_memory(mixed: Prepared, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Broken: a short budget leaves one live booster a task in memory (300 tasks x 1,000 columns took 16 GB). Here none may wait:
+    a task that its share cuts short is done, and said to be undertrained."""
+    monkeypatch.setattr("pluribus.boosting.baselines.HELD", 0)
+    ticks = iter(range(10**9))
+    monkeypatch.setattr("pluribus.boosting.baselines.time.process_time", lambda: float(next(ticks)))
+    fitted = LightGBMPerTask().fit(mixed, Budget(100), 0)
+    grown = {name: len(curve) for name, curve in fitted.record["curves"].items()}
+    assert fitted.record["undertrained"] == list(grown)
+    assert all(1 <= count < 60 for count in grown.values()), grown
+
+
+def test_rare_levels_are_one(mixed: Prepared, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """Broken: each of 100,000 levels is a bin in every histogram; or a saved model tells other levels apart."""
+    first = mixed.numeric.shape[1]
+    assert set(np.unique(features(mixed, most=2)[:, first])[:3]) == {1.0, 2.0, 3.0}
+    monkeypatch.setattr("pluribus.boosting.baselines.MOST", 2)
+    fitted = LightGBMPerTask(rounds=10).fit(mixed.only(["loss"]), BUDGET, 0)
+    fitted.save(tmp_path / "m")
+    again = load(tmp_path / "m")
+    assert again.most == fitted.most == 2
+    rare = mixed.categorical.copy()
+    rare[rare[:, 0] > 3, 0] = 1
+    rows = np.arange(mixed.n_rows)
+    found = [again.scores(each, rows, ["loss"])["loss"] for each in (mixed, replace(mixed, categorical=rare))]
+    np.testing.assert_array_equal(*found)
+
+
+def test_tuned_defaults_are_those_of_the_authors_code(mixed: Prepared) -> None:
+    """Facts of pytabkit's LGBM-TD for classes and for numbers; what is given wins; --lgbm-params still apply."""
+    tasks = {task.name: task for task in mixed.tasks}
+    classes, numbers = (LightGBMTuned()._params(tasks[name], 0, 1) for name in ("default", "loss"))
+    shared = {"bagging_freq": 1, "feature_fraction": 1.0, "min_sum_hessian_in_leaf": 1e-7}
+    tuned = {"learning_rate": 0.04, "num_leaves": 50, "min_data_in_leaf": 40, "bagging_fraction": 0.75} | shared
+    assert tuned.items() <= classes.items()
+    tuned = {"learning_rate": 0.05, "num_leaves": 100, "min_data_in_leaf": 3, "bagging_fraction": 0.7} | shared
+    assert tuned.items() <= numbers.items()
+    given = LightGBMTuned(num_leaves=7, params={"bagging_fraction": 1.0})._params(tasks["loss"], 0, 1)
+    assert (given["num_leaves"], given["bagging_fraction"], given["min_data_in_leaf"]) == (7, 1.0, 3)
+    assert (LightGBMTuned().settings["rounds"], LightGBMTuned().settings["patience"]) == (1000, 300)
 
 
 def test_weights_count(mixed: Prepared) -> None:

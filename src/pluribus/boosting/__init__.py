@@ -8,7 +8,7 @@
     PerTaskChoiceRegressor, PerTaskChoiceClassifier                                per task the best of several, by validation
     shap_values, to_shap, explanation                                              TreeSHAP a task
     load                                                                           what `save` wrote
-    LightGBMPerTask, LightGBMPooled                                                candidates of a study
+    LightGBMPerTask, LightGBMTuned, LightGBMPooled                                 candidates of a study
 
 Names are imported on first use: a study that only wants LightGBM's baselines compiles nothing.
 """
@@ -42,6 +42,7 @@ _WHERE = {
     "load": "storage",
     "LightGBMPerTask": "baselines",
     "LightGBMPooled": "baselines",
+    "LightGBMTuned": "baselines",
 }
 
 __all__ = sorted(_WHERE)

@@ -9,7 +9,14 @@ decided here:
 - objectives: binary, multiclass (also for ordinal tasks), regression (squared error), poisson (counts);
 - a task stops by its own main metric on its validation cells (by its loss where these hold one class only), after `patience`
   rounds without a better value, and keeps its best round;
-- a budget is shared by the sizes of the tasks, and what one does not need goes to those that it stopped too early.
+- a budget is shared by the sizes of the tasks, and what one does not need goes to those that it stopped too early;
+- one model is built, trained and dropped at a time, and tasks with labels in the same rows share the binned rows; models that
+  were cut short wait for more time while all that wait fit into `HELD` bytes;
+- of a category only the `MOST` most frequent levels are told apart, the others are one: each level is a bin in every histogram,
+  and a bit in every split of the saved model.
+
+`lightgbm_td` runs the defaults that Holzmüller, Grinsztajn and Steinwart tuned on many tables ("Better by Default", NeurIPS 2024;
+pytabkit), other ones for classes than for numbers.
 """
 
 from __future__ import annotations
@@ -19,13 +26,14 @@ import time
 from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from pluribus.data.prepared import Cells, Prepared
+from pluribus.data.statistics import FIRST, UNSEEN
 from pluribus.errors import BadInput, unknown
 from pluribus.evaluation import metrics
 from pluribus.modeling import Budget, Candidate, Costs, FitRecord, Fitted, IntRange, LogUniform, SearchSpace, Uniform
@@ -50,11 +58,15 @@ OBJECTIVES: dict[str | None, str] = {
 LOSSES: dict[str | None, str] = {"normal": "rmse", "poisson": "poisson_deviance"}
 ROUNDS = 450  # to an early stop at the default rate, roughly: 100 to 1,300 on tables of 400 to 60,000 rows
 VISIT, SEARCH = 8e-9, 2e-6  # seconds of a label in a column, and of a leaf in a column with its 255 bins
+MOST = 4096
+HELD = 1_000_000_000
 OURS = ("objective", "metric", "num_class", "seed", "data", "valid", "categorical_feature", "task", "num_threads")
 
 
 class _LightGBMCandidate(Candidate):
     road = "boost"
+    tuned: ClassVar[Mapping[bool, Mapping[str, Any]]] = {True: {}, False: {}}
+    """Of classes (True) and of numbers (False): the value of each setting that is None."""
     defaults = {  # noqa: RUF012
         "learning_rate": 0.05,
         "num_leaves": 31,
@@ -103,18 +115,24 @@ class _LightGBMCandidate(Candidate):
 
     def estimate(self, data: Prepared) -> float:
         """`ROUNDS` rounds of a tree an output: a visit of every label and column, a search of every leaf and column."""
-        columns, leaves = len(data.columns.names), self.own.get("num_leaves", self.settings["num_leaves"])
+        columns = len(data.columns.names)
         rounds, found = min(ROUNDS, self.settings["rounds"]), 0.0
         for task in data.tasks:
+            set_ = self._set(task)
             labels = len(data.labelled(task.name, "train"))
-            tree = columns * (VISIT * labels + SEARCH * min(leaves, 1 + labels / self.settings["min_data_in_leaf"]))
+            leaves = min(float(set_["num_leaves"]), 1 + labels / max(1, set_["min_data_in_leaf"]))
+            tree = columns * (VISIT * labels + SEARCH * leaves)
             found += rounds * max(1, _outputs(task)) * tree + 0.1
         return found
 
+    def _set(self, task: Task) -> dict[str, Any]:
+        """The LightGBM parameters of a task that are set, by name."""
+        tuned = self.tuned[bool(task.classes)]
+        own = {key: value for key, value in self.settings.items() if key not in ("rounds", "patience", "params")}
+        return {key: tuned.get(key) if value is None else value for key, value in own.items()} | self.own
+
     def _params(self, task: Task, seed: int, threads: int) -> dict[str, Any]:
-        names = ("learning_rate", "num_leaves", "min_data_in_leaf", "feature_fraction", "lambda_l2")
-        params: dict[str, Any] = {name: self.settings[name] for name in names}
-        params |= {"verbosity": -1, "deterministic": True, "force_row_wise": True} | self.own
+        params: dict[str, Any] = {"verbosity": -1, "deterministic": True, "force_row_wise": True} | self._set(task)
         objective = OBJECTIVES[task.record.likelihood]
         params |= {"objective": objective, "metric": "None", "seed": seed % 2**31, "num_threads": threads}
         if _outputs(task) > 1:
@@ -141,18 +159,61 @@ class LightGBMPerTask(_LightGBMCandidate):
 
     def fit(self, data: Prepared, budget: Budget, seed: int) -> Trees:
         began = time.process_time()
-        matrix = features(data)
-        size = {task.name: len(data.labelled(task.name, "train")) * max(1, _outputs(task)) for task in data.tasks}
+        size = [len(data.labelled(task.name, "train")) * max(1, _outputs(task)) for task in data.tasks]
+        binned = _Binned(data, features(data, most=MOST))
         grown: dict[str, _Growing] = {}
-        for task in data.tasks:
-            train, valid = data.labelled(task.name, "train"), data.labelled(task.name, "valid")
-            judge = _ValidationMetrics({task.name: (task, slice(0, len(valid)))}, valid, data.units)
-            params = self._params(task, seed, budget.threads)
-            grown[task.name] = _Growing(params, data, matrix, train, judge, self.settings, f"task {task.name!r}")
-        names = list(grown)
-        in_turn(list(size.values()), lambda i, deadline: grown[names[i]].until(deadline), began + budget.seconds)
-        boosters = {name: each.best() for name, each in grown.items()}
-        return self._record(Trees(data.tasks, data.columns, boosters), began, seed, grown)
+        boosters: dict[str, Booster] = {}
+        waiting: dict[str, int] = {}  # cut short and held → bytes
+
+        def go_on(i: int, deadline: float) -> bool:
+            task = data.tasks[i]
+            if task.name not in grown:
+                grown[task.name] = self._growing(task, binned, data, budget.threads, seed)
+            growing = grown[task.name]
+            held = waiting.pop(task.name, growing.bytes)
+            if not growing.until(deadline) and sum(waiting.values()) + held <= HELD:
+                waiting[task.name] = held
+                binned.lend()
+                return False
+            boosters[task.name] = growing.finish()
+            return True
+
+        in_turn(size, go_on, began + budget.seconds)
+        boosters |= {name: grown[name].finish() for name in waiting}
+        found = {task.name: boosters[task.name] for task in data.tasks}
+        return self._record(
+            Trees(data.tasks, data.columns, found, MOST), began, seed, {task.name: grown[task.name] for task in data.tasks}
+        )
+
+    def _growing(self, task: Task, binned: _Binned, data: Prepared, threads: int, seed: int) -> _Growing:
+        train, valid = data.labelled(task.name, "train"), data.labelled(task.name, "valid")
+        judge = _ValidationMetrics({task.name: (task, slice(0, len(valid)))}, valid, data.units)
+        return _Growing(self._params(task, seed, threads), binned, train, judge, self.settings, f"task {task.name!r}")
+
+
+class LightGBMTuned(LightGBMPerTask):
+    """The same with the defaults of LightGBM-TD, for classes and for numbers."""
+
+    name = "lightgbm_td"
+    label = "LightGBM, tuned defaults, one per task"
+    tuned = {  # noqa: RUF012
+        True: {"learning_rate": 0.04, "num_leaves": 50, "min_data_in_leaf": 40, "bagging_fraction": 0.75},
+        False: {"learning_rate": 0.05, "num_leaves": 100, "min_data_in_leaf": 3, "bagging_fraction": 0.7},
+    }
+    defaults = {  # noqa: RUF012
+        "learning_rate": None,  # None: as `tuned` says, by what the task predicts
+        "num_leaves": None,
+        "min_data_in_leaf": None,
+        "bagging_fraction": None,
+        "bagging_freq": 1,
+        "feature_fraction": 1.0,
+        "lambda_l2": 0.0,
+        "min_sum_hessian_in_leaf": 1e-7,
+        "rounds": 1000,
+        "patience": 300,
+        "params": {},
+    }
+    space = SearchSpace()
 
 
 class LightGBMPooled(_LightGBMCandidate):
@@ -173,7 +234,6 @@ class LightGBMPooled(_LightGBMCandidate):
         if reason:
             raise BadInput(reason, where=f"candidate {self.name!r}")
         began = time.process_time()
-        matrix = features(data)
         parts: dict[str, tuple[Task, slice]] = {}
         start = 0
         for task in data.tasks:
@@ -183,9 +243,10 @@ class LightGBMPooled(_LightGBMCandidate):
         train, valid = (_joined([data.labelled(t.name, part) for t in data.tasks]) for part in ("train", "valid"))
         params = self._params(data.tasks[0], seed, budget.threads)
         judge = _ValidationMetrics(parts, valid, data.units)
-        grown = _Growing(params, data, matrix, train, judge, self.settings, f"candidate {self.name!r}")
+        binned = _Binned(data, features(data, most=MOST))
+        grown = _Growing(params, binned, train, judge, self.settings, f"candidate {self.name!r}")
         grown.until(began + budget.seconds)
-        fitted = Trees(data.tasks, data.columns, {"": grown.best()})
+        fitted = Trees(data.tasks, data.columns, {"": grown.finish()}, MOST)
         return self._record(fitted, began, seed, dict.fromkeys(parts, grown))
 
 
@@ -198,8 +259,7 @@ class _Growing:
     def __init__(
         self,
         params: dict[str, Any],
-        data: Prepared,
-        matrix: NDArray[np.float32],
+        binned: _Binned,
         train: Cells,
         judge: _ValidationMetrics,
         settings: Mapping[str, Any],
@@ -209,11 +269,13 @@ class _Growing:
 
         self.judge, self.rounds, self.patience, self.where = judge, settings["rounds"], settings["patience"], where
         self.highest, self.best_round, self.ended = -math.inf, 0, False
-        whole = _dataset(data, matrix, train, params)
+        leaves = params.get("num_leaves") or 31
+        self.bytes = binned.columns * (len(train) + len(judge.cells) + 255 * 16 * leaves)  # codes, and a histogram a leaf
         try:
-            self.booster = lightgbm.Booster(params, whole)
-            if judge.judges:
-                self.booster.add_valid(_dataset(data, matrix, judge.cells, params, whole), "valid")
+            whole, valid = binned.take(train, judge.cells if judge.judges else None, params)
+            self.booster: Booster | None = lightgbm.Booster(params, whole)
+            if valid is not None:
+                self.booster.add_valid(valid, "valid")
         except lightgbm.basic.LightGBMError as error:
             raise self._refused(error) from error
 
@@ -224,6 +286,7 @@ class _Growing:
         """Grow, one round at the least, to the end (True) or until this process has spent `deadline` CPU seconds."""
         import lightgbm
 
+        assert self.booster is not None
         while not self.ended:
             try:
                 self.booster.update()
@@ -240,11 +303,58 @@ class _Growing:
                 break
         return self.ended
 
-    def best(self) -> Booster:
-        """The booster at its best round; saved and read back, so that what predicts now is what a saved model predicts."""
+    def finish(self) -> Booster:
+        """The booster at its best round, without its data; saved and read back, so that what predicts now is what a saved model
+        predicts. It grows no further."""
         import lightgbm
 
-        return lightgbm.Booster(model_str=self.booster.model_to_string(num_iteration=self.best_round or -1))
+        assert self.booster is not None
+        text = self.booster.model_to_string(num_iteration=self.best_round or -1)
+        self.booster = None
+        return lightgbm.Booster(model_str=text)
+
+
+class _Binned:
+    """The rows of a table, binned once for all tasks that are labelled in the same rows: such tasks put their labels in, one
+    after another. A booster that is kept while others train keeps what it was given (`lend`)."""
+
+    def __init__(self, data: Prepared, matrix: NDArray[np.float32]) -> None:
+        self.matrix, self.columns = matrix, matrix.shape[1]
+        self.categorical = list(range(data.numeric.shape[1], matrix.shape[1]))
+        self.last: tuple[NDArray[np.int64], NDArray[np.int64] | None, Dataset, Dataset | None] | None = None
+
+    def take(self, train: Cells, valid: Cells | None, params: dict[str, Any]) -> tuple[Dataset, Dataset | None]:
+        """The data to train on and to validate on, valid until the next call unless lent."""
+        held = None if valid is None else valid.rows
+        if self.last is not None and np.array_equal(self.last[0], train.rows) and _same(self.last[1], held):
+            _, _, whole, other = self.last
+            for dataset, cells in ((whole, train), (other, valid)):
+                if dataset is not None and cells is not None:
+                    dataset.set_label(cells.numbers)
+                    dataset.set_weight(cells.weight)
+        else:
+            self.last = None
+            whole = self._dataset(train, params)
+            other = None if valid is None else self._dataset(valid, params, whole)
+            self.last = train.rows, held, whole, other
+        return whole, other
+
+    def lend(self) -> None:
+        """Leave what was taken last to its booster."""
+        self.last = None
+
+    def _dataset(self, cells: Cells, params: dict[str, Any], reference: Dataset | None = None) -> Dataset:
+        import lightgbm
+
+        return lightgbm.Dataset(
+            self.matrix[cells.rows],
+            cells.numbers,
+            weight=cells.weight,
+            reference=reference,
+            free_raw_data=True,
+            categorical_feature=self.categorical,
+            params=dict(params),
+        )
 
 
 class _ValidationMetrics:
@@ -286,20 +396,23 @@ class _ValidationMetrics:
 
 
 class Trees(Fitted):
-    """LightGBM models: one per task by name, or one called "" for all tasks of a long table."""
+    """LightGBM models: one per task by name, or one called "" for all tasks of a long table. most: how many levels of a category
+    they tell apart (None: all)."""
 
     artefact = "trees"
     columns: FittedColumns
 
-    def __init__(self, tasks: Sequence[Task], columns: FittedColumns, boosters: Mapping[str, Booster]) -> None:
+    def __init__(
+        self, tasks: Sequence[Task], columns: FittedColumns, boosters: Mapping[str, Booster], most: int | None = None
+    ) -> None:
         super().__init__(tasks, columns)
-        self.boosters = dict(boosters)
+        self.boosters, self.most = dict(boosters), most
 
     def answer(self, data: Prepared, wanted: Wanted) -> dict[str, Array]:
         outputs = {task.name: _outputs(task) for task in self.tasks}
         found = {}
         for rows, names in alike(wanted):
-            matrix = features(data, rows)
+            matrix = features(data, rows, most=self.most)
             for name in names:
                 booster = self.boosters.get(name)
                 if booster is None:
@@ -313,7 +426,7 @@ class Trees(Fitted):
         """TreeSHAP of each task's raw score."""
 
         def values(name: str, rows: NDArray[np.int64]) -> Array:
-            matrix, booster = features(data, rows), self.boosters.get(name)
+            matrix, booster = features(data, rows, most=self.most), self.boosters.get(name)
             if booster is None:
                 booster = self.boosters[""]
                 matrix[:, -1] = self._code(name)
@@ -351,7 +464,7 @@ class Trees(Fitted):
         for i, (name, booster) in enumerate(self.boosters.items()):
             files[name] = f"trees_{i}.txt"
             (folder / files[name]).write_text(booster.model_to_string(), "utf-8")
-        return {"models": files}
+        return {"models": files, "most": self.most}
 
     @classmethod
     def read(cls, folder: Path, manifest: dict[str, Any], tasks: tuple[Task, ...], columns: FittedColumns) -> Trees:
@@ -373,34 +486,31 @@ class Trees(Fitted):
             if boosters[name].num_feature() != len(columns.names):
                 what = f"takes {boosters[name].num_feature()} features, but the columns give {len(columns.names)}"
                 raise BadInput(what, where=path.name, remedy=remedy)
-        return cls(tasks, columns, boosters)
+        return cls(tasks, columns, boosters, manifest.get("most"))  # folders of earlier versions tell all levels apart
 
 
-def features(data: Prepared, rows: NDArray[np.int64] | None = None, dtype: type[Any] = np.float32) -> NDArray[Any]:
-    """[n, F + C]: numbers, then category codes; NaN where missing."""
+def features(
+    data: Prepared, rows: NDArray[np.int64] | None = None, dtype: type[Any] = np.float32, most: int | None = None
+) -> NDArray[Any]:
+    """[n, F + C]: numbers, then category codes; NaN where missing.
+
+    most: of each category but the long layout's task only so many levels, the most frequent ones, keep their code; the others get
+    that of words not seen in training. None: all.
+    """
     numeric, codes = data.numeric, data.categorical
     found = np.empty((len(numeric) if rows is None else len(rows), numeric.shape[1] + codes.shape[1]), dtype)
     for i, column in enumerate((*numeric.T, *codes.T)):  # a column at a time: no second copy of a large table
         found[:, i] = column if rows is None else column[rows]
-    own = found[:, numeric.shape[1] :]
-    own[own == 0] = np.nan
+    for i in range(numeric.shape[1], found.shape[1]):
+        column = found[:, i]
+        if most is not None and data.columns.names[i] != data.columns.task_column:
+            column[column >= FIRST + most] = UNSEEN  # training categories are numbered from the most frequent down
+        column[column == 0] = np.nan
     return found
 
 
-def _dataset(
-    data: Prepared, matrix: NDArray[np.float32], cells: Cells, params: dict[str, Any], reference: Dataset | None = None
-) -> Dataset:
-    import lightgbm
-
-    return lightgbm.Dataset(
-        matrix[cells.rows],
-        cells.numbers,
-        weight=cells.weight,
-        reference=reference,
-        free_raw_data=True,
-        categorical_feature=list(range(data.numeric.shape[1], matrix.shape[1])),
-        params=dict(params),
-    )
+def _same(one: NDArray[np.int64] | None, other: NDArray[np.int64] | None) -> bool:
+    return one is other or (one is not None and other is not None and np.array_equal(one, other))
 
 
 def _joined(cells: Sequence[Cells]) -> Cells:

@@ -436,7 +436,8 @@ class _VectorLeaf(VectorLeafSettings, KindBooster):
         return [self.trees_, *self.own_trees_.values()]
 
     def _check_loaded(self) -> None:
-        vars(self).setdefault("own_trees_", {})  # folders of earlier versions know none
+        if "own_trees_" not in vars(self):  # folders of earlier versions know none
+            self.own_trees_ = {}
         self.trees_.check(len(self.columns_.categories), int(self._first[-1]))
         for name, trees in self.own_trees_.items():
             trees.check(len(self.columns_.categories), self.objectives_[self._task_number(name)].outputs)
