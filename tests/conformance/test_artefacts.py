@@ -1,4 +1,7 @@
-"""Every artefact of the catalog keeps the protocol of `Fitted`; each is loaded from a folder that the first edition wrote."""
+"""Every artefact of the catalog keeps the protocol of `Fitted`; each is loaded from a folder that the first edition wrote.
+
+A younger one (fixture "fit") is loaded from a folder that its candidate has just written.
+"""
 
 from __future__ import annotations
 
@@ -13,12 +16,16 @@ import pytest
 from tests.conformance.entries import entries_for
 
 import pluribus
+from pluribus import catalog
 from pluribus.catalog import Entry
+from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput, MissingExtra
-from pluribus.modeling import Fitted
+from pluribus.modeling import Budget, Fitted
 
 FIRST = Path(__file__).parents[1] / "fixtures" / "first_edition"
-LISTED = entries_for(__name__, "artefact", "folder")
+LISTED = entries_for(__name__, "artefact", "folder", "fit")
+MADE_BY = {"constants": "constant"}  # younger artefacts → a candidate that makes them
+INPUTS = ["x0", "x1", "x2", "x3", "word"]
 
 
 @cache
@@ -31,8 +38,12 @@ def _folders() -> dict[str, Path]:
 
 
 @pytest.fixture(params=LISTED, ids=lambda entry: entry.name)
-def fitted(request: pytest.FixtureRequest) -> Fitted:
+def fitted(request: pytest.FixtureRequest, mixed: Prepared, tmp_path: Path) -> Fitted:
     entry: Entry = request.param
+    if entry.fixture == "fit":
+        kind = catalog.get("candidate", MADE_BY[entry.name]).resolve()
+        kind().fit(mixed, Budget(60), 0).save(tmp_path / "model")
+        return pluribus.load(tmp_path / "model")
     try:
         return pluribus.load(_folders()[entry.name] / "model")
     except MissingExtra as missing:
@@ -40,7 +51,9 @@ def fitted(request: pytest.FixtureRequest) -> Fitted:
 
 
 @pytest.fixture
-def frame(fitted: Fitted) -> pd.DataFrame:
+def frame(fitted: Fitted, mixed_frame: pd.DataFrame) -> pd.DataFrame:
+    if fitted.artefact in MADE_BY:
+        return mixed_frame[INPUTS].head(8)
     answers = json.loads((_folders()[fitted.artefact] / "answers.json").read_text("utf-8"))
     return pd.read_parquet(FIRST / "inputs" / f"{answers['inputs']}.parquet")
 

@@ -266,10 +266,11 @@ def test_record_says_how_it_went(case: _Case) -> None:
 
 
 def test_out_of_budget_is_said(case: _Case) -> None:
-    """A budget that ends at once still gives a working model, and every task is called undertrained."""
+    """A budget that ends at once still gives a working model, and every task is called undertrained, unless that was enough."""
     fitted = case.kind(**{**case.settings, **{k: 500 for k in ("epochs", "rounds", "patience") if k in case.settings}}).fit(
         case.data, Budget(1e-3), 0
     )
-    assert fitted.record["undertrained"] == case.names
+    instant = case.kind().estimate(case.data) < 1e-3  # by its own word it needs no more
+    assert fitted.record["undertrained"] == ([] if instant else case.names)
     for value in fitted.scores(case.data, np.arange(20), case.names).values():
         assert np.isfinite(value).all()
