@@ -1,25 +1,10 @@
-"""Vector leaves and R-MTGB as candidates keep the protocol that every candidate of the catalog keeps."""
+"""Vector leaves and R-MTGB as candidates: what they learn, and what they cannot do."""
 
 from __future__ import annotations
 
-from typing import Any
-
 import numpy as np
 import pytest
-from tests.conformance import test_candidates as protocol
-from tests.conformance.entries import entries_for
-from tests.conformance.test_candidates import (  # noqa: F401  each is collected here and run with the cases below
-    long_table,
-    test_a_subset_of_tasks_and_rows,
-    test_declares_itself,
-    test_never_looks_at_test_rows,
-    test_no_rows,
-    test_out_of_budget_is_said,
-    test_predictions_have_the_shape_of_their_kind,
-    test_record_says_how_it_went,
-    test_same_seed_same_model,
-    test_save_and_load,
-)
+from tests.conformance.test_candidates import long_table  # noqa: F401
 
 from pluribus.boosting.candidates import RMTGBCandidate, VectorLeafCandidate
 from pluribus.data.prepared import Prepared
@@ -27,15 +12,6 @@ from pluribus.errors import BadInput
 from pluribus.modeling import Budget
 
 BUDGET = Budget(120.0)
-_made: dict[str, Any] = {}
-
-
-@pytest.fixture(params=entries_for(__name__, "candidate", "table", "long", extras=("boost",)), ids=lambda entry: entry.name)
-def case(request: pytest.FixtureRequest, mixed: Prepared, long_table: Prepared) -> Any:  # noqa: F811
-    entry = request.param
-    if entry.name not in _made:
-        _made[entry.name] = protocol._Case(entry, {"table": mixed, "long": long_table}[str(entry.fixture)])
-    return _made[entry.name]
 
 
 def test_masked_labels_are_not_zeros(mixed: Prepared) -> None:

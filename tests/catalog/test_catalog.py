@@ -29,7 +29,7 @@ def _collected() -> set[str]:
 @pytest.mark.parametrize("entry", ENTRIES, ids=lambda e: f"{e.family}:{e.name}")
 def test_target_resolves(entry: catalog.Entry) -> None:
     if entry.extra:
-        pytest.importorskip({"text": "transformers", "boost": "numba"}.get(entry.extra, entry.extra))
+        pytest.importorskip({"text": "transformers"}.get(entry.extra, entry.extra))
     assert entry.resolve() is not None
 
 

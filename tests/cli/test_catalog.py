@@ -66,5 +66,5 @@ def test_a_wrong_name_suggests_the_nearest() -> None:
 def test_every_method_can_be_described(entry: catalog.Entry) -> None:
     """Broken: one method's settings cannot be read, and the command fails for it alone."""
     if entry.extra:
-        pytest.importorskip({"text": "transformers", "boost": "numba"}.get(entry.extra, entry.extra))
+        pytest.importorskip({"text": "transformers"}.get(entry.extra, entry.extra))
     assert entry.summary in described(entry)

@@ -10,7 +10,7 @@
     load                                                                           what `save` wrote
     LightGBMPerTask, LightGBMTuned, LightGBMPooled                                 candidates of a study
 
-Names are imported on first use: a study that only wants LightGBM's baselines compiles nothing.
+Names are imported on first use: a study that only wants LightGBM's models compiles nothing.
 """
 
 from __future__ import annotations
