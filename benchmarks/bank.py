@@ -45,12 +45,12 @@ def school() -> Any:
 def side_by_side(data: Any, width: int, batch: int, steps: int) -> tuple[Any, Any, int]:
     """(a run of the bank, a run of the loop, number of networks): each takes `steps` optimiser steps of every network."""
     from pluribus.tabular.settings import DEFAULTS
-    from pluribus.tabular.single_networks import _SpecialistBank
+    from pluribus.tabular.single_networks import SpecialistBank
     from pluribus.tabular.specialists import Specialists
 
     settings = {**DEFAULTS, "width": width}
     shape = {name: settings[name] for name in ("width", "depth", "dropout", "bins", "category_size")}
-    bank = _SpecialistBank(Specialists.of(data.tasks, data.columns, **shape), list(data.tasks), data, settings, 0)
+    bank = SpecialistBank(Specialists.of(data.tasks, data.columns, **shape), list(data.tasks), data, shape, settings, 0)
     rng = torch.Generator().manual_seed(0)
     starts = torch.tensor(bank.train.starts)
     counts = starts[1:] - starts[:-1]

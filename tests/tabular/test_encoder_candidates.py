@@ -24,6 +24,10 @@ SMALL: dict[str, dict[str, Any]] = {
     "tabm": {"width": 16, "depth": 1, "members": 4},
     "multitab_net": {"width": 8, "heads": 2, "hidden": 16, "tower": 8},
 }
+SINGLES: dict[str, dict[str, Any]] = {
+    **{f"single_{name}": {**settings, "patience": 2} for name, settings in SMALL.items()},
+    "realmlp_single": {"width": 16, "depth": 2},
+}
 SHORT: dict[str, Any] = {"dropout": 0.0, "epochs": 5, "patience": 2}
 
 
@@ -46,13 +50,13 @@ def _made(name: str, **settings: Any) -> Candidate:
     return made
 
 
-@pytest.mark.parametrize("encoder", SMALL)
-def test_the_same_in_any_company(encoder: str, twins: Prepared) -> None:
+@pytest.mark.parametrize("name", SINGLES)
+def test_the_same_in_any_company(name: str, twins: Prepared) -> None:
     """A specialist trained beside others, some of which stop before it, equals the one trained alone (no dropout)."""
-    settings = {**SMALL[encoder], **SHORT}
+    settings = {**SINGLES[name], "dropout": 0.0, "epochs": 5}
     rows = np.arange(twins.n_rows)
-    beside = _made(f"single_{encoder}", **settings).fit(twins, BUDGET, 1)
-    alone = _made(f"single_{encoder}", **settings).fit(twins.only(["y2"]), BUDGET, 1)
+    beside = _made(name, **settings).fit(twins, BUDGET, 1)
+    alone = _made(name, **settings).fit(twins.only(["y2"]), BUDGET, 1)
     a, b = (fitted.scores(twins, rows, ["y2"])["y2"] for fitted in (beside, alone))
     np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-3)
 

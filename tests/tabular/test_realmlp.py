@@ -80,7 +80,7 @@ def test_ntp_is_a_perceptron_at_another_learning_rate() -> None:
     b = torch.optim.Adam([{"params": [theirs.weight], "lr": rate / math.sqrt(d)}, {"params": [theirs.bias]}], lr=rate, eps=1e-30)
     for _ in range(20):
         x, y = torch.randn(16, d), torch.randn(16, 3)
-        for net, optimizer in ((lambda v: ours(v[None])[0], a), (theirs, b)):
+        for net, optimizer in ((lambda v: ours(v[None] / math.sqrt(d))[0], a), (theirs, b)):
             optimizer.zero_grad()
             F.mse_loss(net(x), y).backward()
             optimizer.step()
@@ -95,7 +95,7 @@ def test_a_plain_head_on_the_features_is_an_ntp_head(mixed: Prepared) -> None:
     caught: list[Tensor] = []
     encoder.layers[-1].register_forward_hook(lambda m, i, z: caught.append(z))
     features = encoder.features(x, codes, None)
-    h = activated(caught[0], "mish", encoder.alphas[-1])
+    h = activated(caught[0].detach(), "mish", encoder.alphas[-1])
     torch.testing.assert_close(features, h / math.sqrt(16))
 
 

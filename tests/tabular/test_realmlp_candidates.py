@@ -15,7 +15,7 @@ from pluribus.data.prepared import Cells, Prepared
 from pluribus.errors import BadInput
 from pluribus.modeling import Budget
 from pluribus.tabular.network import build
-from pluribus.tabular.realmlp_candidates import DEFAULTS, RealMLPNetwork, epochs_of, resolved, rows_of_a_step
+from pluribus.tabular.realmlp_candidates import DEFAULTS, RealMLPNetwork, RealMLPSingle, epochs_of, resolved, rows_of_a_step
 from pluribus.tasks import Task
 from pluribus.tasks.forms import Ragged
 
@@ -160,3 +160,73 @@ def test_wrong_settings(change: dict[str, Any]) -> None:
 def test_the_catalog_names_it() -> None:
     assert catalog.get("candidate", "realmlp").resolve() is RealMLPNetwork
     assert not catalog.get("candidate", "realmlp").default
+
+
+def _twins(mixed: Prepared) -> Prepared:
+    """Two regression tasks and two classes on the same inputs, with holes."""
+    rng = np.random.default_rng(0)
+    x = np.nan_to_num(mixed.numeric)
+    cells, tasks = {}, []
+    for i, kind in enumerate(("regression", "regression", "binary", "binary")):
+        rows = np.flatnonzero(rng.random(mixed.n_rows) < 0.9)
+        values = 10 * i + x[rows, i] + 0.5 * x[rows, (i + 1) % 4]
+        classes = kind == "binary"
+        cells[f"y{i}"] = Cells(rows, (values > np.median(values)).astype(float) if classes else values)
+        tasks.append(Task(f"y{i}", kind, classes=("0", "1") if classes else ()))
+    return _shown(replace(mixed, tasks=tuple(tasks), cells=cells))
+
+
+def test_a_twin_is_the_joint_network_of_one_task(mixed: Prepared) -> None:
+    """Oracle: the joint candidate on one task. Batches and first weights differ; the error (σ is 1.1) hardly."""
+    data = _twins(mixed)
+    settings: dict[str, Any] = {"width": 64, "epochs": 60}
+    single = RealMLPSingle(**settings).fit(data, Budget(100.0), 0)
+    for name in ("y0", "y2"):
+        joint = RealMLPNetwork(**settings).fit(data.only([name]), Budget(100.0), 0)
+        mine, theirs = (f.record["curves"][name] for f in (single, joint))
+        sign = 1 if name == "y2" else -1
+        assert len(mine) == len(theirs) == 60
+        assert max(sign * v for v in mine) == pytest.approx(max(sign * v for v in theirs), abs=0.03)
+
+
+def test_each_twin_keeps_its_own_best_epoch(mixed: Prepared) -> None:
+    """What is deployed scores on validation what the best epoch of its own curve scored, clamped as it will be."""
+    data = _twins(mixed)
+    fitted = RealMLPSingle(**SHORT).fit(data, Budget(60.0), 0)
+    for name in ("y0", "y1"):
+        cells = data.labelled(name, "valid")
+        found = fitted.scores(data, cells.rows, [name])[name]
+        rmse = math.sqrt(float(((found - cells.numbers) ** 2).mean()))
+        assert rmse == pytest.approx(min(fitted.record["curves"][name]), rel=1e-4)
+        train = data.labelled(name, "train").numbers
+        assert train.min() - 1e-4 <= found.min() <= found.max() <= train.max() + 1e-4
+
+
+def test_the_twins_schedules_end_within_the_budget(mixed: Prepared) -> None:
+    data = _twins(mixed)
+    began = time.process_time()
+    fitted = RealMLPSingle(width=32, epochs=100_000).fit(data, Budget(5.0), 0)
+    assert time.process_time() - began < 5.0 * 1.5
+    assert fitted.record["undertrained"] == []
+    assert all(8 <= len(curve) < 100_000 for curve in fitted.record["curves"].values())
+    short = RealMLPSingle(width=256, epochs=256).fit(data, Budget(0.05), 0)
+    assert short.record["undertrained"] == [task.name for task in data.tasks]
+
+
+def test_twins_have_the_shape_of_the_joint_network(mixed: Prepared) -> None:
+    """What differs between them is the sharing, not the network."""
+    joint = RealMLPNetwork().config(mixed)["architecture"]["settings"]
+    alone = RealMLPSingle().config(mixed)["architecture"]["settings"]
+    assert {**alone, "smoothing": joint["smoothing"]} == {"encoder": "realmlp", **joint}
+    assert RealMLPSingle().resolved(mixed, 900, 1)["lr"] == 0.04
+    assert RealMLPSingle().resolved(mixed, 900, 0)["lr"] == 0.2
+
+
+def test_the_twins_labels_are_smoothed_where_the_joint_networks_are(mixed: Prepared) -> None:
+    data = _twins(mixed)
+    tasks = tuple(t.with_(metrics=("accuracy",)) if t.kind == "binary" else t for t in data.tasks)
+    hard = replace(data, tasks=tasks)
+    fits = [RealMLPSingle(smoothing=s, **SHORT).fit(hard, Budget(60.0), 0) for s in (0.0, 0.3)]
+    plain, smooth = (f.scores(hard, np.arange(hard.n_rows), ["y0", "y3"]) for f in fits)
+    np.testing.assert_allclose(plain["y0"], smooth["y0"])
+    assert np.abs(smooth["y3"] - 0.5).mean() < np.abs(plain["y3"] - 0.5).mean()

@@ -16,7 +16,7 @@ from pluribus.evaluation import metrics
 from pluribus.modeling import Budget
 from pluribus.tabular import single_networks
 from pluribus.tabular.settings import DEFAULTS, batch_of, encoder_settings, width_of
-from pluribus.tabular.single_networks import SingleNetworks, _group, _size, _SpecialistBank, stacked
+from pluribus.tabular.single_networks import SingleNetworks, SpecialistBank, _group, _size, stacked
 from pluribus.tabular.specialists import Specialists
 from pluribus.tasks import Task
 
@@ -38,12 +38,12 @@ def twins(mixed: Prepared) -> Prepared:
     return replace(mixed, tasks=tuple(tasks), cells=cells)
 
 
-def _bank(data: Prepared, **settings: Any) -> tuple[Specialists, _SpecialistBank]:
+def _bank(data: Prepared, **settings: Any) -> tuple[Specialists, SpecialistBank]:
     made = {**DEFAULTS, **SMALL, **settings}
     encoder = encoder_settings(made, data)
     torch.manual_seed(0)
     model = Specialists.of(data.tasks, data.columns, **encoder)
-    return model, _SpecialistBank(model, list(data.tasks), data, made, 0)
+    return model, SpecialistBank(model, list(data.tasks), data, encoder, made, 0)
 
 
 def test_the_same_in_any_company(twins: Prepared, mixed: Prepared) -> None:

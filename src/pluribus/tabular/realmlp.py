@@ -8,7 +8,8 @@ Boosted Trees on Tabular Data", NeurIPS 2024, section 3 and appendix A), for sev
     h_l = Drop(z_l + α_l ⊙ (φ(z_l) − z_l))                   parametric activation, α = 1 at first; φ: SELU or Mish
     o_t = W_t^T h_L / √d_L + b_t                             heads, NTP too
 
-The factor 1/√d stands in the forward pass and weights have unit scale, so that one learning rate fits all widths. First weights:
+The factor 1/√d stands in the forward pass (what a layer hands on is divided already) and weights have unit scale, so that one
+learning rate fits all widths. First weights:
 
 - "data" (RealMLP-TD): W ~ N(0, 1), its columns divided by the standard deviation of z on the training rows; b is minus a random
   convex combination of five training values of z ("he+5"), so that the kink of every unit lies among the data;
@@ -100,26 +101,28 @@ class PBLD(nn.Module):
 
 
 class NTPLinear(nn.Module):
-    """E linear maps x^T W / √d + b: weight [E, in, out], bias [E, out], both from N(0, 1)."""
+    """E linear maps: weight [E, in, out], bias [E, out], both from N(0, 1).
+
+    The factor 1/√in of the parametrisation is left to who makes the inputs, so that it costs nothing: they come divided by it.
+    """
 
     def __init__(self, size: int, inputs: int, outputs: int) -> None:
         super().__init__()
-        self.factor = 1 / math.sqrt(max(1, inputs))
         self.weight = nn.Parameter(torch.randn(size, inputs, outputs))
         self.bias = nn.Parameter(torch.randn(size, outputs))
 
     def forward(self, x: Tensor, active: Tensor | None = None) -> Tensor:
         """x [A, B, in] → [A, B, out]."""
         weight, bias = (p if active is None else p[active] for p in (self.weight, self.bias))
-        if len(weight) == 1:
-            return torch.addmm(bias[0], x[0], weight[0], alpha=self.factor)[None]
-        return torch.baddbmm(bias[:, None], x, weight, alpha=self.factor)
+        if weight.shape[0] == 1:
+            return torch.addmm(bias[0], x[0], weight[0])[None]
+        return torch.baddbmm(bias[:, None], x, weight)
 
     @torch.no_grad()
     def fit(self, x: Tensor) -> Tensor:
         """Fit fresh weights to what they will read, x [A, n, in] (all slices): unit deviation, and biases among the data.
         The pre-activations [A, n, out] of the fitted map."""
-        z = torch.bmm(x, self.weight) * self.factor
+        z = torch.bmm(x, self.weight)
         deviation = z.std(1, correction=0)
         deviation = torch.where(deviation > _LEAST, deviation, 1.0)
         self.weight.div_(deviation[:, None])
@@ -185,7 +188,7 @@ class RealMLPEncoder(BankEncoder):
         if start not in ("data", "normal"):
             raise unknown("start", start, ("data", "normal"), where="realmlp")
         self.width, self.dropout, self.copies, self.start = width, dropout, copies, start
-        self.activation = activation
+        self.activation, self.parametric = activation, parametric
         self.times = 1.0
         self.robust = RobustColumns(columns)
         large = [columns.cardinalities[i] for i in self.robust.large]
@@ -217,36 +220,37 @@ class RealMLPEncoder(BankEncoder):
 
     def features(self, x: Tensor, codes: Tensor, active: Tensor | None) -> Tensor:
         h = self._first(x, codes, active)
-        masks = self._masks(len(h), h.shape[1], h)
+        masks = self._masks(h.shape[0], h.shape[1], h)
         for i, (layer, mask) in enumerate(zip(self.layers, masks)):
             h = activated(layer(h, active), self.activation, self._alpha(i, active), mask)
-        return h * (1 / math.sqrt(self.width))
+        return h
 
     def _alpha(self, i: int, active: Tensor | None) -> Tensor | None:
         """Of layer i [A, width]."""
-        if not self.alphas:
+        if not self.parametric:
             return None
         alpha: Tensor = self.alphas[i]
         return alpha if active is None else alpha[active]
 
-    def _masks(self, copies: int, rows: int, like: Tensor) -> Sequence[Tensor | None]:
-        """What each layer's units are multiplied by [A, B, width]; None where nothing is dropped."""
-        p = self.dropout * self.times
+    def _masks(self, copies: int, rows: int, like: Tensor) -> Sequence[Tensor | float]:
+        """What each layer's units are multiplied by [A, B, width], 1/√width of the next map included; a number where nothing is
+        dropped."""
+        p, factor = self.dropout * self.times, 1 / math.sqrt(self.width)
         if not self.training or p <= 0:
-            return [None] * len(self.layers)
+            return [factor] * len(self.layers)
         shape = (len(self.layers), copies, rows, self.width)
-        return kept(like.new_empty(shape), p).mul_(1 / (1 - p)).unbind()
+        return kept(like.new_empty(shape), p).mul_(factor / (1 - p)).unbind()
 
     def _first(self, x: Tensor, codes: Tensor, active: Tensor | None) -> Tensor:
-        """h_0 [A, B, in]."""
+        """h_0 / √in [A, B, in]."""
         known, fixed = self.robust(x, codes)
         scale = self.scale if active is None else self.scale[active]
         parts = [known if self.numeric is None else self.numeric(known, active), fixed]
         if self.categorical is not None:
             parts.append(self.categorical(codes.index_select(-1, self.large), active))
-        copies = len(scale)
-        h = torch.cat([part if len(part) == copies else part.expand(copies, -1, -1) for part in parts], -1)
-        return h * scale[:, None]
+        copies = scale.shape[0]
+        h = torch.cat([part if part.shape[0] == copies else part.expand(copies, -1, -1) for part in parts], -1)
+        return h * (scale * (1 / math.sqrt(max(1, h.shape[-1]))))[:, None]
 
     @torch.no_grad()
     def begin(self, x: Tensor, codes: Tensor) -> None:
@@ -256,7 +260,7 @@ class RealMLPEncoder(BankEncoder):
         h = self._first(x, codes, None)
         for i, layer in enumerate(self.layers):
             assert isinstance(layer, NTPLinear)
-            h = activated(layer.fit(h), self.activation, self._alpha(i, None))
+            h = activated(layer.fit(h), self.activation, self._alpha(i, None), 1 / math.sqrt(self.width))
 
 
 class RangeHeads(Heads):
@@ -280,8 +284,7 @@ class RangeHeads(Heads):
         nn.init.zeros_(self.weight)
         self.register_buffer("low", torch.full((len(self.tasks),), -math.inf))
         self.register_buffer("high", torch.full((len(self.tasks),), math.inf))
-        chosen = [t.name for t in self.tasks if t.record.classes and t.record.cell == "value" and t.main_metric.decides]
-        self.smoothed = dict.fromkeys(chosen, smoothing) if smoothing else {}
+        self.smoothed = {task.name: smoothing for task in self.tasks if smoothing and smooths(task)}
 
     def ranged(self, data: Prepared) -> None:
         """Take the ranges of the training labels."""
@@ -299,12 +302,20 @@ class RangeHeads(Heads):
         return smoothed(task.record, share, len(task.classes), outputs, labels.values)
 
     def link(self, outputs: Mapping[str, Tensor], places: Mapping[str, Tensor] | None = None) -> dict[str, Tensor]:
-        found = super().link(outputs, places)
-        for name, value in found.items():
-            i = self._index[name]
-            if self.tasks[i].record.quantity:
-                found[name] = torch.minimum(torch.maximum(value, self.low[i]), self.high[i])
-        return found
+        return {name: self.within(name, value) for name, value in super().link(outputs, places).items()}
+
+    def within(self, name: str, predictions: Tensor) -> Tensor:
+        """A task's predictions, held within the range of its labels where they are numbers."""
+        i = self._index[name]
+        if not self.tasks[i].record.quantity:
+            return predictions
+        low, high = self.low[i].to(predictions.dtype), self.high[i].to(predictions.dtype)
+        return torch.minimum(torch.maximum(predictions, low), high)
+
+
+def smooths(task: Task) -> bool:
+    """Whether labels of a task are smoothed: where they are one class each, and its main metric judges the label chosen."""
+    return task.record.classes and task.record.cell == "value" and task.main_metric.decides
 
 
 def smoothed(record: Kind, share: float, classes: int, outputs: Tensor, values: Tensor) -> Tensor:

@@ -28,33 +28,44 @@ at their end (`Stage.paced`): such a fit is shorter, not cut off, and is not cal
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any, ClassVar
+import fnmatch
+import math
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import Any, ClassVar, cast
 
 import numpy as np
 import torch
+from torch import Tensor, nn
 
 from pluribus import catalog
 from pluribus.balancing import Balancer
 from pluribus.data.prepared import Prepared
 from pluribus.errors import unknown
 from pluribus.modeling import Budget, Choice, IntRange, LogUniform, MultiTaskModel, SearchSpace, Uniform
-from pluribus.tabular.cost import training_seconds
+from pluribus.tabular.bank import BankEncoder
+from pluribus.tabular.cost import BANK_TENSOR, SPEED, training_seconds
 from pluribus.tabular.joint_networks import JointNetwork, balancer_of
 from pluribus.tabular.network import Network, size_of
 from pluribus.tabular.parametric import ACTIVATIONS
-from pluribus.tabular.realmlp import REALMLP_EMBEDDINGS, SHOWN, RangeHeads, RealMLPEncoder
+from pluribus.tabular.realmlp import REALMLP_EMBEDDINGS, SHOWN, RangeHeads, RealMLPEncoder, smoothed, smooths
 from pluribus.tabular.settings import AUTO
-from pluribus.training import Rate, Stage
+from pluribus.tabular.single_networks import SingleNetworks, SpecialistBank
+from pluribus.tabular.specialists import Specialists
+from pluribus.tasks import Task
+from pluribus.training import Rate, Stage, Update
+from pluribus.training.pace import DONE, Pace
 
 SMALL = 400  # training rows below which the simple recipe is the safer one
 LEAST_EPOCHS = 8
+LOOK_EVERY = 20  # steps of a bank between two looks at the clock
 RATES: Mapping[str, tuple[float, float, float]] = {"td": (0.04, 0.2, 0.08), "td_s": (0.04, 0.07, 0.06)}
 FACTORS: Mapping[str, tuple[float, bool]] = {  # on the learning rate, and whether it decays; the first that matches counts
-    "*encoder.scale": (6.0, True),
-    "*encoder.numeric.bias": (0.1, False),
-    "*encoder.numeric.*": (0.1, True),
-    "*encoder.alphas.*": (0.1, True),
+    "*scale": (6.0, True),
+    "*numeric.bias": (0.1, False),
+    "*numeric.*": (0.1, True),
+    "*alphas.*": (0.1, True),
     "*bias": (0.1, False),
 }
 
@@ -123,12 +134,25 @@ def encoder_of(settings: Mapping[str, Any]) -> dict[str, Any]:
     return {**found, "parametric": not simple, "start": "normal" if simple else "data"}
 
 
-def rates_of(names: Any, lr: float) -> dict[str, Rate]:
-    """The learning rates of the parameters with these names that have one of their own."""
-    import fnmatch
-
-    present = {glob for glob in FACTORS if any(fnmatch.fnmatchcase(name, glob) for name in names)}
-    return {glob: Rate(lr * factor, decays) for glob, (factor, decays) in FACTORS.items() if glob in present}
+def recipe(settings: Mapping[str, Any], named: Mapping[str, nn.Parameter]) -> Stage:
+    """How parameters with these names train by resolved settings."""
+    first = {name: next((glob for glob in FACTORS if fnmatch.fnmatchcase(name, glob)), None) for name in named}
+    rates = {glob: Rate(settings["lr"] * factor, decays) for glob, (factor, decays) in FACTORS.items() if glob in first.values()}
+    return Stage(
+        epochs=settings["epochs"],
+        batch_size=settings["batch_size"],
+        lr=settings["lr"],
+        weight_decay=settings["weight_decay"],
+        betas=(0.9, 0.95),
+        schedule="coslog4",
+        decay_schedule="flat_cosine",
+        rates=rates,
+        clip=None,
+        patience=None,
+        ties="latest",
+        drop_last=True,
+        paced=True,
+    )
 
 
 class RealMLPNetwork(JointNetwork):
@@ -176,25 +200,8 @@ class RealMLPNetwork(JointNetwork):
         return found if self.balancing.signal == ("losses",) else found * (1.0 + 0.1 * len(data.tasks))
 
     def stage(self, data: Prepared, model: MultiTaskModel) -> Stage:
-        settings = self.resolved(data)
-        return Stage(
-            balancer=self.balancer(data),
-            objective=self.objective(data),
-            epochs=settings["epochs"],
-            batch_size=settings["batch_size"],
-            lr=settings["lr"],
-            weight_decay=settings["weight_decay"],
-            betas=(0.9, 0.95),
-            schedule="coslog4",
-            decay_schedule="flat_cosine",
-            rates=rates_of([name for name, _ in model.named_parameters()], settings["lr"]),
-            clip=None,
-            patience=None,
-            ties="latest",
-            drop_last=True,
-            paced=True,
-            listen=True,
-        )
+        found = recipe(self.resolved(data), dict(model.named_parameters()))
+        return replace(found, balancer=self.balancer(data), objective=self.objective(data), listen=True)
 
     def begin(self, model: MultiTaskModel, data: Prepared, seed: int) -> None:
         """Fit the first weights to training rows."""
@@ -209,6 +216,137 @@ class RealMLPNetwork(JointNetwork):
         if epochs < min(LEAST_EPOCHS, self.resolved(data)["epochs"]):
             fitted.record["undertrained"] = [task.name for task in data.tasks]
         return fitted
+
+
+class RealMLPSingle(SingleNetworks):
+    """One RealMLP per task by the same recipe, nothing shared; all tasks of a kind and size train side by side.
+
+    The networks have the shape that the joint one has on this table, so that what differs is the sharing. Rates, batches and
+    epochs follow each task's own kind and number of labels. Every task keeps the weights of its own best epoch.
+    """
+
+    name = "realmlp_single"
+    label = "RealMLP, one per task"
+    encoder = "realmlp"
+    automatic, embeddings = AUTOMATIC, REALMLP_EMBEDDINGS
+    defaults = DEFAULTS
+    space = SPACE
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**settings)
+        check(self.settings, f"candidate {self.name!r}")
+
+    def resolved(self, data: Prepared, rows: int | None = None, classes: int | None = None) -> dict[str, Any]:
+        """The settings for the table, or for tasks with so many training labels that are all classes (1) or all numbers (0)."""
+        rows = len(data.parts["train"]) if rows is None else rows
+        if classes is not None:
+            return resolved(self.settings, rows, classes, 1)
+        return resolved(self.settings, rows, sum(task.record.classes for task in data.tasks), len(data.tasks))
+
+    def config(self, data: Prepared) -> dict[str, Any]:
+        return {"architecture": {"name": "specialists", "settings": {"encoder": "realmlp", **encoder_of(self.resolved(data))}}}
+
+    def bank(self, model: Specialists, tasks: Sequence[Task], data: Prepared, seed: int) -> SpecialistBank:
+        assert isinstance(model.heads, RangeHeads)
+        model.heads.ranged(data)
+        table = self.resolved(data)
+        rows = int(np.mean([len(data.labelled(task.name, "train")) for task in tasks]))
+        settings = {**self.resolved(data, rows, int(tasks[0].record.classes)), "recipe": table["recipe"]}
+        return _RealMLPBank(model, tasks, data, encoder_of(table), settings, seed)
+
+    def _flops(self, data: Prepared) -> float:
+        return size_of(data.tasks[:1], data.columns, self.config(data))[0]
+
+    def _cost(self, data: Prepared, task: Task, flops: float) -> float:
+        """Core-seconds of one task among others: three forward passes a label and epoch."""
+        rows = max(1, len(data.labelled(task.name, "train")))
+        return 3 * rows * flops * int(self.resolved(data, rows, int(task.record.classes))["epochs"]) / SPEED + 0.05
+
+    def estimate(self, data: Prepared) -> float:
+        flops, tensors = size_of(data.tasks[:1], data.columns, self.config(data))
+        steps: dict[tuple[Any, ...], int] = {}  # tasks of one kind and size take theirs together
+        for task in data.tasks:
+            rows = max(1, len(data.labelled(task.name, "train")))
+            own = self.resolved(data, rows, int(task.record.classes))
+            alike = task.kind, len(task.classes), task.levels, rows.bit_length()
+            steps[alike] = max(steps.get(alike, 0), math.ceil(rows / own["batch_size"]) * own["epochs"])
+        return sum(steps.values()) * BANK_TENSOR * tensors + sum(self._cost(data, task, flops) for task in data.tasks)
+
+
+class _RealMLPBank(SpecialistBank):
+    """RealMLPs in training, side by side: one schedule for all of them, which ends before the deadline."""
+
+    def __init__(
+        self,
+        model: Specialists,
+        tasks: Sequence[Task],
+        data: Prepared,
+        shape: Mapping[str, Any],
+        settings: Mapping[str, Any],
+        seed: int,
+    ) -> None:
+        self.heads = cast(RangeHeads, model.heads)
+        super().__init__(model, tasks, data, shape, {**settings, "patience": math.inf}, seed)
+        self.batch = int(settings["batch_size"])
+        self.steps = max(1, int(np.mean([stream.count for stream in self.streams])) // self.batch)
+        self.plan = recipe(settings, dict(zip(self.names, self.parameters)))
+        self.pace = Pace(self.steps * int(settings["epochs"]))
+        self.began = self.deadline = 0.0
+
+    def fit(self, deadline: float) -> bool:
+        self.began, self.deadline = time.process_time(), deadline
+        self.pace.taken = 0
+        return super().fit(deadline)
+
+    @property
+    def undertrained(self) -> list[str]:
+        least = min(LEAST_EPOCHS, int(self.settings["epochs"]))
+        return [task.name for task in self.tasks] if self.rounds < least or not self.ended else []
+
+    @property
+    def ended(self) -> bool:
+        """Whether the schedule has come to its end."""
+        return self.pace.share >= DONE
+
+    def _begin(self, one: BankEncoder, task: Task) -> None:
+        assert isinstance(one, RealMLPEncoder)
+        show(one, self.data, self.data.labelled(task.name, "train").counted().rows)
+
+    def _update(self, named: Mapping[str, nn.Parameter]) -> Update:
+        self.names = list(named)
+        stage = recipe(self.settings, named)
+        return Update(named, lr=stage.lr, weight_decay=stage.weight_decay, betas=stage.betas, rates=stage.rates, clip=None)
+
+    def _sizes(self, size: int) -> tuple[int, int]:
+        return self.batch, self.steps
+
+    def _step(self, places: Tensor) -> Tensor:
+        if self.pace.taken % LOOK_EVERY == 0:
+            self.pace.hurry(time.process_time() - self.began, self.deadline - self.began)
+        cast(RealMLPEncoder, self.encoder).anneal(self.pace.share)
+        return super()._step(places)
+
+    def _move(self) -> None:
+        share = self.pace.share
+        self.update(rate=self.plan.rate(0, 1, share), decay=self.plan.decay(share))
+        self.pace.step()
+
+    def _judge(self) -> None:
+        began = time.process_time()
+        super()._judge()
+        self.pace.evaluated(time.process_time() - began)
+
+    def _loss(self, outputs: Tensor, values: Tensor) -> Tensor:
+        task = self.tasks[0]
+        if not self.settings["smoothing"] or not smooths(task):
+            return super()._loss(outputs, values)
+        return smoothed(self.record, self.settings["smoothing"], len(task.classes), outputs[:, 0], values)
+
+    def _best(self, score: float, before: float) -> bool:
+        return score >= before
+
+    def _held(self, task: Task, predictions: Tensor) -> Tensor:
+        return self.heads.within(task.name, predictions)
 
 
 def show(encoder: RealMLPEncoder, data: Prepared, rows: np.ndarray[Any, Any]) -> None:

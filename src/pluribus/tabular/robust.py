@@ -119,10 +119,10 @@ class RobustColumns(nn.Module):
         missing = x.isnan()
         known = smooth_clip((torch.where(missing, 0.0, x) - self.centre) * self.factor)
         fixed = []
-        if len(self.holed):
+        if self.holed.shape[0]:
             gone = missing.index_select(-1, self.holed)
             fixed.append(torch.where(gone, self.told[:, 1], self.told[:, 0]))
-        if len(self.source):
+        if self.source.shape[0]:
             fixed.append(self.table[codes.index_select(-1, self.source).long() + self.offset])
         nothing = x.new_zeros(*x.shape[:-1], 0)
         return known, fixed[0] if len(fixed) == 1 else torch.cat(fixed, -1) if fixed else nothing

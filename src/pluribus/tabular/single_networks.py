@@ -31,9 +31,10 @@ from pluribus.modeling.candidate import in_turn
 from pluribus.modeling.experts import StackedLinear
 from pluribus.tabular.bank import BankEncoder
 from pluribus.tabular.cost import BANK_TENSOR, EPOCHS
+from pluribus.tabular.embeddings import EMBEDDINGS
 from pluribus.tabular.members import mean_link, mean_loss
 from pluribus.tabular.network import Network, build
-from pluribus.tabular.settings import DEFAULTS, SPACE, batch_of, check, encoder_settings, weights_of
+from pluribus.tabular.settings import AUTO, DEFAULTS, SPACE, batch_of, check, encoder_settings, weights_of
 from pluribus.tabular.specialists import Specialists
 from pluribus.tasks import Task
 from pluribus.tasks.forms import Ragged, joined
@@ -56,10 +57,12 @@ class SingleNetworks(Candidate):
     space = SPACE
     per_task = True
     encoder: ClassVar[str] = "tabular_mlp"
+    automatic: ClassVar[tuple[str, ...]] = AUTO
+    embeddings: ClassVar[tuple[str, ...]] = EMBEDDINGS
 
     def __init__(self, **settings: Any) -> None:
         super().__init__(**settings)
-        check(self.settings, f"candidate {self.name!r}")
+        check(self.settings, f"candidate {self.name!r}", self.automatic, self.embeddings)
 
     def estimate(self, data: Prepared) -> float:
         """The tasks' FLOPs, and the steps that tasks of one kind and size take together (see `pluribus.tabular.cost`)."""
@@ -90,6 +93,10 @@ class SingleNetworks(Candidate):
             settings = {"encoder": self.encoder, **settings}
         return {"architecture": {"name": "specialists", "settings": settings}}
 
+    def bank(self, model: Specialists, tasks: Sequence[Task], data: Prepared, seed: int) -> SpecialistBank:
+        """Tasks of one kind and size, ready to train side by side."""
+        return SpecialistBank(model, tasks, data, encoder_settings(self.settings, data, self.encoder), self.settings, seed)
+
     def fit(self, data: Prepared, budget: Budget, seed: int) -> Network:
         began = time.process_time()
         config = self.config(data)
@@ -98,24 +105,26 @@ class SingleNetworks(Candidate):
             banks = _group(data, model)
             flops = self._flops(data)
             expected = [sum(self._cost(data, task, flops) for task in bank) for bank in banks]
-            running: dict[int, _SpecialistBank] = {}
+            running: dict[int, SpecialistBank] = {}
             curves: dict[str, list[float]] = {}
+            cut: dict[int, list[str]] = {}
 
             def go_on(i: int, deadline: float) -> bool:
-                bank = running.pop(i, None) or _SpecialistBank(model, banks[i], data, self.settings, seed, self.encoder)
+                bank = running.pop(i, None) or self.bank(model, banks[i], data, seed)
                 curves.update(bank.curves)
                 if not bank.fit(deadline):
                     running[i] = bank
+                cut[i] = bank.undertrained
                 return i not in running
 
             in_turn(expected, go_on, began + budget.seconds)
-        cut = {name for bank in running.values() for name in bank.undertrained}
+        short = {name for names in cut.values() for name in names}
         fitted = Network(data.tasks, data.columns, config, model)
         fitted.record = {
             "settings": dict(self.settings),
             "seed": seed,
             "curves": plain_curves(curves),
-            "undertrained": [task.name for task in data.tasks if task.name in cut],
+            "undertrained": [task.name for task in data.tasks if task.name in short],
             "seconds": time.process_time() - began,
         }
         return fitted
@@ -184,23 +193,38 @@ class _Stream:
         return taken
 
 
-class _SpecialistBank:
-    """Specialists in training, side by side: every parameter is stacked over the tasks that still run."""
+class SpecialistBank:
+    """Specialists in training, side by side: every parameter is stacked over the tasks that still run.
+
+    Parameters
+    ----------
+    model : Specialists
+        Takes the best weights of each task.
+    tasks : sequence of Task
+        Of one kind.
+    data : Prepared
+        The table.
+    shape : mapping
+        Settings of the encoder.
+    settings : mapping
+        Settings of the training.
+    seed : int
+        With a task's name it makes its first weights and its stream of rows.
+    """
 
     def __init__(
         self,
         model: Specialists,
         tasks: Sequence[Task],
         data: Prepared,
+        shape: Mapping[str, Any],
         settings: Mapping[str, Any],
         seed: int,
-        encoder: str = "tabular_mlp",
     ) -> None:
         self.model, self.tasks, self.data, self.settings = model, list(tasks), data, settings
         self.record = tasks[0].record
         self.train = _StackedCells.of([data.labelled(task.name, "train") for task in tasks])
         self.valid = _StackedCells.of([data.labelled(task.name, "valid") for task in tasks])
-        shape = encoder_settings(settings, data, encoder)
         made = type(cast(BankEncoder, model.encoder))
         self.encoder = made.of(data.columns, copies=len(tasks), **shape)
         self.members = self.encoder.members or 1
@@ -213,6 +237,7 @@ class _SpecialistBank:
             with torch.random.fork_rng(devices=[]), torch.no_grad():
                 torch.manual_seed(own)
                 one = made.of(data.columns, **shape)
+                self._begin(one, task)
                 heads = one.heads([task])
                 mine = slice(self.train.starts[i], self.train.starts[i + 1])
                 heads.start({task.name: Labels(self.train.values[mine], self.train.rows[mine])})
@@ -222,7 +247,7 @@ class _SpecialistBank:
                 stacked(self.head.bias, len(tasks))[i] = heads.bias.reshape(task.width, self.members).T
                 self.mean[i], self.scale[i] = heads.mean[0], heads.scale[0]
         named = {**dict(self.encoder.named_parameters()), **{f"head.{n}": p for n, p in self.head.named_parameters()}}
-        self.update = Update(named, lr=settings["lr"], weight_decay=settings["weight_decay"], clip=self._clip)
+        self.update = self._update(named)
         self.parameters, self.optimizer = self.update.parameters, self.update.optimizer
         self.live = list(range(len(tasks)))  # position in self.tasks of each slice that still runs
         self.curves: dict[str, list[float]] = {task.name: [] for task in tasks}
@@ -233,8 +258,7 @@ class _SpecialistBank:
     def fit(self, deadline: float) -> bool:
         """Train every task to its early stop or last round (True), or to the deadline; leave the best weights in the model."""
         size = _size(max(stream.count for stream in self.streams))
-        batch = batch_of(self.settings, size)
-        steps = _steps(size, batch)
+        batch, steps = self._sizes(size)
         in_time = True
         while in_time and self.live and self.rounds < self.settings["epochs"]:
             in_time = self._round(steps, batch, deadline)
@@ -244,6 +268,18 @@ class _SpecialistBank:
             if stopped:
                 self._drop(set(stopped))
         return in_time
+
+    def _begin(self, one: BankEncoder, task: Task) -> None:
+        """What a fresh network of one task is shown before it learns."""
+
+    def _update(self, named: Mapping[str, nn.Parameter]) -> Update:
+        """What moves the stacked parameters."""
+        return Update(named, lr=self.settings["lr"], weight_decay=self.settings["weight_decay"], clip=self._clip)
+
+    def _sizes(self, size: int) -> tuple[int, int]:
+        """Rows of a step and steps of a round, for tasks of this size."""
+        batch = batch_of(self.settings, size)
+        return batch, _steps(size, batch)
 
     @property
     def undertrained(self) -> list[str]:
@@ -272,8 +308,12 @@ class _SpecialistBank:
         loss = self._losses(self._outputs(self.train.rows[places]), self.train, places)
         self.update.forget()  # here and not before the forward pass: the backward pass takes the memory over while it is warm
         loss.sum().backward()  # type: ignore[no-untyped-call]
-        self.update()
+        self._move()
         return loss.detach()
+
+    def _move(self) -> None:
+        """One optimiser step along the gradients that are there."""
+        self.update()
 
     def _clip(self, parameters: Sequence[nn.Parameter]) -> None:
         """Each task's gradient by its own norm."""
@@ -300,9 +340,13 @@ class _SpecialistBank:
         if self.record.standardise:
             values = (values - self.mean[:, None]) / self.scale[:, None]
         outputs = outputs.reshape(places.numel(), self.members, -1)
-        each = mean_loss(self.record, outputs, values.flatten(0, 1)).reshape(places.shape)
+        each = self._loss(outputs, values.flatten(0, 1)).reshape(places.shape)
         mean: Tensor = (each * weight).sum(1) / weight.sum(1).clamp_min(1e-12)
         return mean
+
+    def _loss(self, outputs: Tensor, values: Tensor) -> Tensor:
+        """Loss of each cell [m], from outputs [m, members, width] and values [m]."""
+        return mean_loss(self.record, outputs, values)
 
     @torch.no_grad()
     def _judge(self) -> None:
@@ -327,11 +371,18 @@ class _SpecialistBank:
             cells = slice(self.valid.starts[own], self.valid.starts[own + 1])
             outputs = torch.cat([piece[i] for piece in pieces])[: int(counts[i])]
             score = self._score(own, i, outputs, cells)
-            if score > self.best[own]:
-                self.best[own], self.since[own] = score, 0
+            self.since[own] = 0 if score > self.best[own] else self.since[own] + 1
+            if self._best(score, self.best[own]):
+                self.best[own] = score
                 self._keep(i)
-            else:
-                self.since[own] += 1
+
+    def _best(self, score: float, before: float) -> bool:
+        """Whether weights of this score take the place of those before."""
+        return score > before
+
+    def _held(self, task: Task, predictions: Tensor) -> Tensor:
+        """Predictions [m] or [m, C] as the fitted model will give them."""
+        return predictions
 
     def _score(self, own: int, i: int, outputs: Tensor, cells: slice) -> float:
         """What is maximised: the main metric, signed; where it is not defined, minus the loss."""
@@ -340,6 +391,7 @@ class _SpecialistBank:
         linked = mean_link(self.record, outputs).double()
         if self.record.standardise:
             linked = linked * self.scale[i] + self.mean[i]
+        linked = self._held(task, linked)
         values, weight, metric = self.valid.values[cells], self.valid.weight[cells], task.main_metric
         groups = self.data.units[self.valid.rows[cells].numpy()] if metric.grouped else None
         truth = Ragged.of_padded(values.numpy()) if self.record.cell == "list" else values.double().numpy()

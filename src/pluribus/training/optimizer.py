@@ -86,8 +86,11 @@ class SliceAdamW(torch.optim.Optimizer):
                 if p.grad is None:
                     continue
                 self._prepare(p)
-                index = active.get(p) if active is not None and id(p) in self.stacked else None
-                if id(p) not in self.stacked or ((index is None or len(index) == len(p)) and self._counted_alike(p)):
+                if id(p) not in self.stacked:
+                    whole.append(p)
+                    continue
+                index = None if active is None else active.get(p)
+                if (index is None or index.shape[0] == p.shape[0]) and self._counted_alike(p):
                     whole.append(p)
                 else:
                     self._even.pop(id(p), None)
