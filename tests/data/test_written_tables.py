@@ -132,6 +132,14 @@ def test_words_that_differ_in_spaces_and_capitals(tmp_path: Path) -> None:
     assert found.writings["a"].cell("MALE ") == "Male"
 
 
+def test_capitals_of_formulas_and_names_count(tmp_path: Path) -> None:
+    """Benzene is not cyclohexane: columns with another word in nearly every row, and words with digits, stay as they are."""
+    smiles = ["c1ccccc1", "C1CCCCC1", "CCO", "c1ccoc1", "C1CCOC1", "CC=O", " CCN"]
+    assert read(tmp_path, "smiles,x\n" + "".join(f"{s},1\n" for s in smiles)).frame["smiles"].tolist() == smiles
+    found = read(tmp_path, "ring,x\n" + "c1ccccc1,1\nC1CCCCC1,2\n" * 20)
+    assert found.frame["ring"].nunique() == 2
+
+
 def test_yes_and_no(tmp_path: Path) -> None:
     """Y, yes and YES are one; a server may be sent true."""
     found = read(tmp_path, "a,b\nY,N\nyes,F\nno,T\nN,N\nYes,F\n")

@@ -17,7 +17,7 @@ from pluribus.data.written.codes import a_code, looks_like_id
 from pluribus.data.written.dates import are_iso, dates_of
 from pluribus.data.written.numbers import COMMA, PERCENT, POINT, NumberStyle, Styles, share_of_numbers, styles_of, tidy
 from pluribus.data.written.reading import Reading
-from pluribus.data.written.words import MAX_WORDS, side_of, spelled, spelling_of
+from pluribus.data.written.words import MAX_WORDS, are_categories, side_of, spelled, spelling_of
 from pluribus.data.written.writing import TYPED, Writing, WrittenDates, WrittenNumbers, WrittenWords
 from pluribus.errors import BadInput
 from pluribus.tasks.kinds.labels import MAX_CLASSES
@@ -30,7 +30,9 @@ Raw = Callable[[Sequence[str]], dict[str, Any]]
 
 _HEAD = 200
 _MOST = 0.5
+_LONG = 80
 _NAMED = 3
+_BRIEF = 30
 _GROUPED = r"^\s*[-+]?\d{1,3}(\.\d{3})+\s*$"
 
 
@@ -167,9 +169,13 @@ class _Deciding:
         there = pc.is_valid(counts[0])
         words, rows = pc.cast(counts[0].filter(there), pa.string()), counts[1].filter(there)
         told = self.reading.missing(name, self.names)
+        said = pc.is_in(pc.utf8_trim_whitespace(words), pa.array(told, pa.string()))
+        head = words[:_HEAD]
+        if not _has_digits(head) or pc.max(pc.utf8_length(head)).as_py() > _LONG:  # numbers and dates have some, and are short
+            self._spell(name, words.filter(pc.invert(said)), rows.filter(pc.invert(said)), told, column.null_count)
+            return
         small = pc.utf8_lower(pc.utf8_trim_whitespace(words))
         soft = pc.is_in(small, pa.array(sorted(missing.BESIDE_NUMBERS), pa.string()))
-        said = pc.is_in(pc.utf8_trim_whitespace(words), pa.array(told, pa.string()))
         rest = words.filter(pc.invert(pc.or_(soft, said)))
         na = tuple(dict.fromkeys([*told, *words.filter(pc.and_(soft, pc.invert(said))).to_pylist()]))
         if not len(rest):
@@ -178,15 +184,10 @@ class _Deciding:
             elif len(words):
                 self.notes.add(name, f"holds nothing but {words[0].as_py()!r} (--na {words[0].as_py()!r} for missing)")
             return
-        digits = float(pc.mean(pc.match_substring_regex(rest[:_HEAD], r"\d")).as_py())  # numbers and dates have some
-        if digits == 1 and (self._number(name, rest, na) or self._date(name, rest, na)):
+        if self._number(name, rest, na) or self._date(name, rest, na):
             return
-        if digits >= _MOST:
-            self._nearly(name, rest)
-        if len(words) <= MAX_WORDS:
-            self._spell(name, dict(zip(words.to_pylist(), rows.to_pylist())), told, column.null_count)
-        elif told:
-            self._become(name, WrittenWords(na=told), "")
+        self._nearly(name, rest)
+        self._spell(name, words.filter(pc.invert(said)), rows.filter(pc.invert(said)), told, column.null_count)
 
     def _number(self, name: str, words: pa.Array, na: tuple[str, ...]) -> bool:
         sign, mark = self.reading.sign(name), self.reading.mark(name)
@@ -269,16 +270,16 @@ class _Deciding:
             name, f"is read as words: most are {sort}, but {one[:40]!r}{more} (--na {one[:40]!r} for missing)", f"most {sort}"
         )
 
-    def _spell(self, name: str, counts: Mapping[str, int], told: tuple[str, ...], empty: int) -> None:
+    def _spell(self, name: str, words: pa.Array, rows: pa.Array, told: tuple[str, ...], empty: int) -> None:
         """Words that are the same but for spaces and capitals, and "NA" among codes."""
-        known = {word: rows for word, rows in counts.items() if word.strip() not in told}
+        known = dict(zip(words.to_pylist(), rows.to_pylist())) if len(words) <= MAX_WORDS else {}
         kept: tuple[str, ...] = ()
         if empty and missing.NA not in told and missing.na_is_a_code(known, True):
             kept, hidden = self._na_kept(name, known)
             known |= hidden
-        spelling = spelling_of(known)
-        changed = {word: new for word in known if (new := spelled(word, spelling)) != word}
-        sides = side_of(list(known))
+        spelling = spelling_of(known) if are_categories(known) else {}
+        changed = {word: new for word in known if spelling and (new := spelled(word, spelling)) != word}
+        sides = side_of(list(spelling))
         if not changed and not told and not kept and sides is None:
             return
         says = ""
@@ -292,7 +293,7 @@ class _Deciding:
             )
             if sides is not None and merged:
                 about = f"{len(known)} ways to say yes and no are two"
-            says = f"{about} ({word!r} is read as {new!r}; --type COLUMN=category keeps them)"
+            says = f"{about} ({_brief(word)} is read as {_brief(new)}; --type COLUMN=category keeps them)"
         plain = not changed and sides is None
         self._become(name, WrittenWords(na=told, kept=kept, spelling={} if plain else spelling), says, "spelling", raw=bool(kept))
 
@@ -570,6 +571,16 @@ def _is_words(kind: pa.DataType) -> bool:
     import pyarrow as pa
 
     return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def _has_digits(words: pa.Array) -> bool:
+    import pyarrow.compute as pc
+
+    return bool(pc.any(pc.match_substring_regex(words, r"\d")).as_py())
+
+
+def _brief(word: str) -> str:
+    return repr(word if len(word) <= _BRIEF else f"{word[:_BRIEF]}…")
 
 
 def _bare_comma(words: pa.Array) -> bool:

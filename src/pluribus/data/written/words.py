@@ -1,17 +1,21 @@
 """Are these words the same, but for spaces and capitals? `Male`, ` male`, `MALE`; `Y`, `yes`, `Yes` and `N`, `no`.
 
-Spaces around a word never count. Words of at least three letters that differ in capitals alone are one word, spelled as most rows
-spell it; shorter ones (m, M) may be codes and stay apart, unless the column says yes and no.
+Looked at are categories alone: names, texts and formulas (in chemistry, c1ccccc1 is not C1CCCCC1) have another word in nearly
+every row. Spaces around a category do not count. Categories of at least three letters and no digit that differ in capitals alone
+are one, spelled as most rows spell it; others (m, M; 2a, 2A) may be codes and stay apart, unless the column says yes and no.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from pluribus.tasks.kinds.labels import MAX_CLASSES
+
 MAX_WORDS = 10_000
 """Columns of more different words are taken as they are written."""
 
 _LETTERS = 3
+_ROWS = 5
 _FAMILIES = (
     ({"y", "yes", "true", "1"}, {"n", "no", "false", "0"}),
     ({"t", "true", "1"}, {"f", "false", "0"}),
@@ -22,6 +26,15 @@ _FAMILIES = (
 def folded(word: str) -> str:
     """A word without spaces around and between too many, in small letters."""
     return " ".join(word.split()).casefold()
+
+
+def are_categories(counts: Mapping[str, int]) -> bool:
+    """Whether words (word → in how many rows it stands) stand for classes of rows.
+
+    They say yes or no; or they are few, each in two rows on average; or each is in five.
+    """
+    different, rows = len({folded(word) for word in counts}), sum(counts.values())
+    return side_of(list(counts)) is not None or 0 < (2 if different <= MAX_CLASSES else _ROWS) * different <= rows
 
 
 def side_of(words: Sequence[str]) -> dict[str, bool] | None:
@@ -51,7 +64,7 @@ def spelling_of(counts: Mapping[str, int]) -> dict[str, str]:
         if sides is not None:
             key = "yes" if sides[small] else "no"
         else:
-            key = small if sum(letter.isalpha() for letter in small) >= _LETTERS else stripped
+            key = small if _may_be_spelled_otherwise(small) else stripped
         group = groups.setdefault(key, {})
         group[stripped] = group.get(stripped, 0) + rows
     found: dict[str, str] = {}
@@ -64,6 +77,10 @@ def spelling_of(counts: Mapping[str, int]) -> dict[str, str]:
             if (said := next((found[w] for w in found if sides[w] == yes), None)) is not None:
                 found.setdefault(word, said)
     return found
+
+
+def _may_be_spelled_otherwise(small: str) -> bool:
+    return sum(letter.isalpha() for letter in small) >= _LETTERS and not any(letter.isdigit() for letter in small)
 
 
 def spelled(word: str, spelling: Mapping[str, str]) -> str:
