@@ -49,7 +49,8 @@ ROLES = (
     Role("id", "COL", "Column kept beside predictions; distinct, never an input."),
     Role("ignore", "COL", "Column that is no input; repeatable.", "many"),
     Role("text", "COL", "Column of text, beside those that are found out; repeatable.", "many"),
-    Role("weight", "COL", "Column of row weights."),
+    Role("weight", "[TASK=]COL", "Column of row weights, of all tasks or of one; repeatable.", "many"),
+    Role("class_weights", "HOW", "balanced, TASK=balanced, CLASS=x or TASK:CLASS=x; repeatable.", "many"),
     Role("group", "COL", "Whoever must not stand in two parts; also the resampling unit."),
     Role("task_column", "COL", "Long layout: the column that names each row's task."),
     Role("split", "SPEC", "random | time:COL | column:COL (default: by time where there is a date)."),
@@ -137,6 +138,9 @@ def _named(known: Sequence[Role], options: Mapping[str, Any]) -> dict[str, Any]:
             found[role.name] = pairs(value, role.option, role.metavar)
         else:
             found[role.name] = list(value) if role.form == "many" else value
+    for name in ("weight", "class_weights"):  # one word, as study files have it
+        if len(found.get(name, ())) == 1:
+            (found[name],) = found[name]
     return found
 
 

@@ -425,5 +425,7 @@ def lineage(table: Table) -> dict[str, str]:
         feed(digest, cells.rows.astype(np.int64))
         feed(digest, cells.values, task.size or 0)
         digest.update(hashes[cells.rows].tobytes())
+        if cells.weight is not None and table.weights.changes(task):
+            feed(digest, cells.weight)
         found[task.name] = digest.hexdigest()
     return found

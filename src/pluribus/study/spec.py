@@ -128,7 +128,8 @@ class TableStudy(BaseModel):
     name: str | None = None
     id: str | None = None
     ignore: list[str] = []
-    weight: str | None = None
+    weight: str | list[str] | None = None
+    class_weights: str | list[str] = []
     group: str | None = None
     task_column: str | None = None
     split: str | None = None
@@ -276,7 +277,7 @@ def configuration_hash(spec: TableStudy, data_hash: str) -> str:
     row = spec.model_dump(exclude={"name", "table", "champion"})
     for item in row["items"].values():  # their content is part of the data's hash
         del item["path"]
-    plain: dict[str, Any] = {"text": [], "items": {}, "max_length": 100, "settings": {}, "slices": []}
+    plain: dict[str, Any] = {"class_weights": [], "text": [], "items": {}, "max_length": 100, "settings": {}, "slices": []}
     plain |= {each.name: TableStudy.model_fields[each.name].default for each in fields(Reading)}
     for name in plain:  # runs of before these keys go on
         if row[name] == plain[name]:

@@ -37,8 +37,8 @@ class Reasons:
         Task → rows [n] whose cell is not applicable, or whose label is still to come.
     elsewhere : ndarray of int64 or None
         Long layout: [n], the position of the task that each row belongs to.
-    weight : ndarray of float64 or None
-        [n], row weights.
+    weights : mapping
+        Task → row weights [n]; a task that is not there has none.
     times : callable or None
         Gives the rows' times [n], where late labels are weighed by them; None: late labels are left out.
     """
@@ -46,7 +46,7 @@ class Reasons:
     not_applicable: Flags
     delayed: Flags
     elsewhere: NDArray[np.int64] | None
-    weight: NDArray[np.float64] | None
+    weights: Mapping[str, NDArray[np.float64]]
     times: Callable[[], NDArray[np.float64]] | None
 
 
@@ -100,10 +100,11 @@ def labelled_cells(
         if reasons.elsewhere is not None:
             code[reasons.elsewhere != position] = NOT_APPLICABLE
         rows = np.flatnonzero(code == LABELLED)
-        cells[name] = Cells(rows, value[rows], None if reasons.weight is None else reasons.weight[rows])
+        weight = reasons.weights.get(name)
+        cells[name] = Cells(rows, value[rows], None if weight is None else weight[rows])
         if weighs and reasons.times is not None and (code == DELAYED).any():
             known = np.where(code == LABELLED, np.asarray(value), np.nan)
-            cells[name] = weighed(known, code == DELAYED, reasons.times(), reasons.weight, where)
+            cells[name] = weighed(known, code == DELAYED, reasons.times(), weight, where)
         codes[name] = code
     return {task.name: cells[task.name] for task in tasks}, {task.name: codes[task.name] for task in tasks}
 

@@ -168,7 +168,7 @@ def inputs_of(
     not_inputs = set(roles) - ({time} if time not in ignored else set())
     for role, flagged in flags.items():
         for column in flagged:
-            take(role, column, may_share=roles.get(column) in ("target", "not_applicable", "delayed", "ignore"))
+            take(role, column, may_share=roles.get(column) in ("target", "ignore", "weight", *flags))
             not_inputs.add(column)
     inputs = tuple(column for column in columns if column not in not_inputs)
     if not inputs:
@@ -177,12 +177,7 @@ def inputs_of(
 
 
 def check_values(
-    frame: pd.DataFrame,
-    ignore: Iterable[str],
-    id: str | None,
-    weight: str | None,
-    complete: Mapping[str, str | None],
-    source: str,
+    frame: pd.DataFrame, ignore: Iterable[str], id: str | None, complete: Mapping[str, str | None], source: str
 ) -> None:
     """Whether the cells of columns with a role can be what the role says.
 
@@ -192,8 +187,8 @@ def check_values(
         The table.
     ignore : iterable of str
         Columns that may hold anything.
-    id, weight : str or None
-        Columns of distinct keys, and of weights.
+    id : str or None
+        Column of distinct keys.
     complete : mapping
         Role → a column without an empty cell, or None.
     source : str
@@ -227,11 +222,6 @@ def check_values(
             value = series[int(twice.argmax())]
             what = f"ids must be distinct, but {str(value)!r} stands in {int((series == value).sum())} rows"
             raise BadInput(what, where=at(id), remedy="name another column, or use --group for it")
-    if weight is not None:
-        series = frame[weight]
-        if not pd.api.types.is_numeric_dtype(series) or series.isna().any() or (series < 0).any() or not series.sum() > 0:
-            what = "weights must be numbers, present in every row, none negative and not all 0"
-            raise BadInput(what, where=at(weight), remedy="mend the column, or drop --weight")
     for role, name in complete.items():
         if name is not None and frame[name].isna().any():
             row = int(frame[name].isna().to_numpy().argmax()) + 1

@@ -30,6 +30,7 @@ from pluribus.data.table.holes import HOLES, Reasons, check_labels, flags, label
 from pluribus.data.table.reading import Inputs, check_joined, check_keys, check_text, words_beside
 from pluribus.data.table.roles import SplitRule, check_values, inputs_of, targets_of
 from pluribus.data.table.targets import check_columns, check_inputs, check_parents, parse_target, resolve, task_positions
+from pluribus.data.table.weights import CellWeights, row_weights
 from pluribus.data.tags import word_counts
 from pluribus.data.written.reading import Reading
 from pluribus.errors import BadInput, unknown
@@ -73,8 +74,11 @@ class Table:
         Column kept beside predictions, never an input; distinct and complete.
     ignore : iterable of str
         Columns that are no inputs.
-    weight : str, optional
-        Column of row weights (finite, not negative), for the losses and metrics of every task.
+    weight : str or sequence of str, optional
+        Column of row weights (finite, not negative), for the losses and metrics of every task; `TASK=COL` for those of one task.
+    class_weights : str or sequence of str
+        "balanced", `TASK=balanced`, `CLASS=x` or `TASK:CLASS=x`: how much the cells of a class count; see
+        `pluribus.data.table.weights`.
     group : str, optional
         Column of whoever must not stand in two parts of a random split; the unit of resampling; not an input.
     time : str, optional
@@ -143,7 +147,7 @@ class Table:
         tasks: Sequence[str | Task],
         id: str | None = None,
         ignore: Iterable[str] = (),
-        weight: str | None = None,
+        weight: str | Sequence[str] | None = None,
         group: str | None = None,
         time: str | None = None,
         task_column: str | None = None,
@@ -152,6 +156,7 @@ class Table:
         not_applicable: Mapping[str, str] | None = None,
         delayed: Mapping[str, str] | None = None,
         late: Literal["left_out", "weighed"] = "left_out",
+        class_weights: str | Sequence[str] = (),
         text: Iterable[str] = (),
         items: Mapping[str, ItemSource] | None = None,
         max_length: int = 100,
@@ -164,7 +169,8 @@ class Table:
         self.writings = dict(written.writings) if written is not None else {}
         self._chosen_types, self._chosen_kinds = dict(types or {}), dict(kinds or {})
         self.frame = _checked(frame, source)
-        self.id, self.weight, self.group, self.task_column = id, weight, group, task_column
+        self.weights = CellWeights.of(weight, class_weights, list(self.frame.columns), source)
+        self.id, self.weight, self.group, self.task_column = id, self.weights.common, group, task_column
         self.ignore = tuple(ignore)
         self.not_applicable, self.delayed, self.late = dict(not_applicable or {}), dict(delayed or {}), late
         if late not in ("left_out", "weighed"):
@@ -172,8 +178,9 @@ class Table:
         rule = SplitRule.of(split, time)
         self.time, self.split_column = rule.time, rule.column
         self._targets = targets_of(self.frame, tasks, self.long, source) if self.predicts else ()
-        named = {"id": id, "weight": weight, "group": group, "task column": task_column, "split": rule.column}
+        named = {"id": id, "weight": self.weight, "group": group, "task column": task_column, "split": rule.column}
         empty = {"not_applicable": self.not_applicable.values(), "delayed": self.delayed.values()}
+        empty["weight of a task"] = self.weights.own.values()
         self.inputs = inputs_of(self.frame, self._targets, named, self.ignore, self.time, empty, source)
         self.items, self.max_length = dict(items or {}), max_length
         self._read_inputs(
@@ -181,7 +188,7 @@ class Table:
         )
         self.split = self._split_of(rule)
         complete = {"group": group, "time": self.time, "task column": task_column}
-        check_values(self.frame, self.ignore, id, weight, complete, source)
+        check_values(self.frame, self.ignore, id, complete, source)
         self.tasks = self._resolved()
         check_inputs(self.tasks, self.inputs, source)
         check_columns(self.tasks, source)
@@ -190,6 +197,7 @@ class Table:
             for name in columns:
                 if name not in self.names:
                     raise unknown("task", name, self.names, where=field)
+        self.weights.check(self.tasks, self.frame, source)
         check_labels(self.tasks, self.cells, source)
 
     @classmethod
@@ -235,7 +243,11 @@ class Table:
         for name, items in (roles.get("items") or {}).items():
             text += items.columns or (name, items.key)
         wanted = {parse_target(task)[0] if isinstance(task, str) else task.name for task in tasks}
-        wanted |= {*text, *roles.get("ignore", ()), *(types or {}), *(r for r in (split.time, roles.get("weight")) if r)}
+        wanted |= {*text, *roles.get("ignore", ()), *(types or {}), *([split.time] if split.time else [])}
+        weight = roles.get("weight") or ()
+        wanted |= {
+            part for word in ((weight,) if isinstance(weight, str) else weight) for part in (word, word.rpartition("=")[2])
+        }
         wanted |= {column for role in ("not_applicable", "delayed") for column in (roles.get(role) or {}).values()}
         roles.setdefault("source", str(path))
         ignored = set(roles.get("ignore", ())) - {split.time}
@@ -306,10 +318,13 @@ class Table:
             {task: flags(self.frame[column], self._at(column)) for task, column in self.not_applicable.items()},
             {task: flags(self.frame[column], self._at(column)) for task, column in self.delayed.items()},
             self.task_index if self.long else None,
-            None if self.weight is None else self.frame[self.weight].to_numpy(np.float64),
+            row_weights(self.weights, self.tasks, self.frame),
             self._times if self.late == "weighed" else None,
         )
-        return labelled_cells(self.tasks, self.column_of, reasons, self.source)
+        cells, codes = labelled_cells(self.tasks, self.column_of, reasons, self.source)
+        for task in self.tasks:
+            cells[task.name] = self.weights.of_cells(task, cells[task.name], f"{self.source}, task {task.name!r}")
+        return cells, codes
 
     def _times(self) -> NDArray[np.float64]:
         if self.time is None:
