@@ -373,6 +373,13 @@ def test_parquet_words_that_are_numbers(tmp_path: Path) -> None:
     assert found.frame["code"].tolist() == ["12", "34"]
 
 
+def test_more_categories_than_are_told_apart_are_named() -> None:
+    """A hundred thousand customers become a thousand and "the others": people must know."""
+    rows = 6000
+    table = Table(pd.DataFrame({"c": [f"c{i % 2000}" for i in range(rows)], "y": np.arange(rows) / 7}), ["y"])
+    assert any("'c' has 2000 categories: the 1000 most frequent" in line for line in table.notes)
+
+
 # With a model
 
 ROWS = 120

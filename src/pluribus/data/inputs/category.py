@@ -27,7 +27,7 @@ from pluribus.data.inputs.record import (
     Words,
     register,
 )
-from pluribus.data.statistics import FIRST, MISSING, UNSEEN
+from pluribus.data.statistics import FIRST, MAX_CATEGORIES, MIN_COUNT, MISSING, UNSEEN
 from pluribus.errors import BadInput
 from pluribus.tasks.columns import word_of
 from pluribus.tasks.kinds.labels import MAX_CLASSES
@@ -50,6 +50,9 @@ class CategoryType(InputType):
             raise BadInput(what, where=column.where, remedy="give it one type, or --ignore it")
         if column.is_text and column.distinct > MAX_CLASSES and column.distinct == int(column.series.notna().sum()):
             return f"{column.name!r} has another value in every row and cannot help: --id or --ignore it"
+        if column.is_text and column.distinct > MAX_CATEGORIES:
+            line = f"{column.name!r} has {column.distinct} categories: the {MAX_CATEGORIES} most frequent are told apart"
+            return f"{line}, those in fewer than {MIN_COUNT} training rows and all others count as one"
         return ""
 
     def read(self, column: InputColumn) -> Words:

@@ -145,7 +145,7 @@ class _Deciding:
             elif (pa.types.is_integer(kind) or pa.types.is_floating(kind)) and self.zeros:
                 whole.append(name)
             elif not pa.types.is_null(kind) and column.null_count == len(column):
-                self.notes.add(name, "holds no value at all (--ignore it)")
+                self.notes.add(name, "no value at all (--ignore it)")
         if whole:
             self._codes(whole)
         if self.open or COMMA in self.decimals:
@@ -182,7 +182,7 @@ class _Deciding:
             if told and len(words):
                 self._become(name, WrittenWords(na=told), "")
             elif len(words):
-                self.notes.add(name, f"holds nothing but {words[0].as_py()!r} (--na {words[0].as_py()!r} for missing)")
+                self.notes.add(name, f"nothing but {words[0].as_py()!r} (--na {words[0].as_py()!r} for missing)")
             return
         if self._number(name, rest, na) or self._date(name, rest, na):
             return
@@ -196,7 +196,7 @@ class _Deciding:
             found = styles_of(words, sign, mark, measured=True)
             if found.possible and len(words) <= MAX_CLASSES:  # "36 months", "60 months" may be classes
                 one = words[0].as_py()
-                self.notes.add(name, f"is read as words ({one!r}; --type COLUMN=number reads the number)", "measures")
+                self.notes.add(name, f"words ({one!r}; --type COLUMN=number reads the number)", "measures")
                 return False
         if not found.possible:
             return False
@@ -226,7 +226,7 @@ class _Deciding:
         found = dates_of(words, self.reading.dayfirst)
         if found.conflict and not np.isnat(dates_of(words, True).stamps[:_HEAD]).all():
             first, second = found.conflict
-            what = f"holds dates with the day first ({first!r}) and with the month first ({second!r}): it is read as words"
+            what = f"words: some dates have the day first ({first!r}), some the month ({second!r})"
             self.notes.add(name, f"{what}; write them in one order")
             return False
         if np.isnat(found.stamps).any() or (not na and are_iso(words)):
@@ -266,9 +266,7 @@ class _Deciding:
         one = wrong[0].as_py()
         sort = "numbers" if _MOST <= share < 1 else "dates"
         more = f" and {len(wrong) - 1} more words are none" if len(wrong) > 1 else " is none"
-        self.notes.add(
-            name, f"is read as words: most are {sort}, but {one[:40]!r}{more} (--na {one[:40]!r} for missing)", f"most {sort}"
-        )
+        self.notes.add(name, f"words: most are {sort}, but {one[:40]!r}{more} (--na {one[:40]!r} for missing)", f"most {sort}")
 
     def _spell(self, name: str, words: pa.Array, rows: pa.Array, told: tuple[str, ...], empty: int) -> None:
         """Words that are the same but for spaces and capitals, and "NA" among codes."""
@@ -374,7 +372,7 @@ class _Deciding:
             elif found.styles.possible[0].unit or not _bare_comma(found.words):
                 first, second, *_ = found.styles.possible
                 values = _both(found.styles.example, first, second)
-                self.notes.add(name, f"is read as words: {found.styles.example!r} is {values} (--thousands or --decimal decides)")
+                self.notes.add(name, f"words: {found.styles.example!r} is {values} (--thousands or --decimal decides)")
             else:
                 raise self._ambiguous(name, found.styles)
         if self.decimals == {COMMA}:
@@ -391,9 +389,7 @@ class _Deciding:
             self._take_dates(name, found.words, found.na, first, ", as in the other columns; --dayfirst and --monthfirst decide")
             return
         one = found.words[0].as_py()
-        self.notes.add(
-            name, f"is read as words: {one!r} may have the day or the month first (--dayfirst or --monthfirst decides)"
-        )
+        self.notes.add(name, f"words: {one!r} may have the day or the month first (--dayfirst or --monthfirst decides)")
 
     def _points(self) -> list[str]:
         """Columns of numbers whose points may stand between thousands; other points show that the decimal sign is one."""
@@ -469,7 +465,7 @@ class _Deciding:
                         name, f"{word} means missing ({rows} rows; --na COLUMN= reads it as a number)", f"sentinel {word}"
                     )
                 else:
-                    what = f"{word} stands in {rows} rows, far from all other values, and is read as a number"
+                    what = f"{word} in {rows} rows, far from all other values, is read as a number"
                     self.notes.add(name, f"{what} (--na COLUMN={word} if it means missing)", f"far {word}")
             elif pa.types.is_integer(kind) and name not in self.columns:
                 self._whole(name, values)
@@ -483,17 +479,17 @@ class _Deciding:
             date = None if self.reading.only_empty(name) else missing.date_sentinel_of(days)
             if date is not None:
                 word, rows = date
-                what = f"{word} stands in {rows} rows, far from all other dates, and is read as a date"
+                what = f"{word} in {rows} rows, far from all other dates, is read as a date"
                 self.notes.add(name, f"{what} (--na COLUMN={word} if it means missing)", f"far {word}")
 
     def _whole(self, name: str, values: Any) -> None:
         low, high = np.nanmin(values), np.nanmax(values)
         if looks_like_id(name, values):
-            self.notes.add(name, "has another whole number in every row, like an id, and is an input (--id or --ignore it)")
+            self.notes.add(name, "another whole number in every row, like an id, and an input (--id or --ignore it)")
         elif low >= 1900_01_01 and high <= 2100_12_31 and high > low:
             distinct = np.unique(values[~np.isnan(values)]).astype(np.int64).astype(str)
             if not np.isnat(dates_of(_array(distinct.tolist()), compact=True).stamps).any():
-                what = f"is a number, but all values are dates like {int(low)}"
+                what = f"a number, though all values are dates like {int(low)}"
                 self.notes.add(name, f"{what} (--type COLUMN=datetime)", "compact")
 
     def _null(self, name: str, column: Any, hit: pa.Array, words: tuple[str, ...]) -> None:
