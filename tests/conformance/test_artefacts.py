@@ -24,7 +24,7 @@ from pluribus.modeling import Budget, Fitted
 
 FIRST = Path(__file__).parents[1] / "fixtures" / "first_edition"
 LISTED = entries_for(__name__, "artefact", "folder", "fit")
-MADE_BY = {"constants": "constant"}  # younger artefacts → a candidate that makes them
+MADE_BY = {"constants": "constant", "forests": "extra_trees"}  # younger artefacts → a candidate that makes them
 INPUTS = ["x0", "x1", "x2", "x3", "word"]
 
 
