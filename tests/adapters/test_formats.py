@@ -11,7 +11,7 @@ import pytest
 import torch
 from tests.adapters.conftest import shake
 
-from pluribus.adapters import LoRA, from_peft, read_peft, route, write_peft
+from pluribus.adapters import LoRA, Pool, from_peft, read_peft, route, write_peft
 from pluribus.errors import BadInput
 
 peft = pytest.importorskip("peft")
@@ -167,3 +167,38 @@ def test_another_base_is_refused(bert: Callable[..., Any], tmp_path: Path) -> No
     assert small.tasks == ("x",)
     with pytest.raises(BadInput, match="the bank does not"):
         read_peft(LoRA(bert(), ["x"], where="query", rank=3), "a", tmp_path / "a")
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora"])
+def test_adapters_over_a_residual_answer_as_peft_reloads_them(start: str, bert: Callable[..., Any], tmp_path: Path) -> None:
+    """Broken: B A of an adapter that stands over a residual base is added to the base itself."""
+    config = {"r": 3, "lora_alpha": 5, "target_modules": ["query", "intermediate.dense"], "init_lora_weights": start}
+    model = peft.get_peft_model(bert(), peft.LoraConfig(**config))
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_" in name:
+                p.add_(0.1 * torch.randn_like(p))
+    model.save_pretrained(tmp_path / "a")
+    theirs = peft.PeftModel.from_pretrained(bert(), tmp_path / "a").eval()
+    ours = bert()
+    from_peft(ours, {"a": tmp_path / "a"})
+    with torch.no_grad(), route("a"):
+        torch.testing.assert_close(ours(IDS).last_hidden_state, theirs(IDS).last_hidden_state, rtol=1e-4, atol=1e-5)
+
+
+def test_a_module_that_is_no_head_is_refused_where_it_was_trained(bert: Callable[..., Any], tmp_path: Path) -> None:
+    """Broken: `modules_to_save` of the trunk are dropped without a word, or taken for the classifier of a pool."""
+    model = peft.get_peft_model(bert(), peft.LoraConfig(r=2, target_modules=["query"], modules_to_save=["word_embeddings"]))
+    draw(model)
+    model.save_pretrained(tmp_path / "same")
+    read_peft(LoRA(bert(), ["x"], where="query", rank=2), "a", tmp_path / "same")  # what did not change may stay away
+    for name, p in model.named_parameters():
+        if "modules_to_save" in name:
+            p.data.add_(1.0)
+    model.save_pretrained(tmp_path / "a")
+    with pytest.raises(BadInput, match=r"word_embeddings\.weight' whole, which is no head"):
+        from_peft(bert(), {"a": tmp_path / "a"})
+    lora = LoRA(bert(), ["x"], where="query", rank=2)
+    pool = Pool.of_peft(lora, {"a": tmp_path / "a"}, budget=1 << 20)
+    with pytest.raises(BadInput, match="is no head"), pool.route("a"):
+        pass

@@ -211,6 +211,24 @@ def test_heads_of_combined_adapters_are_kept_per_task(tmp_path: Path) -> None:
         kept = safetensors.load(tmp_path / "cat" / "heads" / f"{task}.safetensors")
         assert set(kept) == {"conv.weight", "conv.bias"}
         assert torch.equal(kept["conv.weight"], read_adapter(folder)[2]["conv.weight"])
+    assert set(read_adapter(tmp_path / "cat")[2]) == {"conv.weight", "conv.bias"}  # equal in both: in the combination too
+    trained = safetensors.load(folders["t1"] / "adapter_model.safetensors")
+    trained = {n: t + 1 if n.endswith("conv.weight") else t for n, t in trained.items()}
+    safetensors.save(folders["t1"] / "adapter_model.safetensors", trained)
+    merge(None, folders, "lora_cat", out=tmp_path / "other")
+    assert set(read_adapter(tmp_path / "other")[2]) == {"conv.bias"}
+    assert "heads/t1.safetensors: conv.weight" in (tmp_path / "other" / "README.md").read_text()
+
+
+def test_updates_of_different_weights_are_not_added(tmp_path: Path) -> None:
+    """Broken: embeddings that two adapters hold beside their updates are one silently."""
+    folders = {f"t{i}": adapter(tmp_path / f"{i}", seed=i, target_modules=["embed"])[1] for i in range(2)}
+    for i, folder in enumerate(folders.values()):
+        tensors = safetensors.load(folder / "adapter_model.safetensors")
+        tensors["base_model.model.embed.base_layer.weight"] = torch.ones(7, 6) * i
+        safetensors.save(folder / "adapter_model.safetensors", tensors)
+    with pytest.raises(BadInput, match="'embed' is held whole by t0, t1"):
+        merge(None, folders, "lora_cat", out=tmp_path / "x")
 
 
 def test_squeeze_agrees_with_the_dense_svd() -> None:
@@ -311,3 +329,87 @@ def test_matrices_of_no_rank_are_one_line(tmp_path: Path) -> None:
     safetensors.save(tmp_path / "a" / "adapter_model.safetensors", tensors)
     with pytest.raises(BadInput, match="no matching A and B"):
         read_adapter(tmp_path / "a")
+
+
+def _trained(model: nn.Module, seed: int = 1) -> None:
+    """Move A and B as training would, from where their start put them."""
+    torch.manual_seed(seed)
+    with torch.no_grad():
+        for name, p in model.named_parameters():
+            if "lora_" in name:
+                p.add_(0.1 * torch.randn_like(p))
+
+
+@pytest.mark.parametrize("start", ["pissa", "olora", "gaussian", "orthogonal", "mica", False])
+def test_how_an_adapter_began_is_read_as_peft_reloads_it(start: Any, tmp_path: Path) -> None:
+    """Broken: an adapter that stands over a residual of the base is added to the base itself."""
+    settings = {"r": 2, "lora_alpha": 5, "target_modules": ["up", "down"], "init_lora_weights": start}
+    model = peft.get_peft_model(Net(), peft.LoraConfig(**settings))
+    _trained(model)
+    model.save_pretrained(tmp_path / "a")
+    wanted = peft.PeftModel.from_pretrained(Net(), tmp_path / "a").merge_and_unload().state_dict()
+    trained = model.merge_and_unload().state_dict()
+    found = merge(Net(), [tmp_path / "a"], "average")
+    for n, v in wanted.items():
+        assert torch.allclose(trained[n], v, atol=1e-5), n
+        assert torch.allclose(found[n], v, atol=1e-5), n
+
+
+@pytest.mark.parametrize("start", ["pissa_niter_4", "corda", "loftq", "lora_ga", "new_thing"])
+def test_a_start_that_cannot_be_made_again_is_refused_by_name(start: str, tmp_path: Path) -> None:
+    """Broken: the base that training changed at random, from data or by rounding is taken for the base."""
+    _, folder = adapter(tmp_path / "a")
+    path = folder / "adapter_config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "init_lora_weights": start}))
+    with pytest.raises(BadInput, match=f"init_lora_weights='{start}'"):
+        merge(Net(), [folder], "average")
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_combination_of_adapters_over_a_residual_is_refused(tmp_path: Path) -> None:
+    """Broken: B A of PiSSA is combined as if it were the whole update."""
+    _, folder = adapter(tmp_path / "a", init_lora_weights="pissa")
+    with pytest.raises(BadInput, match="init_lora_weights='pissa'"):
+        merge(None, {"a": folder}, "lora_cat", out=tmp_path / "x")
+
+
+@pytest.mark.parametrize(("targets", "tied"), [("embed_tokens", False), ("lm_head", False), ("embed_tokens", True)])
+def test_an_adapted_embedding_saved_beside_its_update_keeps_it(targets: str, tied: bool, tmp_path: Path) -> None:
+    """PEFT saves the embedding's own weight beside A and B by default. Broken: it is taken for the result."""
+    transformers = pytest.importorskip("transformers")
+    sizes = {"vocab_size": 24, "hidden_size": 8, "intermediate_size": 12, "num_hidden_layers": 1, "num_attention_heads": 2}
+    config = transformers.LlamaConfig(**sizes, max_position_embeddings=16, tie_word_embeddings=tied)
+    torch.manual_seed(0)
+    transformers.LlamaForCausalLM(config).save_pretrained(tmp_path / "base")
+
+    def fresh() -> Any:
+        return transformers.LlamaForCausalLM.from_pretrained(tmp_path / "base").eval()
+
+    model = peft.get_peft_model(fresh(), peft.LoraConfig(r=2, lora_alpha=3, target_modules=[targets, "q_proj"]))
+    _trained(model)
+    model.save_pretrained(tmp_path / "a")
+    assert any(".base_layer." in n for n in safetensors.load(tmp_path / "a" / "adapter_model.safetensors"))
+    ids = torch.arange(10)[None]
+    wanted = peft.PeftModel.from_pretrained(fresh(), tmp_path / "a").eval()
+    state = merge(tmp_path / "base", {"a": tmp_path / "a"}, "task_arithmetic", scale=1.0)
+    ours = fresh()
+    ours.load_state_dict(state, strict=False)
+    theirs = wanted.merge_and_unload() if tied else wanted  # unmerged, the two ends of a tied model differ
+    with torch.no_grad():
+        assert torch.allclose(ours(ids).logits, theirs(ids).logits, atol=1e-5)
+
+
+@pytest.mark.parametrize("how", [{"method": "lora_cat"}, {"method": "lora_svd", "rank": 8}, {"method": "lora_linear"}])
+def test_one_adapter_of_weight_one_is_itself(how: dict[str, Any], tmp_path: Path) -> None:
+    """The identity law with modules saved whole. Broken: they are left out of the combination without a word."""
+    config = {"target_modules": ["up", "embed"], "modules_to_save": ["conv"]}
+    model = peft.get_peft_model(Net(), peft.LoraConfig(r=3, lora_alpha=5, **config))
+    _trained(model)
+    with torch.no_grad():
+        for p in model.base_model.model.conv.modules_to_save.default.parameters():
+            p.add_(1.0)
+    model.save_pretrained(tmp_path / "a", save_embedding_layers=False)
+    merge(None, {"a": tmp_path / "a"}, out=tmp_path / "one", **how)
+    wanted, found = (peft.PeftModel.from_pretrained(Net(), tmp_path / n).merge_and_unload().state_dict() for n in ("a", "one"))
+    for n, v in wanted.items():
+        assert torch.allclose(found[n], v, atol=1e-5), n

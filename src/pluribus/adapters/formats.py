@@ -12,17 +12,41 @@ from torch import Tensor, nn
 from pluribus.adapters.lora import LoRA
 from pluribus.adapters.sites import every_linear, transposed
 from pluribus.errors import BadInput
-from pluribus.files.peft_folder import Factors, read_adapter, refuse_variants, write_adapter
+from pluribus.files.peft_folder import RESIDUAL, Factors, over_base, read_adapter, refuse_variants, residual_of, write_adapter
+from pluribus.merging.checkpoints import HeadNames
 
 
 def read_updates(folder: str | Path, model: nn.Module) -> tuple[dict[str, Factors], dict[str, Tensor]]:
-    """The updates of a PEFT folder by the model's own paths, as [out, r] and [r, in]; and the tensors it holds whole (heads)."""
+    """What a PEFT folder holds for a model.
+
+    Parameters
+    ----------
+    folder : str or Path
+        The adapter's folder.
+    model : nn.Module
+        The base model. Of PiSSA and OLoRA its weights are read: their updates are written over them.
+
+    Returns
+    -------
+    updates : dict of str to Factors
+        By the model's own paths, as [out, r] and [r, in].
+    heads : dict of str to Tensor
+        The tensors of heads that the folder holds whole.
+
+    Raises
+    ------
+    BadInput
+        A variant of LoRA that is not plain; another base; a tensor held whole that is no head and has other values than the
+        model's: a bank has no slot for it.
+    """
     about, found, whole = read_adapter(folder)
-    refuse_variants(about, str(folder))
+    refuse_variants(about, str(folder), known=RESIDUAL)
+    start = residual_of(about)
     if about.get("fan_in_fan_out"):
         found = {m: Factors(f.right.T.contiguous(), f.left.T.contiguous(), f.scale, f.magnitude) for m, f in found.items()}
     linear = every_linear(model)
     rename = _shift(list(found), set(linear), str(folder))
+    heads = _heads(model, found, whole, rename, str(folder))
     updates = {rename(module): factors for module, factors in found.items()}
     for path, f in updates.items():
         got, wanted = (f.right.shape[1], f.left.shape[0]), linear[path]
@@ -31,7 +55,30 @@ def read_updates(folder: str | Path, model: nn.Module) -> tuple[dict[str, Factor
         if got != wanted:
             what = f"adapts {path!r} as {got[0]} → {got[1]}, the model has {wanted[0]} → {wanted[1]}"
             raise BadInput(what, where=str(folder), remedy="it was made for another base model")
-    return updates, whole
+    if start is not None:
+        for path, f in updates.items():
+            module = model.get_submodule(path)
+            weight: Tensor = module.weight.detach().cpu()  # type: ignore[operator]
+            updates[path] = over_base(f, weight.T if transposed(module) else weight, start)
+    return updates, heads
+
+
+def _heads(
+    model: nn.Module, updates: Mapping[str, Factors], whole: Mapping[str, Tensor], rename: Any, where: str
+) -> dict[str, Tensor]:
+    """Of the tensors held whole, those of heads. What else is the model's own may stay away; other values are refused."""
+    own = model.state_dict()
+    is_head = HeadNames({*own, *whole})
+    heads: dict[str, Tensor] = {}
+    for name, tensor in whole.items():
+        path = next((n for n in (rename(name), name) if n in own), None)
+        if name.rpartition(".")[0] not in updates and (path is None or is_head(name)):
+            heads[name] = tensor
+        elif path is None or own[path].shape != tensor.shape or not torch.equal(own[path].cpu(), tensor.to(own[path].dtype)):
+            what = f"holds {name!r} whole, which is no head and differs from the model's"
+            remedy = "merge the adapter in full (`merge`, task_arithmetic), or train it without modules_to_save"
+            raise BadInput(what, where=where, remedy=remedy)
+    return heads
 
 
 def _shift(modules: Sequence[str], names: set[str], where: str) -> Any:

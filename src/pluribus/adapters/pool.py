@@ -59,15 +59,15 @@ class Pool:
 
     @classmethod
     def of_peft(cls, lora: LoRA, folders: Mapping[str, str | Path], *, budget: int) -> Pool:
-        """A pool whose adapters (and heads, where a folder holds one linear map whole) are read from PEFT folders on demand."""
+        """A pool whose adapters are read from PEFT folders on demand, with a folder's head where that is one linear map."""
 
         def load(name: str) -> Loaded:
-            updates, whole = read_updates(folders[name], lora.model)
-            weights = [n for n, t in whole.items() if t.ndim == 2]
+            updates, heads = read_updates(folders[name], lora.model)
+            weights = [n for n, t in heads.items() if t.ndim == 2]
             head: Head | None = None
             if len(weights) == 1:
-                weight = whole[weights[0]]
-                head = weight, whole.get(weights[0].removesuffix("weight") + "bias", weight.new_zeros(len(weight)))
+                weight = heads[weights[0]]
+                head = weight, heads.get(weights[0].removesuffix("weight") + "bias", weight.new_zeros(len(weight)))
             return state_from(lora, updates, str(folders[name])), head
 
         return cls(lora, budget=budget, load=load, known=list(folders))

@@ -3,7 +3,15 @@
     W_t = W_0 + s_t B_t A_t,    s = α/r, or α/√r where rank-stabilised; rank and α may differ by module (`rank_pattern`, …)
 
 Tensors are called `base_model.model.<module>.lora_A.weight` [r, in] and `.lora_B.weight` [out, r]; modules that are saved whole
-(heads) go by their own names behind the same beginning. Written is no field that readers know a default for and that has it,
+(heads) go by their own names behind the same beginning. An adapted embedding's own weight may be saved too, as
+`<module>.base_layer.weight`: it stands in the place of W_0, and the update is added to it.
+
+PiSSA (https://arxiv.org/abs/2404.02948) and OLoRA (https://arxiv.org/abs/2406.01775) train over a residual that is not saved:
+
+    W_0 ← W_0 − B_0 A_0,    B_0 A_0 = U_r S_r V_r of W_0 = U S V (PiSSA), or s Q_r R_r of W_0 = Q R (OLoRA)
+`over_base` writes their update over the W_0 that everybody has: s B A − B_0 A_0, of rank 2 r.
+
+Written is no field that readers know a default for and that has it,
 since older readers refuse fields they do not know.
 """
 
@@ -100,19 +108,62 @@ REFUSED = {
     "target_parameters": "LoRA on bare parameters",
     "arrow_config": "Arrow routing",
     "use_bdlora": "block-diagonal LoRA",
+    "kasa_config": "KaSA, which cuts the base's singular values",
+    "monteclora_config": "Monte Carlo LoRA",
 }
+# How A and B may begin: over the base as it is, and over a residual that can be made again. Others change the base by what was
+# drawn or seen (pissa_niter, CorDA, LoRA-GA) or quantise it (LoftQ).
+PLAIN = (None, True, False, "gaussian", "eva", "orthogonal", "mica")
+RESIDUAL = ("pissa", "olora")
 
 
 def refuse_variants(about: Mapping[str, Any], where: str, *, known: Collection[str] = ()) -> None:
-    """An error for a variant of LoRA that is not plain B A, named by its field in the configuration; `known` are let through."""
+    """An error for a variant of LoRA that is not plain B A, named by its field; `known` fields and residual starts pass."""
     for field, what in REFUSED.items():
         if about.get(field) and field not in known:
             raise BadInput(f"uses {what} ({field})", where=where, remedy="merge it with PEFT, or train it as plain LoRA")
+    start = about.get("init_lora_weights")
+    residual = residual_of(about)
+    if start not in PLAIN and (residual is None or residual not in known):
+        what = f"stands over a base that its start changed (init_lora_weights={start!r})"
+        remedy = "save it with PEFT's path_initial_model_for_weight_conversion, which makes it plain LoRA, or merge it with PEFT"
+        raise BadInput(what, where=where, remedy=remedy)
+    if residual == "olora" and about.get("fan_in_fan_out"):
+        raise BadInput("uses OLoRA on maps stored [in, out]", where=where, remedy="merge it with PEFT")
     if about.get("bias") not in (None, "none") and "bias" not in known:
         raise BadInput(f"trains biases (bias={about['bias']!r})", where=where, remedy="merge it with PEFT")
     for field, value in about.items():
         if field.startswith("use_") and field not in ("use_rslora", *known) and value:
             raise BadInput(f"uses a variant of LoRA unknown here ({field}={value!r})", where=where, remedy="merge it with PEFT")
+
+
+def residual_of(about: Mapping[str, Any]) -> str | None:
+    """ "pissa" or "olora" where the adapter stands over a residual base, else None. (OLoRA on maps [in, out] is refused.)"""
+    start = about.get("init_lora_weights")
+    start = start.lower() if isinstance(start, str) else None
+    return start if start in RESIDUAL else None
+
+
+def over_base(f: Factors, weight: Tensor, start: str) -> Factors:
+    """The update that stands over a residual, written over the base's own weight.
+
+    Parameters
+    ----------
+    f : Factors
+        What the folder holds, laid out as the weight is.
+    weight : Tensor
+        The base's weight, [out, in].
+    start : {"pissa", "olora"}
+        How A and B began.
+    """
+    weight, rank = weight.to(f.left.dtype), f.left.shape[1]
+    if start == "pissa":
+        u, s, v = torch.linalg.svd(weight, full_matrices=False)
+        left, right = u[:, :rank] * s[:rank], v[:rank]
+    else:
+        q, r = torch.linalg.qr(weight)
+        left, right = f.scale * q[:, :rank], r[:rank]
+    return Factors(torch.cat([f.scale * f.left, -left], 1), torch.cat([f.right, right]), 1.0, f.magnitude)
 
 
 def _tensors(folder: Path) -> dict[str, Tensor]:
@@ -173,7 +224,8 @@ def write_adapter(
     transposed: bool = False,
     heads: Mapping[str, Mapping[str, Tensor]] | None = None,
 ) -> None:
-    """A PEFT folder of updates by module name; ranks and scales may differ. whole: tensors of modules that are saved as they are.
+    """A PEFT folder of updates by module name; ranks and scales may differ. whole: tensors of modules that are saved as they are;
+    the weight of an adapted module is the one its update is added to.
     transposed: the adapted weights are stored [in, out]; the factors are given as [out, r] and [r, in] all the same.
     heads: by task, tensors kept beside the adapter as heads/TASK.safetensors."""
     out = Path(out)
@@ -195,7 +247,7 @@ def write_adapter(
         "alpha_pattern": {re.escape(module): a for module, a in alphas.items() if a != alpha},
         "target_modules": sorted(factors),
         "fan_in_fan_out": transposed,
-        "modules_to_save": sorted({n.rpartition(".")[0] for n in whole}),
+        "modules_to_save": sorted({n.rpartition(".")[0] for n in whole} - set(factors)),
     }
     tensors: dict[str, Tensor] = {}
     for module, f in factors.items():
@@ -207,7 +259,9 @@ def write_adapter(
         right = f.right.reshape(rank, -1, *f.kernel) if f.kernel else f.right
         tensors[f"{PREFIX}{module}.lora_A.weight"] = right.contiguous()
         tensors[f"{PREFIX}{module}.lora_B.weight"] = f.left.reshape(-1, rank, *ones).contiguous()
-    tensors.update({PREFIX + n: t.contiguous() for n, t in whole.items()})
+    for name, tensor in whole.items():
+        module, _, end = name.rpartition(".")
+        tensors[f"{PREFIX}{module}.base_layer.{end}" if module in factors else PREFIX + name] = tensor.contiguous()
     with atomic_folder(out) as aside:
         said = {name: value for name, value in about.items() if value not in (None, False, {}, [])}
         (aside / "adapter_config.json").write_text(json.dumps(said, indent=1), "utf-8")

@@ -391,9 +391,10 @@ def dtypes_of(plan: MergePlan, dtype: torch.dtype | str | None) -> dict[str, tor
 
 
 def _adapters(experts: Any, method: str, weights: Any, out: str | Path | None, overwrite: bool, settings: dict[str, Any]) -> Any:
-    """LoRA folders into one LoRA folder; what they hold whole (heads) is kept per task, under heads/."""
+    """LoRA folders into one LoRA folder. What all of them hold whole and equal is in it (of one adapter: everything); what a task
+    holds whole is under heads/ too, and README.md says what differs."""
     from pluribus.merging.folder import safe
-    from pluribus.merging.lora import combine, read_adapter, write_adapter
+    from pluribus.merging.lora import combine, held_whole, read_adapter, write_adapter
 
     given = names_of(experts)
     if out is None:
@@ -413,7 +414,14 @@ def _adapters(experts: Any, method: str, weights: Any, out: str | Path | None, o
     transposed = any(about.get("fan_in_fan_out") for about, _, _ in read.values())
     if transposed:  # the factors are laid out as the weights are, [in, out]
         factors = {m: f if f.embedding else replace(f, left=f.right.T, right=f.left.T) for m, f in factors.items()}
-    heads = {safe(task): whole for task, (_, _, whole) in read.items() if whole}
+    whole, own = held_whole({safe(task): (updates, tensors) for task, (_, updates, tensors) in read.items()})
+    heads = {task: mine for task, mine in own.items() if mine}
+    differ = {task: sorted(set(mine) - set(whole)) for task, mine in heads.items() if set(mine) - set(whole)}
+    lines = [f"Combined by `{method}` from {', '.join(given)}.", ""]
+    if differ:
+        lines += ["What differs between the adapters is each task's own and not in the combination:", ""]
+        lines += [f"- heads/{task}.safetensors: {', '.join(names)}" for task, names in differ.items()]
+    card = "\n".join(lines) + "\n"
     kinds = {about.get("task_type") for about, _, _ in read.values()}
     write_adapter(
         out,
@@ -421,8 +429,10 @@ def _adapters(experts: Any, method: str, weights: Any, out: str | Path | None, o
         base=bases.pop(),
         overwrite=overwrite,
         transposed=transposed,
+        whole=whole,
         heads=heads,
-        task_type=kinds.pop() if len(kinds) == 1 and not heads else None,
+        card=card,
+        task_type=kinds.pop() if len(kinds) == 1 and not differ else None,
     )
     return Path(out)
 
