@@ -44,6 +44,8 @@ CANDIDATES: dict[str, tuple[str, dict[str, Any], str | None]] = {
     "TabM, multi-task": ("tabm", {}, "TabM, one per task"),
     "MultiTab-Net, one per task": ("single_multitab_net", {}, None),
     **{name: ("multitab_net", settings, "MultiTab-Net, one per task") for name, settings in MULTITAB.items()},
+    "RealMLP, one per task": ("realmlp_single", {}, None),
+    "RealMLP": ("realmlp", {}, "RealMLP, one per task"),
     "LightGBM, one per task": ("lightgbm_per_task", {}, None),
 }
 FIRST = "MLP, one per task"

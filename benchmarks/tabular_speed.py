@@ -1,4 +1,5 @@
-"""MultiTab-Net against one nn.TransformerEncoder of its size, TabM against its plain MLP. Writes docs/results/tables_speed.md.
+"""MultiTab-Net against one nn.TransformerEncoder of its size, TabM against its plain MLP, RealMLP against a loop by hand. Writes
+docs/results/tables_speed.md.
 
 A training step is forward, the sum of the tasks' losses, backward and torch's fused AdamW, in float32, on one thread, without
 dropout on both sides. Both sides read the same rows through modules of the same shape:
@@ -6,6 +7,10 @@ dropout on both sides. Both sides read the same rows through modules of the same
 - MultiTab-Net (column layers only, mask T↛T) and the same network with `nn.TransformerEncoder` (pre-norm, GELU, the same mask) in
   place of its column layers: same tokens, towers and heads;
 - TabM with 32 members and the same perceptron once: same embeddings, layers and heads, trained by the same loss.
+
+RealMLP is measured by the epoch, as the trainer runs it, against a loop in plain torch for a table of numbers without holes: same
+network, batches, rates, dropout, Adam (torch's fused one), validation error and best weights every epoch; and T networks side by
+side (`realmlp_single`) against T trainings one after another (`realmlp` on one task).
 
 What a user waits for is more than that: the candidates `tabm` and `shared_bottom_equal` (the MLP) at their defaults on adult, by
 the trainer, with its batches, losses of two tasks, dropout, clipping and optimizer, are measured too.
@@ -201,6 +206,111 @@ def trained(name: str, data: Any, epochs: int) -> tuple[Callable[[], None], int,
     return run, width_of(data), batch
 
 
+class ByHand(nn.Module):
+    """RealMLP for numbers without holes, written down once: no tasks, no kinds, no categories."""
+
+    def __init__(self, columns: int, targets: int, width: int = 256) -> None:
+        super().__init__()
+
+        def several(*shapes: tuple[int, ...]) -> nn.ParameterList:
+            return nn.ParameterList(nn.Parameter(torch.randn(*shape)) for shape in shapes)
+
+        self.periodic = several((columns, 16), (columns, 16), (columns, 16, 3), (columns, 1, 3))
+        self.scale = nn.Parameter(torch.ones(4 * columns))
+        self.weights = several((4 * columns, width), (width, width), (width, width), (width, targets))
+        self.biases = several((width,), (width,), (width,), (targets,))
+        self.alphas = nn.ParameterList(nn.Parameter(torch.ones(width)) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        w, b, v, c = self.periodic
+        u = torch.cos(2 * torch.pi * x[:, :, None] * w + b)
+        e = torch.baddbmm(c, u.transpose(0, 1), v).transpose(0, 1)
+        h = torch.cat((e, x[:, :, None]), -1).flatten(1) * self.scale
+        for weight, bias, alpha in zip(self.weights, self.biases, self.alphas):
+            z = torch.addmm(bias, h, weight, alpha=len(weight) ** -0.5)
+            h = torch.dropout(torch.lerp(z, nn.functional.mish(z), alpha), 0.15, self.training)
+        return torch.addmm(self.biases[-1], h, self.weights[-1], alpha=len(self.weights[-1]) ** -0.5)
+
+
+def by_hand(data: Any, epochs: int, batch: int) -> Callable[[], None]:
+    """So many epochs of RealMLP on regression tasks with a label in every cell."""
+
+    def part(name: str) -> tuple[Tensor, Tensor]:
+        y = [torch.from_numpy(data.labelled(task.name, name).values).float() for task in data.tasks]
+        return torch.from_numpy(data.numeric[data.parts[name]]), torch.stack(y, 1)
+
+    (x, y), (x_valid, y_valid) = part("train"), part("valid")
+    mean, deviation = y.mean(0), y.std(0)
+
+    def run() -> None:
+        torch.manual_seed(0)
+        net = ByHand(x.shape[1], y.shape[1])
+        groups = [
+            {"params": [net.scale], "lr": 1.2},
+            {"params": [*net.periodic, *net.alphas, *net.biases], "lr": 0.02},
+            {"params": [*net.weights], "lr": 0.2},
+        ]
+        optimizer, best, kept = torch.optim.AdamW(groups, betas=(0.9, 0.95), weight_decay=0.02, fused=True), float("inf"), {}
+        steps, step = epochs * (len(x) // batch), 0
+        for _ in range(epochs):
+            net.train()
+            order = torch.randperm(len(x))
+            for start in range(0, len(x) // batch * batch, batch):
+                rows = order[start : start + batch]
+                for group, rate in zip(optimizer.param_groups, (1.2, 0.02, 0.2)):
+                    group["lr"] = rate * 0.5 * (1 - np.cos(2 * np.pi * np.log2(1 + 15 * step / steps)))
+                error = (net(x[rows]) - (y[rows] - mean) / deviation).square().mean(0).sum()
+                optimizer.zero_grad(set_to_none=True)
+                error.backward()
+                optimizer.step()
+                step += 1
+            net.eval()
+            with torch.no_grad():
+                found = float((net(x_valid) * deviation + mean - y_valid).square().mean(0).sqrt().sum())
+            if found <= best:
+                best, kept = found, {name: value.clone() for name, value in net.state_dict().items()}
+        net.load_state_dict(kept)
+
+    return run
+
+
+def numbers(rows: int, columns: int, tasks: int) -> Any:
+    """A table of numbers with regression tasks, no holes."""
+    from pluribus.data import Table, prepare, split
+    from pluribus.tabular import multitab_bench
+
+    frame = multitab_bench(rows, tasks=tasks, features=columns, correlation=0.5, seed=3)
+    made = Table(frame, [f"y{t}:regression" for t in range(tasks)], split="random")
+    return prepare(made, split(made, 0))
+
+
+def realmlp(rows: int, columns: int, tasks: int, epochs: int) -> Ratio:
+    from pluribus.modeling import Budget
+    from pluribus.tabular.realmlp_candidates import RealMLPNetwork, rows_of_a_step
+
+    data = numbers(rows, columns, tasks)
+    batch = rows_of_a_step(len(data.parts["train"]))
+    ours = RealMLPNetwork(recipe="td", epochs=epochs)
+    name = f"{len(data.parts['train']):,} training rows, {columns} columns, {tasks} tasks, batch {batch}, {epochs} epochs"
+    theirs = by_hand(data, epochs, batch)
+    return ratio(name, lambda: ours.fit(data, Budget(1e6), 0), theirs, target="≤ 1.1", pairs=5)
+
+
+def twins(rows: int, columns: int, tasks: int, epochs: int) -> Ratio:
+    from pluribus.modeling import Budget
+    from pluribus.tabular.realmlp_candidates import RealMLPNetwork, RealMLPSingle
+
+    data = numbers(rows, columns, tasks)
+    side_by_side, alone = RealMLPSingle(recipe="td", epochs=epochs), RealMLPNetwork(recipe="td", epochs=epochs)
+
+    def loop() -> None:
+        for task in data.tasks:
+            alone.fit(data.only([task.name]), Budget(1e6), 0)
+
+    name = f"{tasks} networks, {len(data.parts['train']):,} training rows, {epochs} epochs"
+    return ratio(name, lambda: side_by_side.fit(data, Budget(1e6), 0), loop, target="≤ .33 (3 × faster)", pairs=3)
+
+
 def candidates(rows: int) -> Ratio:
     from benchmarks.tables import adult
     from pluribus.data import Table, prepare, split
@@ -223,13 +333,17 @@ def run(full: bool) -> None:
         users = [candidates(rows) for rows in (1_600, 8_000, 16_000, 40_000)]
         members = [tabm(b, w, d) for b, w, d in ((16, 32, 2), (64, 64, 2), (128, 64, 2), (256, 128, 2), (256, 256, 3))]
         members += [tabm(256, 512, 3)] if full else []
+        epochs = [realmlp(770, 8, 2, 40), realmlp(8000, 20, 4, 6), realmlp(30_000, 20, 4, 2)]
+        banks = [twins(770, 8, 4, 20), twins(1000, 16, 14, 10), twins(4000, 16, 8, 4)]
         loops = [looped(64, 64, 2), looped(256, 128, 2)]
     finally:
         torch.set_num_threads(before)
-    write(multi, users, members, loops)
+    write(multi, users, members, loops, epochs, banks)
 
 
-def write(multi: list[Ratio], users: list[Ratio], members: list[Ratio], loops: list[Ratio]) -> None:
+def write(
+    multi: list[Ratio], users: list[Ratio], members: list[Ratio], loops: list[Ratio], epochs: list[Ratio], banks: list[Ratio]
+) -> None:
     met = [r.name.split(", ", 2)[2] for r in members if r.value <= 4]
     missed = [r.name.split(", ", 2)[2] for r in members if r.value > 4]
     text = [
@@ -266,6 +380,16 @@ def write(multi: list[Ratio], users: list[Ratio], members: list[Ratio], loops: l
         "The same 32 members one after another, 32 steps of one member each, for comparison:",
         "",
         table(loops),
+        "",
+        "## RealMLP",
+        "",
+        "Fits of the candidate `realmlp` against the same training by hand, evaluation and best weights included:",
+        "",
+        table(epochs),
+        "",
+        "One network per task, side by side (`realmlp_single`), against one training after another (`realmlp` on each task):",
+        "",
+        table(banks),
         "",
         f"{machine()}; {datetime.date.today().isoformat()}.",
         "",

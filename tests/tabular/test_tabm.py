@@ -15,7 +15,7 @@ from pluribus.data.prepared import Prepared
 from pluribus.modeling import Heads, Supervised
 from pluribus.tabular import TabM, TabMEncoder
 from pluribus.tabular.embeddings import EMBEDDINGS
-from pluribus.tabular.tabm import BatchEnsemble
+from pluribus.tabular.tabm import BatchEnsemble, TabMMini, TabMMiniEncoder
 from pluribus.tasks import Task
 
 EDGES = [np.linspace(-2, 2, 6), np.array([-1.0, 0.0, 1.0])]
@@ -190,3 +190,47 @@ def test_parameters(mixed: Prepared) -> None:
     perceptron = flat * 64 + 2 * 64 * 64
     adapters = 32 * (flat + 64 + 64 + 2 * (3 * 64))
     assert sum(p.numel() for p in net.parameters()) == perceptron + adapters + 4 * 8
+
+
+def test_mini_is_tabm_whose_other_adapters_are_one() -> None:
+    """Oracle: `TabMEncoder` with r = s = 1 and one bias a layer, but for the first r."""
+    torch.manual_seed(0)
+    settings: dict[str, Any] = {"width": 12, "depth": 2, "members": 5, "embedding": "piecewise_linear", "dropout": 0.0, "bins": 4}
+    mini, whole = TabMMiniEncoder(EDGES, [4], **settings), TabMEncoder(EDGES, [4], **settings)
+    with torch.no_grad():
+        whole.categorical.table.copy_(mini.categorical.table)
+        for i, (small, large) in enumerate(zip(mini.layers, whole.layers)):
+            own: Any = large
+            own.weight.copy_(small.weight)
+            own.bias.copy_(small.bias[:, None].expand_as(own.bias))
+            own.s.fill_(1.0)
+            own.r.copy_(mini.r) if i == 0 else own.r.fill_(1.0)
+    inputs = _inputs(30)
+    torch.testing.assert_close(mini(inputs, {}).main, whole(inputs, {}).main, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.peer
+def test_mini_equals_the_authors() -> None:
+    """Oracle: the package `tabm`, architecture "tabm-mini", its weights put in, its heads too."""
+    tabm = pytest.importorskip("tabm")
+    torch.manual_seed(0)
+    k, d = 5, 12
+    made = {"n_num_features": 3, "d_out": 2, "k": k, "n_blocks": 2, "d_block": d, "dropout": 0.0}
+    theirs = tabm.TabM.make(arch_type="tabm-mini", **made).eval()
+    ours = TabMMiniEncoder([np.linspace(-2, 2, 4)] * 3, [], width=d, depth=2, members=k, embedding="plain").eval()
+    with torch.no_grad():
+        for p in theirs.parameters():
+            p.copy_(torch.randn_like(p) / 3)
+        ours.r[0, :, :3] = theirs.backbone.affine.weight
+        for i, (block, layer) in enumerate(zip(theirs.backbone.blocks, ours.layers)):
+            own: Any = layer
+            own.weight[0, : 3 if i == 0 else d], own.bias[0] = block[0].weight.T, block[0].bias
+    model = TabMMini([Task("a"), Task("b")], ours)
+    with torch.no_grad():
+        model.heads.weight.copy_(theirs.output.weight.permute(2, 0, 1))
+        model.heads.bias.copy_(theirs.output.bias.T)
+    x = torch.randn(7, 3)
+    expected = theirs(x)
+    outputs = model({"numeric": x, "categorical": torch.zeros(7, 0, dtype=torch.int32)})
+    for i, name in enumerate("ab"):
+        torch.testing.assert_close(outputs[name][..., 0], expected[..., i], rtol=1e-4, atol=1e-5)

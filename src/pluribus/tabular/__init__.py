@@ -1,8 +1,8 @@
 """Tables: encoders of columns, and the networks that a study tries on them.
 
     TabularMLP, FTTransformer, TabMEncoder,          encoders
-        MultiTabEncoder, RealMLPEncoder
-    TabM, MultiTabNet, RealMLP                       networks that weave their own sharing
+        TabMMiniEncoder, MultiTabEncoder, RealMLPEncoder
+    TabM, TabMMini, MultiTabNet, RealMLP             networks that weave their own sharing
     multitab_bench                                   a generated table with several targets of known correlation
     Network, Specialists, export_onnx                the artefact, T networks as one model, and the way to other runtimes
     SingleNetworks, JointNetwork                     candidates: one network per task; the base of all joint ones
@@ -20,6 +20,8 @@ _WHERE = {
     "FTTransformer": "ft_transformer",
     "TabMEncoder": "tabm",
     "TabM": "tabm",
+    "TabMMiniEncoder": "tabm",
+    "TabMMini": "tabm",
     "MultiTabEncoder": "multitab_net",
     "MultiTabNet": "multitab_net",
     "RealMLPEncoder": "realmlp",

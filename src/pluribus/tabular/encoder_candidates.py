@@ -69,6 +69,8 @@ TABM_SPACE: dict[str, Range] = {
     "weight_decay": LogUniform(1e-4, 1e-1),
 }
 
+TABM_MINI: dict[str, Any] = {**TABM, "members": 8, "width": 128, "bins": 16, "epochs": 100, "patience": 16}
+
 MULTITAB_NET: dict[str, Any] = {
     **_TRAINING,
     "width": 16,
@@ -159,6 +161,16 @@ class TabMNetwork(_EncoderArchitecture):
     label = "TabM"
     defaults: ClassVar[Mapping[str, Any]] = TABM
     space = SearchSpace(TABM_SPACE)
+
+
+class TabMMiniNetwork(_EncoderArchitecture):
+    """TabM-mini of a size that a few cores can afford: 8 members of 2 × 128 units that share all layers, 16 bins a number."""
+
+    name = encoder = architecture = "tabm_mini"
+    speed = cost.SPEED
+    label = "TabM-mini"
+    defaults: ClassVar[Mapping[str, Any]] = TABM_MINI
+    space = SearchSpace({**TABM_SPACE, "width": Choice((64, 128, 256)), "members": Choice((8, 16))})
 
 
 class SingleTabM(_Single):

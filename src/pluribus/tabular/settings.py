@@ -49,6 +49,7 @@ ENCODERS: dict[str, tuple[str, ...]] = {  # the settings of each encoder
     "tabular_mlp": (*_COLUMNS, "width", "depth", "dropout", "category_size"),
     "ft_transformer": (*_COLUMNS, "width", "depth", "heads", "dropout", "attention_dropout"),
     "tabm": (*_COLUMNS, "width", "depth", "dropout", "members", "category_size"),
+    "tabm_mini": (*_COLUMNS, "width", "depth", "dropout", "members", "category_size"),
     "multitab_net": (*_COLUMNS, "width", "depth", "heads", "hidden", "dropout", "attention_dropout", "tower"),
 }
 

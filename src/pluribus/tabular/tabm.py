@@ -33,6 +33,7 @@ from numpy.typing import ArrayLike
 from torch import Tensor, nn
 
 from pluribus.modeling import MultiTaskModel
+from pluribus.modeling.experts import StackedLinear
 from pluribus.sharing import SharedBottom
 from pluribus.sharing.stacked import at_least
 from pluribus.tabular.bank import BankEncoder
@@ -112,13 +113,9 @@ class TabMEncoder(BankEncoder):
         self.categorical = Categorical(cardinalities, category_size, copies)
         widths = [self.numeric.width + self.categorical.width, *[width] * depth]
         self.layers = nn.ModuleList(BatchEnsemble(a, b, members, copies) for a, b in itertools.pairwise(widths))
-        category = torch.arange(len(cardinalities)).repeat_interleave(category_size)
-        owner = torch.cat((values.feature.cpu(), torch.arange(features), features + category))  # of each flat column
-        first = torch.randn(copies, members, features + len(cardinalities))
-        first = torch.where(first < 0, -1.0, 1.0) if embedding == "plain" else first
         with torch.no_grad():
             r: Any = self.layers[0].r
-            r.copy_(first[..., owner])
+            r.copy_(first_adapters(embedding, values.feature, features, len(cardinalities), category_size, members, copies))
 
     def features(self, x: Tensor, codes: Tensor, active: Tensor | None) -> Tensor:
         numeric, categorical = self.numeric(x, active), self.categorical(codes, active)
@@ -128,10 +125,84 @@ class TabMEncoder(BankEncoder):
         return h.transpose(1, 2)
 
 
+class TabMMiniEncoder(BankEncoder):
+    """TabM-mini (section 3.3 of the paper): the members differ by the first r alone, and all layers are shared.
+
+        h_i ← x ⊙ r_i,   then h_i ← ReLU(h_i W + b), dropout, for each layer
+
+    Parameters
+    ----------
+    edges, cardinalities
+        As for `TabularMLP`.
+    width : int
+        Hidden units.
+    depth : int
+        Layers.
+    dropout : float
+        Share of units dropped.
+    members : int
+        k.
+    embedding, bins, sigma, category_size
+        Of the columns, as for `TabularMLP`.
+    copies : int
+        E ensembles side by side.
+    """
+
+    def __init__(
+        self,
+        edges: Sequence[ArrayLike],
+        cardinalities: Sequence[int],
+        *,
+        width: int = 128,
+        depth: int = 2,
+        dropout: float = 0.1,
+        members: int = 8,
+        embedding: NumericEmbedding = "piecewise_linear",
+        bins: int = 16,
+        sigma: float = 0.1,
+        category_size: int = 8,
+        copies: int = 1,
+    ) -> None:
+        super().__init__()
+        at_least(1, "tabm_mini", width=width, depth=depth, members=members)
+        values = numbers(embedding, edges, bins=bins, sigma=sigma, copies=copies)
+        self.width, self.dropout, self.copies, self.members = width, dropout, copies, members
+        self.piece = 2**16 // members
+        self.numeric = Numeric(values, len(edges))
+        self.categorical = Categorical(cardinalities, category_size, copies)
+        widths = [self.numeric.width + self.categorical.width, *[width] * depth]
+        self.r = nn.Parameter(
+            first_adapters(embedding, values.feature, len(edges), len(cardinalities), category_size, members, copies)
+        )
+        self.layers = nn.ModuleList(StackedLinear(copies, a, b) for a, b in itertools.pairwise(widths))
+
+    def features(self, x: Tensor, codes: Tensor, active: Tensor | None) -> Tensor:
+        numeric, categorical = self.numeric(x, active), self.categorical(codes, active)
+        h = torch.cat((numeric.expand(len(categorical), -1, -1), categorical), -1)
+        r = self.r if active is None else self.r[active]
+        copies, members, _ = r.shape
+        h = (h[:, None] * r[:, :, None]).flatten(1, 2)
+        for layer in self.layers:
+            h = relu_dropout(layer(h, active), self.dropout, self.training)
+        return h.reshape(copies, members, -1, self.width).transpose(1, 2)
+
+
+def first_adapters(
+    embedding: NumericEmbedding, feature: Tensor, numeric: int, categorical: int, size: int, members: int, copies: int
+) -> Tensor:
+    """The first r [copies, members, columns]: one random value for all the columns of a feature, ±1, or normal where numbers are
+    embedded. feature: of each column of the numbers' embedding; an indicator a number and `size` columns a category follow."""
+    category = torch.arange(categorical).repeat_interleave(size)
+    owner = torch.cat((feature.cpu(), torch.arange(numeric), numeric + category))  # of each flat column
+    first = torch.randn(copies, members, numeric + categorical)
+    first = torch.where(first < 0, -1.0, 1.0) if embedding == "plain" else first
+    return first[..., owner]
+
+
 class TabM(MultiTaskModel):
     """One ensemble for all tasks: the members' perceptrons are shared, every task has k heads on them."""
 
-    def __init__(self, tasks: Sequence[Task], encoder: TabMEncoder) -> None:
+    def __init__(self, tasks: Sequence[Task], encoder: TabMEncoder | TabMMiniEncoder) -> None:
         heads = MemberHeads(tasks, encoder.width, encoder.members or 1)
         super().__init__(tasks, encoder, SharedBottom(tasks, encoder.width), heads)
 
@@ -139,3 +210,12 @@ class TabM(MultiTaskModel):
     def of(cls, tasks: Sequence[Task], columns: FittedColumns, **settings: Any) -> TabM:
         """The model for tables that `columns` encodes; settings: those of `TabMEncoder`."""
         return cls(tasks, TabMEncoder.of(columns, **settings))
+
+
+class TabMMini(TabM):
+    """`TabM` on the encoder whose members share all layers."""
+
+    @classmethod
+    def of(cls, tasks: Sequence[Task], columns: FittedColumns, **settings: Any) -> TabMMini:
+        """The model for tables that `columns` encodes; settings: those of `TabMMiniEncoder`."""
+        return cls(tasks, TabMMiniEncoder.of(columns, **settings))
