@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from pluribus.balancing import Balancer, backward
-from pluribus.balancing import gram as engine
+from pluribus.balancing.balancer import _SAID
 from pluribus.errors import BadInput
 
 APART = {"a": torch.tensor([0, 3, 4, 9, 10]), "b": torch.tensor([1, 7]), "c": torch.tensor([2, 5, 6, 12, 13, 14])}
@@ -85,7 +85,7 @@ def test_eval_mode_batchnorm_couples_nothing(build: Callable[..., Any], jacobian
 
 def test_a_fall_back_is_said_once(build: Callable[..., Any], jacobian: Callable[..., Tensor]) -> None:
     net, balancer = build("batchnorm"), Inverse()
-    engine._SAID.clear()
+    _SAID.clear()
     with pytest.warns(UserWarning, match=r"falls back.*coupled"):
         step = compare(net, APART, jacobian, balancer)
     assert "coupled" in step.why
@@ -96,7 +96,7 @@ def test_a_fall_back_is_said_once(build: Callable[..., Any], jacobian: Callable[
 
 def test_rows_of_two_tasks_fall_back(build: Callable[..., Any], jacobian: Callable[..., Tensor]) -> None:
     net = build("mlp")
-    engine._SAID.clear()
+    _SAID.clear()
     with pytest.warns(UserWarning, match=r"labelled for several tasks: split them"):
         assert compare(net, {**APART, "b": torch.tensor([0, 1])}, jacobian, Inverse()).source == "full"
 
@@ -104,7 +104,7 @@ def test_rows_of_two_tasks_fall_back(build: Callable[..., Any], jacobian: Callab
 def test_wrong_cells_are_noticed(build: Callable[..., Any], jacobian: Callable[..., Tensor]) -> None:
     """Cells that contradict the losses must not give a wrong Gram."""
     net = build("mlp")
-    engine._SAID.clear()
+    _SAID.clear()
     x, shared = net.make(15), list(net.shared.parameters())
     losses, z = net.losses(x, APART)
     J = jacobian(losses, shared)

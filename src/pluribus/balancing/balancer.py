@@ -9,6 +9,7 @@ Weights are on the scale of the method's own paper (some sum to 1, some to T, so
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar, Self
 
@@ -350,3 +351,32 @@ def check_between(owner: Balancer, low: float, high: float, **values: float) -> 
     for name, value in values.items():
         if not low <= value <= high:
             raise BadInput(f"{name} is {value}", where=type(owner).__name__, remedy=f"give a number from {low} to {high}")
+
+
+def check_signs(owner: Balancer, tasks: Sequence[str], losses: Tensor) -> Tensor:
+    """Which losses [T] are 0, each a task that has nothing left to learn; a negative one is an error.
+
+    For methods that take logarithms of losses or divide by them.
+    """
+    if bool((losses < 0).any()):
+        t = int((losses < 0).nonzero()[0])
+        raise BadInput(
+            f"the loss of task {tasks[t]!r} is {losses[t].item():.3g}, and {type(owner).__name__} takes no negative one",
+            where="losses",
+            remedy="add a constant to it, or take a balancer of gradients",
+        )
+    zero = losses == 0
+    if bool(zero.any()):
+        t = int(zero.nonzero()[0])
+        once(f"the loss of task {tasks[t]!r} is 0: {type(owner).__name__} weighs by the size of losses and cannot weigh it")
+    return zero
+
+
+_SAID: set[str] = set()
+
+
+def once(message: str) -> None:
+    """A warning that is given once in a process."""
+    if message not in _SAID:
+        _SAID.add(message)
+        warnings.warn(message, stacklevel=2)

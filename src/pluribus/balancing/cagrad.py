@@ -6,7 +6,8 @@ g₀ the mean gradient. Dual: w* = argmin_{w ∈ simplex} w·(G1/T) + κ √(w�
 Solved exactly through the worst-off task's gain ν: the shortest e with g_t·e ≥ ν − g_t·g₀ is Jᵀz, z a non-negative QP; its
 length is convex in ν and must be κ (Newton in ν from the right). Peers call SLSQP or a conic solver on the host.
 Where public codes differ: the authors' rescale 1 divides by 1 + c² (their default), 2 by 1 + c; TorchJD has none.
-At Pareto-stationary points (‖g_w‖ = 0) the weights are 0.
+For c < 1 the optimum has ‖g_w‖ > 0 everywhere. For c ≥ 1 the ball holds d = 0: near a Pareto-stationary point no d gains
+for every task, and d is the point of {d: g_t·d ≥ 0 for all t} nearest to g₀, which harms none (0 where nothing else is left).
 """
 
 from __future__ import annotations
@@ -65,8 +66,13 @@ def worst_off(gram: Tensor, c: float) -> Tensor:
             break
         rise = (z * inverse).sum().clamp_min(torch.finfo(norm.dtype).tiny)  # ∂(½ length²)/∂ν
         nu = nu - torch.where(over > 0, over * length / rise, 0.0)
+    still = nonnegative_qp(cosines, b * inverse) if c >= 1 else torch.zeros_like(z)  # the shortest e that harms no task
     cosines.diagonal().sub_(ridge(gram))
     true = (z * (cosines @ z)).sum().clamp_min(0).sqrt()
-    descends = true > 1e-6 * kappa  # else the hull's zero point is the optimum
-    z = inverse * z * (kappa / true.clamp_min(torch.finfo(norm.dtype).tiny))
-    return torch.where(descends | (kappa == 0), 1 / size + torch.where(descends, z, 0.0), 0.0)
+    tiny = torch.finfo(norm.dtype).tiny
+    z = torch.where(true > 1e-6 * kappa, z * (kappa / true.clamp_min(tiny)), 0.0)
+    if c >= 1:
+        gains = (b * inverse + cosines @ z) / kappa.clamp_min(tiny)
+        gains = torch.where(norm > 0, gains, torch.inf)
+        z = torch.where(gains.min() > 10 * ridge(gram), z, still)
+    return 1 / size + inverse * z

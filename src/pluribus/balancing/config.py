@@ -4,7 +4,8 @@ Source: Liu, Chu, Thuerey (2025), ConFIG: Towards Conflict-free Training of Phys
 U = D⁻¹ J, ĝ = U⁺ 1/‖U⁺ 1‖, d = (Σ_t g_t·ĝ) ĝ. From the Gram matrix: v = D⁻¹ C⁺ 1, w = v (1ᵀG v)/(vᵀG v).
 
 Where public codes differ: TorchJD takes a singular value decomposition of the T × P matrix, which is unnecessary. Parallel to
-IMTL-G at full row rank; only the length differs.
+IMTL-G at full row rank; only the length differs. Directions of J that are smaller than the rounding of G's own type count as
+absent, and where 1 has no part in the others (opposite gradients) ĝ is not defined: the weights are 0 there.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from pluribus.linalg.cosine import cosine, pseudo_inverse
 
 @dataclass(eq=False)
 class ConFIG(Balancer):
-    """Equal cosines, length Σ g_t·ĝ. preference: relative cosines (default 1 each)."""
+    """Equal cosines, length Σ g_t·ĝ; 0 where no direction has them. preference: relative cosines (default 1 each)."""
 
     preference: Preference = None
     needs: ClassVar[frozenset[str]] = frozenset({"gram"})
@@ -32,9 +33,12 @@ class ConFIG(Balancer):
     def compute(self, signal: Tensor, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
         norm, inverse, cosines = cosine(signal)
         p = preference_of(self.preference, tasks, norm, 1.0)
-        b = pseudo_inverse(cosines) @ torch.where(norm > 0, p, 0.0)  # v in units of the rows' lengths
+        eps = torch.finfo(signal.dtype).eps
+        p = torch.where(norm > 0, p, 0.0)
+        b = pseudo_inverse(cosines, eps) @ p  # v in units of the rows' lengths
         along = cosines @ b
         length = (b * along).sum()
         ratio = (norm * along).sum() / length.clamp_min(torch.finfo(norm.dtype).tiny)
-        scale = torch.where(length > 1e-14 * b.square().sum(), ratio, 0.0)
+        noise = (len(tasks) * eps) ** 2 * p.square().sum()  # of bᵀCb = pᵀC⁺p where p has no part in the range of C
+        scale = torch.where(length > 16 * noise, ratio, 0.0)
         return (scale * inverse * b).to(signal.dtype)

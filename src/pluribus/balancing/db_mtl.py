@@ -16,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pluribus.balancing.balancer import Balancer, check_between
+from pluribus.balancing.balancer import Balancer, check_between, check_signs
 from pluribus.balancing.state import PerTask
 
 
@@ -48,8 +48,9 @@ class DBMTL(Balancer):
         if self.beta:
             return super().compute(signal, tasks, losses)
         assert losses is not None
+        check_signs(self, tasks, losses)
         inverse = 1 / (losses + 1e-8)
-        return self._stretch(signal.diagonal().clamp_min(0).sqrt() * inverse.abs()) * inverse
+        return self._stretch(signal.diagonal().clamp_min(0).sqrt() * inverse) * inverse
 
     @torch.no_grad()
     def direction(self, jacobian: Tensor, *, tasks: Sequence[str] | None = None, losses: Tensor | None = None) -> Tensor:
@@ -57,6 +58,7 @@ class DBMTL(Balancer):
             return super().direction(jacobian, tasks=tasks, losses=losses)
         names, rows, ell = self.jacobian_of(jacobian, tasks, losses)
         assert ell is not None
+        check_signs(self, names, ell)
         rows = rows / (ell + 1e-8).unsqueeze(1)
         k = self.steps.rows(names, ell) + 1
         tracked = self.tracked.rows(names, rows)

@@ -24,7 +24,7 @@ from torch import Tensor
 from pluribus.balancing.decision import Decision
 from pluribus.balancing.graph import places, stopped
 from pluribus.balancing.heads import from_heads, seeds_of
-from pluribus.balancing.hearing import Features, features_of, listen
+from pluribus.balancing.hearing import Features, features_of, listen, outside_autocast
 from pluribus.balancing.layers import gram_of
 from pluribus.balancing.processes import Processes
 from pluribus.errors import BadInput
@@ -65,6 +65,7 @@ def pareto_gap(gram: Tensor) -> Tensor:
 SCALARS = ("conflict_ratio", "effective_tasks", "pareto_gap")
 
 
+@outside_autocast
 def at_features(losses: Mapping[str, Tensor], features: Features, *, processes: Processes | None = None) -> Decision:
     """What `Diagnostics.observe` takes, from losses and the shared features they were computed from: the Gram matrix of the
     tasks' gradients there, whatever balances them, if anything. One pass a task through its head; the graph stays.

@@ -25,7 +25,17 @@ from torch import Tensor, nn
 from pluribus.balancing.balancer import Balancer
 from pluribus.balancing.decision import Decision
 from pluribus.balancing.exact import crossed, exact, on_a_part, write_known
-from pluribus.balancing.hearing import Features, OnNonFinite, features_of, hears_losses, held_step, listen, stack, weigh
+from pluribus.balancing.hearing import (
+    Features,
+    OnNonFinite,
+    features_of,
+    hears_losses,
+    held_step,
+    listen,
+    outside_autocast,
+    stack,
+    weigh,
+)
 from pluribus.balancing.problem import Problem, names_of, propagate, scalar_of, shared_leaves
 from pluribus.balancing.processes import Processes
 from pluribus.balancing.scalar import known, measured, plus
@@ -33,6 +43,7 @@ from pluribus.balancing.torchjd import as_balancer
 from pluribus.errors import BadInput, unknown
 
 
+@outside_autocast
 def combine(
     losses: Mapping[str, Tensor],
     balancer: Any,
@@ -95,6 +106,7 @@ def combine(
     return loss
 
 
+@outside_autocast
 def backward(
     losses: Mapping[str, Tensor] | Sequence[Mapping[str, Tensor]],
     balancer: Any,

@@ -23,6 +23,12 @@ class EMA(Balancer):
         check_between(self, 0, 1, beta=beta)
         if inner.signal == "jacobian":
             raise BadInput(f"{type(inner).__name__} has no weights to average", where="EMA", remedy="wrap a method with weights")
+        if "closure" in inner.needs:
+            raise BadInput(
+                f"{type(inner).__name__} sets its weights inside its own step, which cannot be averaged from outside",
+                where="EMA",
+                remedy="use it without EMA (AutoLambda smooths λ by its rate), or wrap the balancer inside it",
+            )
         self.inner, self.beta = inner, beta
         for name in ("needs", "doors", "batches", "distributed"):  # the wrapped method's own
             vars(self)[name] = getattr(inner, name)

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from pluribus.balancing import gram as engine
 from pluribus.balancing import grouped
-from pluribus.balancing.balancer import Balancer
+from pluribus.balancing.balancer import Balancer, once
 from pluribus.balancing.decision import Decision
 from pluribus.balancing.graph import edge, gradients, leaves, walk
 from pluribus.balancing.heads import LinearPasses, Passes, through_heads
@@ -53,7 +53,7 @@ def exact(
     if source == "grouped" and judge.signal != "jacobian":
         measured, plain, reason = _try_grouped(judge, heard, z, shared, names, cells, shared_given)
         if measured is None:
-            engine.once(f"the grouped Gram falls back to T passes: {reason}")
+            once(f"the grouped Gram falls back to T passes: {reason}")
             step.source, step.why = "full", reason
     if isinstance(measured, grouped.Grouped):
         step.gram = measured.gram(team) * team.share**2

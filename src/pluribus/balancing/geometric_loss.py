@@ -11,7 +11,7 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pluribus.balancing.balancer import Balancer, check_positive
+from pluribus.balancing.balancer import Balancer, check_positive, check_signs
 
 
 @dataclass(eq=False)
@@ -25,5 +25,6 @@ class GeometricLoss(Balancer):
         check_positive(self, floor=self.floor)
 
     def compute(self, signal: Tensor, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
+        check_signs(self, tasks, signal)
         logs = signal.clamp_min(self.floor).log()
         return (logs.mean() - logs).exp() / len(tasks)

@@ -13,7 +13,6 @@ Half precision: G is measured in float32; float16 passes carry a loss scale of t
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -21,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from pluribus.balancing.balancer import once
 from pluribus.balancing.graph import Use, edge, freed, gradients, leaf_of, uses
 from pluribus.balancing.layers import Layer, gram_of, known_layers, real
 from pluribus.balancing.processes import Processes
@@ -148,13 +148,3 @@ def last_layer(z: Sequence[Tensor], last: nn.Module | Iterable[Tensor] | None) -
     if not first:
         raise BadInput("no parameters lie below them", where="features", remedy="pass features that a trainable layer made")
     return first
-
-
-_SAID: set[str] = set()
-
-
-def once(message: str) -> None:
-    """A warning that is given once in a process."""
-    if message not in _SAID:
-        _SAID.add(message)
-        warnings.warn(message, stacklevel=2)

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Literal
+from functools import wraps
+from typing import Any, Literal, ParamSpec, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +15,8 @@ from pluribus.balancing.decision import Decision
 from pluribus.balancing.processes import Processes, union
 from pluribus.errors import BadInput, NonFinite, unknown
 
+P = ParamSpec("P")
+R = TypeVar("R")
 Features = Tensor | Sequence[Tensor]
 OnNonFinite = Literal["raise", "skip", "unchecked"]
 
@@ -89,6 +92,36 @@ def listen(losses: Mapping[str, Tensor], on_nonfinite: OnNonFinite, team: Proces
             remedy="lower the learning rate or look at the batch; on_nonfinite='skip' leaves such steps out",
         )
     return Heard(tasks, tensors, present, values, index, team, bad)
+
+
+def outside_autocast(door: Callable[P, R]) -> Callable[P, R]:
+    """A door that measures in the gradients' own types, wherever it is called; a closure still runs as its caller's code does."""
+
+    @wraps(door)
+    def measure(*args: P.args, **kwargs: P.kwargs) -> R:
+        kind = next((kind for kind in ("cpu", "cuda") if torch.is_autocast_enabled(kind)), None)
+        if kind is None:
+            return door(*args, **kwargs)
+        closure = kwargs.get("closure")
+        if closure is not None:
+            kwargs["closure"] = _inside(closure, kind, torch.get_autocast_dtype(kind))
+        with torch.autocast(kind, enabled=False):
+            return measure(*args, **kwargs)  # again, for the other kind of device
+
+    return measure
+
+
+def _inside(closure: Any, kind: str, dtype: torch.dtype) -> Any:
+    """A closure, or a mapping of closures, that runs under autocast."""
+    if isinstance(closure, Mapping):
+        return {name: _inside(each, kind, dtype) for name, each in closure.items()}
+
+    @wraps(closure)
+    def call(*args: Any) -> Any:
+        with torch.autocast(kind, dtype=dtype):
+            return closure(*args)
+
+    return call
 
 
 def stack(tensors: Sequence[Tensor]) -> Tensor:

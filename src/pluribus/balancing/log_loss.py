@@ -10,12 +10,12 @@ from typing import ClassVar
 
 from torch import Tensor
 
-from pluribus.balancing.balancer import Balancer, check_positive
+from pluribus.balancing.balancer import Balancer, check_positive, check_signs
 
 
 @dataclass(eq=False)
 class LogLoss(Balancer):
-    """w_t = 1 / (ℓ_t + ε), for losses that are not negative (a negative one counts as 0). epsilon: ε (default 1e-8)."""
+    """w_t = 1 / (ℓ_t + ε), for losses that are not negative. epsilon: ε (default 1e-8)."""
 
     epsilon: float = 1e-8
     needs: ClassVar[frozenset[str]] = frozenset({"losses"})
@@ -24,4 +24,5 @@ class LogLoss(Balancer):
         check_positive(self, epsilon=self.epsilon)
 
     def compute(self, signal: Tensor, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
-        return 1 / (signal.clamp_min(0) + self.epsilon)
+        check_signs(self, tasks, signal)
+        return 1 / (signal + self.epsilon)

@@ -17,7 +17,7 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from pluribus.balancing.balancer import Balancer
+from pluribus.balancing.balancer import Balancer, check_signs
 from pluribus.errors import BadInput, unknown
 from pluribus.linalg.min_norm import min_norm
 
@@ -29,6 +29,7 @@ class MGDA(Balancer):
     """Weights on the simplex (divided by the normaliser where one is applied).
 
     normalise: "none" (default), "l2", "loss", "loss+" ("loss" and "loss+" need ``losses=``).
+        A task whose loss is 0 has no such gradient and gets weight 0; a negative loss is an error.
     applied: whether the weights act on the "normalised" gradients (default) or on the "raw" ones.
     """
 
@@ -45,7 +46,7 @@ class MGDA(Balancer):
     def compute(self, signal: Tensor, tasks: tuple[str, ...], losses: Tensor | None) -> Tensor:
         if self.normalise == "none":
             return min_norm(signal)
-        scale = torch.ones_like(signal[0])
+        scale, solved = torch.ones_like(signal[0]), torch.zeros(len(tasks), dtype=torch.bool)
         if self.normalise in ("l2", "loss+"):
             scale = signal.diagonal().clamp_min(0).sqrt()
         if self.normalise in ("loss", "loss+"):
@@ -55,9 +56,16 @@ class MGDA(Balancer):
                     where=f"{type(self).__name__}(normalise={self.normalise!r})",
                     remedy="pass losses=, one number a task",
                 )
+            solved = check_signs(self, tasks, losses)
             scale = scale * losses
         inverse = torch.where(scale > 0, 1 / scale, 0.0)
-        w = min_norm(signal * inverse.unsqueeze(1) * inverse)
+        normed = signal * inverse.unsqueeze(1) * inverse
+        if bool(solved.any()):  # a loss of 0 has no normalised gradient: the others are balanced
+            w = torch.zeros_like(scale)
+            if not bool(solved.all()):
+                w[~solved] = min_norm(normed[~solved][:, ~solved])
+        else:
+            w = min_norm(normed)
         return w * inverse if self.applied == "normalised" else w
 
 

@@ -23,7 +23,10 @@ from pluribus.linalg.alpha_fair import alpha_fair
 class NashMTL(Balancer):
     """The bargaining weights α, those of a task without gradient 0.
 
-    max_norm: the longest ‖d‖ (default 1.0, the authors'; None leaves √T). preference: bargaining power p (default 1 each).
+    max_norm: the longest ‖d‖ (default 1.0, the authors'; None leaves √T), *where the Gram matrix was measured*: at the features$
+        it bounds Σ w_t ∂ℓ_t/∂z, and the gradient of the shared parameters below may be longer or shorter by whatever ∂z/∂θ does
+        (28 in place of 1 was seen). ``gram="full"`` bounds the shared parameters' own gradient.
+    preference: bargaining power p (default 1 each).
     """
 
     max_norm: float | None = 1.0

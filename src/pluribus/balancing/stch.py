@@ -17,7 +17,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from pluribus.balancing.balancer import Balancer, Preference, check_positive, check_preference, preference_of
+from pluribus.balancing.balancer import Balancer, Preference, check_positive, check_preference, check_signs, preference_of
 from pluribus.balancing.state import PerTask, constant
 from pluribus.errors import BadInput
 
@@ -53,6 +53,7 @@ class STCH(Balancer):
             preference = preference_of(self.preference, tasks, signal, 1 / len(tasks))
             ideal = constant(tuple(float(self.ideal.get(task, 0.0)) for task in tasks), signal.dtype, signal.device)
             return preference * (preference * (signal - ideal) / self.mu).softmax(0)
+        check_signs(self, tasks, signal)
         loss = signal.clamp_min(1e-8)
         total, steps = self.total.rows(tasks, signal), self.steps.rows(tasks, signal)
         counts = steps == 0 if self.epoch >= self.warmup else torch.ones_like(steps, dtype=torch.bool)

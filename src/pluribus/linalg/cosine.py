@@ -38,10 +38,14 @@ def settled(open_: Tensor) -> bool:
     return open_.device.type == "cpu" and not bool(open_.any())
 
 
-def pseudo_inverse(matrix: Tensor) -> Tensor:
-    """Moore–Penrose inverse of a symmetric positive semi-definite matrix; eigenvalues below λ_max·T·eps count as zero."""
+def pseudo_inverse(matrix: Tensor, rounding: float | None = None) -> Tensor:
+    """Moore–Penrose inverse of a symmetric positive semi-definite matrix; eigenvalues below 4·T·λ_max·rounding count as zero.
+
+    rounding: the relative rounding error of the entries, that of the type in which they were *measured* (default: their own).
+    """
     values, vectors = torch.linalg.eigh(matrix)
-    cut = values.amax(-1, keepdim=True).clamp_min(0) * matrix.shape[-1] * torch.finfo(matrix.dtype).eps
+    eps = torch.finfo(matrix.dtype).eps if rounding is None else rounding
+    cut = 4 * values.amax(-1, keepdim=True).clamp_min(0) * matrix.shape[-1] * eps
     inverse = torch.where(values > cut, 1 / values, 0.0)
     found: Tensor = (vectors * inverse.unsqueeze(-2)) @ vectors.mT
     return found
