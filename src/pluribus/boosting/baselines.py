@@ -65,6 +65,8 @@ OURS = ("objective", "metric", "num_class", "seed", "data", "valid", "categorica
 
 class _LightGBMCandidate(Candidate):
     road = "boost"
+    loop: ClassVar[tuple[str, ...]] = ("rounds", "patience", "params")
+    """Settings that are no LightGBM parameters."""
     tuned: ClassVar[Mapping[bool, Mapping[str, Any]]] = {True: {}, False: {}}
     """Of classes (True) and of numbers (False): the value of each setting that is None."""
     defaults = {  # noqa: RUF012
@@ -128,7 +130,7 @@ class _LightGBMCandidate(Candidate):
     def _set(self, task: Task) -> dict[str, Any]:
         """The LightGBM parameters of a task that are set, by name."""
         tuned = self.tuned[bool(task.classes)]
-        own = {key: value for key, value in self.settings.items() if key not in ("rounds", "patience", "params")}
+        own = {key: value for key, value in self.settings.items() if key not in self.loop}
         return {key: tuned.get(key) if value is None else value for key, value in own.items()} | self.own
 
     def _params(self, task: Task, seed: int, threads: int) -> dict[str, Any]:
@@ -320,7 +322,7 @@ class _Binned:
 
     def __init__(self, data: Prepared, matrix: NDArray[np.float32]) -> None:
         self.matrix, self.columns = matrix, matrix.shape[1]
-        self.categorical = list(range(data.numeric.shape[1], matrix.shape[1]))
+        self.categorical = list(range(data.numeric.shape[1], data.numeric.shape[1] + data.categorical.shape[1]))
         self.last: tuple[NDArray[np.int64], NDArray[np.int64] | None, Dataset, Dataset | None] | None = None
 
     def take(self, train: Cells, valid: Cells | None, params: dict[str, Any]) -> tuple[Dataset, Dataset | None]:
