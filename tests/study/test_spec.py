@@ -81,3 +81,10 @@ def test_hash_ignores_the_name_and_sees_the_rest() -> None:
     other = spec.parse({**GOOD, "seed": 1}, where="x")
     assert spec.configuration_hash(a, "h") == spec.configuration_hash(same, "h")
     assert len({spec.configuration_hash(a, "h"), spec.configuration_hash(other, "h"), spec.configuration_hash(a, "g")}) == 3
+
+
+def test_numbers_and_dates_that_mean_missing_are_written_as_people_write_them(tmp_path: Path) -> None:
+    """`na: [-9999, 1900-01-01]`: YAML makes a number and a date of them; the table compares words."""
+    (tmp_path / "s.yaml").write_text("table: t.csv\ntargets: [y]\nna: [-9999, 1900-01-01, d=2.5, '?']\ndayfirst: true\n")
+    found = spec.load(tmp_path / "s.yaml")
+    assert found.reading == {"na": ["-9999", "1900-01-01", "d=2.5", "?"], "dayfirst": True}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import hashlib
 import json
 import os
@@ -161,6 +162,16 @@ class TableStudy(BaseModel):
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     repeats: Annotated[int, Field(ge=100, le=100_000)] = 1000
     seed: int = 0
+
+    @field_validator("na", mode="before")
+    @classmethod
+    def _words(cls, value: Any) -> Any:
+        """YAML reads −9999 as a number and 1900-01-01 as a date."""
+
+        def word(each: Any) -> Any:
+            return str(each) if isinstance(each, int | float | datetime.date) and not isinstance(each, bool) else each
+
+        return [word(each) for each in value] if isinstance(value, list) else word(value)
 
     @field_validator("name")
     @classmethod
