@@ -17,6 +17,7 @@ from pluribus.data.table import HOLES, Table
 from pluribus.evaluation.ledger import Row
 from pluribus.evaluation.verdict import Verdict
 from pluribus.modeling import Fitted
+from pluribus.study.headline import headline
 from pluribus.study.journal import Journal
 from pluribus.study.plan import EQUAL, EQUAL_TIME, Plan, is_balanced
 from pluribus.study.report import SCHEMA_VERSION
@@ -211,18 +212,6 @@ def grouping(results: Sequence[dict[str, Any]]) -> list[list[str]]:
 
     affinity = torch.tensor([d["affinity"] for d in measured]).mean(0)
     return [list(group.serves) for group in group_tasks(affinity, 2, tasks=measured[0]["tasks"])]
-
-
-def headline(choice: StudyChoice, verdict: Verdict | None) -> str:
-    """The one sentence at the top, made of the words of the verdict and of the choice."""
-    if verdict is None:
-        return f"No verdict: {choice.reason}."
-    advice = {
-        "one model": "Recommended: the one model",
-        "committee": "Recommended: a committee of the one model and specialists",
-        "specialists": "Recommended: keep your specialists",
-    }[choice.recommended]
-    return f"{verdict.headline.rstrip('.')}. {advice} ({choice.reason})."
 
 
 def specialists_costs(

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from pluribus.study.report import options
 from pluribus.study.report.tables import Html, badge, bullets, section, table, tag
 from pluribus.study.report.words import Row, duration, label, number, size
 
@@ -30,6 +31,7 @@ def leaderboard(summary: Row) -> Html:
         "leaderboard",
         "Leaderboard",
         tag("p", MEANING),
+        options.of_study(summary),
         table("Candidates, the best on validation first", HEADS, body),
         bullets(left_out(summary)),
     )

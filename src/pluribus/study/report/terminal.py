@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from pluribus.files import read_json
-from pluribus.study.report import leaderboard, slices
+from pluribus.study.report import leaderboard, options, slices
 
 MOST_SLICES = 12
 
@@ -23,8 +23,8 @@ def spoken(folder: Path) -> str:
             why = f": {row['reason']}" if row["word"] == "undecided" and row["reason"] else ""
             lines.append(f"  {row['task']}: {row['word']} in {row['metric']}{span}{why}")
         lines.append("")
-    board = leaderboard.lines(summary)
-    lines += [*board, ""] if board else []
+    for part in (options.lines(summary), leaderboard.lines(summary)):
+        lines += [*part, ""] if part else []
     worst = list(slices.worst(summary))
     if worst:
         lines += ["Worst slices, exploratory", *(f"  {line}" for line in worst[:MOST_SLICES])]

@@ -6,7 +6,12 @@ from pluribus.study.report.tables import Html, badge, bullets, card, fold, tag
 from pluribus.study.report.words import Row, by_reason, count, counts, deciding, finite, names, number, span
 
 MOST_BADGES = 8
-_MODELS = {"one model": "Use the one model", "committee": "Use a committee", "specialists": "Keep your specialists"}
+_MODELS = {
+    "one model": "Use the one model",
+    "blend": "Use a blend of models",
+    "committee": "Use a committee",
+    "specialists": "Keep your specialists",
+}
 
 
 def top(summary: Row) -> Html:
@@ -17,7 +22,7 @@ def top(summary: Row) -> Html:
         return tag("section", _sentence(summary["headline"]), tag("div", *cards, class_="cards"), id="verdict", class_="open")
     first = verdict["comparisons"][0]
     parts = [
-        *_said(first),
+        *_said(summary["headline"], first),
         tag("div", _delta(verdict, first), _recommendation(summary), _evidence(summary), class_="cards"),
         _reasons(first),
     ]
@@ -33,9 +38,9 @@ def _mood(comparison: Row) -> str:
     return "no" if "worse" in said else "open" if "undecided" in said or not said else "yes"
 
 
-def _said(comparison: Row) -> list[Html]:
+def _said(headline: str, comparison: Row) -> list[Html]:
     """The sentence and a badge a task; where there are many, first how many got each word, and the whole list folded."""
-    rows, sentence = comparison["tasks"], _sentence(comparison["headline"])
+    rows, sentence = comparison["tasks"], _sentence(headline)
     each = [badge(row["word"], row["task"] + ("" if row["role"] == "main" else " (auxiliary)")) for row in rows]
     if len(each) <= MOST_BADGES:
         return [sentence, tag("ul", *each, class_="badges", aria_label="The word on each task")]
