@@ -39,6 +39,9 @@ class Toy:
         if not self.numbers:
             raise BadInput("holds no number", where="toy", remedy="give one")
 
+    def goes_on(self, held: Any) -> bool:
+        return False
+
     def configuration(self) -> str:
         return str(self.numbers)
 

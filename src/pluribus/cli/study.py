@@ -27,7 +27,9 @@ EXAMPLE = """Examples:
 @reading_options
 @click.option("--metric", "metrics", multiple=True, metavar="TASK=METRIC", help="Main metric of a task; repeatable.")
 @click.option("--slice", "slices", multiple=True, metavar="COL", help="Also say the metrics for each value of COL; repeatable.")
-@click.option("--candidate", "candidates", multiple=True, metavar="NAME", help="Run these instead of the default ones.")
+@click.option(
+    "--candidate", "candidates", multiple=True, metavar="NAME", help="Run these instead of the default ones; +NAME: beside them."
+)
 @click.option("--balancers", metavar="NAMES|all", help="Also try these balancers on the shared bottom (a,b,…).")
 @click.option("--backbone", metavar="NAME|DIR", help="Text encoder: minilm, small or a folder (default: minilm if there).")
 @click.option("--lgbm-params", type=click.Path(), metavar="FILE", help="YAML or JSON of LightGBM parameters.")

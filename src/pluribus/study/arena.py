@@ -41,6 +41,10 @@ class Arena(Protocol[Results]):
         """The hash of everything that the results depend on; a run goes on only under the same."""
         ...
 
+    def goes_on(self, held: Mapping[str, Any]) -> bool:
+        """Whether the trials of a run with other settings (what its `study.yaml` says) are trials of this one, too."""
+        ...
+
     def settings(self) -> Mapping[str, Any]:
         """What `study.yaml` says to people."""
         ...
@@ -85,7 +89,7 @@ def claim(arena: Arena[Results], folder: RunFolder) -> None:
         Something cannot be used, or another run holds the folder; nothing is written then.
     """
     arena.check()
-    folder.claim(arena.configuration(), arena.settings(), about=arena.about)
+    folder.claim(arena.configuration(), arena.settings(), about=arena.about, goes_on=arena.goes_on)
 
 
 def run(arena: Arena[Results], folder: RunFolder, crew: Crew, report: Reporter) -> StudyResult:

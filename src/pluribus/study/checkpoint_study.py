@@ -186,6 +186,10 @@ class CheckpointArena:
         row = [self.spec.model_dump(exclude={"name", "budget"}), self.code, files]
         return hashlib.sha256(json.dumps(row, sort_keys=True, default=str).encode()).hexdigest()
 
+    def goes_on(self, held: Mapping[str, Any]) -> bool:
+        """Never: its roads are scored once."""
+        return False
+
     def settings(self) -> dict[str, Any]:
         """The study file, and what the evaluator is called."""
         return {**self.spec.model_dump(), "evaluate": self.named}

@@ -156,11 +156,13 @@ class Plan:
 
 
 def chosen_candidates(spec: TableStudy, inputs: Collection[str] = ()) -> list[str]:
-    """Names of the candidates: those asked for, or the catalog's defaults for a table with these types of inputs; and
+    """Names of the candidates: those asked for, or the catalog's defaults for a table with these types of inputs; those asked
+    for as `+NAME` are added to either; and
     `shared_bottom+B` for every balancer B asked for ("all": every one of the catalog), beside equal weighting."""
     known = {entry.name: entry for entry in catalog.entries(family="candidate")}
     usual = [name for name, entry in known.items() if entry.default or entry.default_for in inputs]
-    chosen = usual if spec.candidates is None else list(spec.candidates)
+    asked = [name for name in spec.candidates or () if not name.startswith("+")]
+    chosen = [*(asked or usual), *(name[1:] for name in spec.candidates or () if name.startswith("+"))]
     for name in chosen:
         if name.partition("+")[0] not in known:
             raise unknown("candidate", name, known, where="candidates")

@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, fields
 from functools import cached_property
@@ -34,6 +35,8 @@ from pluribus.modeling import Fitted, load
 
 OPENINGS = ".test_openings.json"
 REMEDY = "choose another --name"
+MADE = ("report.json", "report.html", "choice.json", "opened.json", "verdict.json", "results.parquet")
+"""What is made of a run's trials, beside `model/`."""
 
 
 @dataclass(frozen=True)
@@ -92,10 +95,19 @@ class RunFolder:
 
     # -- whose it is ----------------------------------------------------------------------------------------------
 
-    def claim(self, configuration: str, settings: Mapping[str, Any], *, about: str) -> None:
+    def claim(
+        self,
+        configuration: str,
+        settings: Mapping[str, Any],
+        *,
+        about: str,
+        goes_on: Callable[[Mapping[str, Any]], bool] = lambda held: False,
+    ) -> None:
         """Take the folder for one configuration: a new one, or one that an earlier call took for the same.
 
-        A folder in which nothing was computed yet (a mere plan) may be taken for another configuration.
+        A folder in which nothing was computed yet (a mere plan) may be taken for another configuration. So may one whose run goes
+        on as this one: then its trials stay, and what was made of them (choice, verdict, model, report) is removed, so that it is
+        made anew and the test split is opened, and counted, again.
 
         Parameters
         ----------
@@ -105,6 +117,8 @@ class RunFolder:
             What `study.yaml` says to people, beside the hash.
         about : str
             What the hash is about, for the message: "settings or data".
+        goes_on : callable
+            Whether the trials of a run with other settings, as its `study.yaml` holds them, are trials of this one.
 
         Raises
         ------
@@ -118,11 +132,22 @@ class RunFolder:
             return
         if held is None and self.path.exists() and any(self.path.iterdir()):
             raise BadInput("exists and is not a run", where=str(self.path), remedy=REMEDY)
-        if self.work.exists():
-            raise BadInput(f"holds a run with other {about}", where=str(self.path), remedy=REMEDY)
         row = {**settings, "configuration": configuration}
-        with atomic_file(self.path / "study.yaml") as aside:
-            aside.write_text(yaml.safe_dump(row, sort_keys=False, allow_unicode=True), "utf-8")
+
+        def write() -> None:
+            with atomic_file(self.path / "study.yaml") as aside:
+                aside.write_text(yaml.safe_dump(row, sort_keys=False, allow_unicode=True), "utf-8")
+
+        if not self.work.exists():
+            write()
+            return
+        if not goes_on(read_yaml(self.path / "study.yaml")):
+            raise BadInput(f"holds a run with other {about}", where=str(self.path), remedy=REMEDY)
+        with file_lock(self.path / ".lock"):
+            for name in MADE:  # the report first: without it the run is not finished
+                (self.path / name).unlink(missing_ok=True)
+            shutil.rmtree(self.path / "model", ignore_errors=True)
+            write()
 
     @contextlib.contextmanager
     def locked(self, waiting: Callable[[], None] = lambda: None) -> Iterator[None]:

@@ -28,6 +28,7 @@ from pluribus.evaluation.ledger import Row
 from pluribus.evaluation.verdict import TaskTruth, Verdict, judge
 from pluribus.files import atomic_file
 from pluribus.files.linked import link_equal
+from pluribus.files.plain import plain
 from pluribus.modeling import Fitted, load
 from pluribus.modeling.artefact.committee import Committee
 from pluribus.options import ROLES
@@ -36,8 +37,9 @@ from pluribus.study import spec as specs
 from pluribus.study.champion import Champion, read_champion
 from pluribus.study.crews import Crew
 from pluribus.study.journal import Journal
+from pluribus.study.kept_plan import kept
 from pluribus.study.leaderboard import leaderboard
-from pluribus.study.plan import Plan, plan
+from pluribus.study.plan import Plan, chosen_candidates, plan
 from pluribus.study.progress import Reporter
 from pluribus.study.run_folder import RunFolder
 from pluribus.study.selection import CHAMPION, Finalist, StudyChoice
@@ -185,7 +187,21 @@ class TableArena:
     def settings(self) -> dict[str, Any]:
         """The study file, with what was inferred written out."""
         targets = [specs.row_of(task) for task in self.table.tasks]
-        return {**self.spec.model_dump(), "targets": targets, "split": self.table.split}
+        return {**self.spec.model_dump(), "targets": targets, "split": self.table.split, "data": self.data_hash}
+
+    def goes_on(self, held: Mapping[str, Any]) -> bool:
+        """Whether a run with the same data and settings has only fewer candidates, or other slices: its trials are taken as they
+        are. What was set for its candidates must be the same."""
+        mine: dict[str, Any] = plain(self.settings())
+        free = {"candidates", "slices", "settings", "name", "table", "configuration"}
+        if any(held.get(key) != mine.get(key) for key in {*held, *mine} - free):
+            return False
+        inputs = {source.type for source in self.learnable.columns.inputs}
+        before = chosen_candidates(self.spec.model_copy(update={"candidates": held.get("candidates")}), inputs)
+        theirs, ours = held.get("settings") or {}, mine["settings"]
+        bases = {*before, *(name.partition("+")[0] for name in before)}
+        alike = all(theirs.get(name) == ours.get(name) for name in bases)
+        return alike and set(before) <= set(chosen_candidates(self.spec, inputs))
 
     def write_split(self, folder: RunFolder) -> None:
         """`split.parquet`: the part of every row."""
@@ -194,6 +210,7 @@ class TableArena:
 
     def trials(self, folder: RunFolder, crew: Crew, report: Reporter) -> Compared:
         """Look for what would make the study lie, then train every road."""
+        vars(self).update(plan=kept(self.plan, folder.work / "roads.json"))
         report.event("plan", text=self.plan.text())
         self.write_split(folder)
         findings = leakage.check(self.table, self.split, self.learnable, seed=self.spec.seed)
