@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 
-from benchmarks.study_claims import FULL, SHORT, cover, report
+from benchmarks.study_claims import SHORT, Extent, cover, report
 from benchmarks.study_claims.cells import Work, arms
 from benchmarks.study_claims.sets import DEFAULT, SETS
 
@@ -30,7 +30,7 @@ def main() -> None:
     work = Work()
     if not chosen.page:
         cover(work, tables, chosen.splits, chosen.arms, chosen.budget, again=chosen.again, retry=chosen.retry)
-    report(work, FULL if chosen.budget == FULL.budget else SHORT)
+    report(work, Extent(tuple(tables), chosen.splits, chosen.budget))
 
 
 main()

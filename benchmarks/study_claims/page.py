@@ -388,9 +388,10 @@ def _judged(work: Work, table: str, split: int, budget: float, cells: Mapping[Ke
 
 
 def write(work: Work, tables: Sequence[str], splits: int, budget: float) -> None:
-    """Write the page from the cells that are there."""
+    """Write the page from the cells of this budget that are there, also those of tables and splits beyond what was asked for."""
     cells = work.cells()
     extent = [(table, split) for table in tables for split in range(splits)]
+    extent = list(dict.fromkeys([*extent, *((key.table, key.split) for key in cells if key.budget == budget)]))
     ran = [(t, s) for t, s in extent if any(Key(t, s, arm, budget) in cells for arm in (OURS, *ARMS))]
     every = [_judged(work, table, split, budget, cells) for table, split in ran]
     found, chosen = ([j for j in every if (j.table in CHOSEN_ON) == on] for on in (False, True))
