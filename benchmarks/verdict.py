@@ -1,4 +1,8 @@
-"""How often does the verdict err? A/A trials (joint := specialists with other seeds), power, and coverage, on simulation.
+"""How often does the verdict err? A/A trials, power, and coverage, on simulation.
+
+Two scopes, two trials. Of *the method*: the challenger is the specialists with other seeds; its word is `method_word`. Of *what
+would be deployed*: two files of predictions whose cells are swapped at random, unit by unit, so that neither is better in
+expectation. (Two seeds are two different files: a verdict on files that told them apart would be right.)
 
 The simulated test split has clusters (units of unequal size, each with an effect of its own on truth), holes of random cells, and
 models that differ by seed in two ways: a shift of quality that all rows feel, and noise of its own on every row.
@@ -37,8 +41,12 @@ TASKS = (
 
 @dataclass
 class Tally:
-    """Counts over repeats: of words, of repeats with any better or worse, and of intervals that hold the true gain."""
+    """Counts over repeats: of words, of repeats with any better or worse, and of intervals that hold the true gain.
 
+    scope: "method" or "file", whose words and intervals are counted.
+    """
+
+    scope: str = "method"
     repeats: int = 0
     words: Counter[str] = field(default_factory=Counter)
     any_different: int = 0
@@ -49,12 +57,19 @@ class Tally:
     def add(self, verdict: Verdict, true_gain: Mapping[str, float] | None = None) -> None:
         comparison = verdict.comparisons[0]
         self.repeats += 1
-        self.words.update(row.word for row in comparison.tasks)
-        self.any_different += any(row.word in ("better", "worse") for row in comparison.tasks)
-        self.overall_different += comparison.overall.word in ("better", "worse")
+        words = [self.word(row) for row in comparison.tasks]
+        self.words.update(words)
+        self.any_different += any(word in ("better", "worse") for word in words)
+        self.overall_different += self.word(comparison.overall) in ("better", "worse")
         for row in comparison.tasks if true_gain is not None else ():
-            self.covered += row.gain.deciding.low <= true_gain[row.task] <= row.gain.deciding.high
+            gain = row.gain.file if self.scope == "file" else row.gain.method
+            assert gain is not None
+            self.covered += gain.low <= true_gain[row.task] <= gain.high
             self.covered_of += 1
+
+    def word(self, row: Any) -> str:
+        """The word of this scope."""
+        return str(row.word if self.scope == "file" else row.method_word)
 
     def figures(self) -> dict[str, Any]:
         """What the page shows of it."""
@@ -163,15 +178,32 @@ def constants_of(truth: Mapping[str, TaskTruth]) -> dict[str, float | np.ndarray
 
 
 def simulate(
-    world: World, *, seeds: tuple[int, int], repeats: int, gain: float = 1.0, resamples: int = 200, seed: int = 0
+    world: World,
+    *,
+    seeds: tuple[int, int],
+    repeats: int,
+    gain: float = 1.0,
+    resamples: int = 200,
+    seed: int = 0,
+    scope: str = "method",
+    swapped: bool = False,
 ) -> Tally:
-    """Fresh truth and fresh models in every repeat; `gain` > 1 plants a better challenger (its noise is divided by it)."""
-    tally = Tally()
+    """Fresh truth and fresh models in every repeat; `gain` > 1 plants a better challenger (its noise is divided by it).
+
+    swapped: the cells of both sides change places at random, unit by unit.
+    """
+    tally = Tally(scope)
     for repeat in range(repeats):
         random = np.random.default_rng((seed, repeat))
         units, scores, truth = world.truth(random)
         one = world.predictions(random, scores, truth, seeds[0], gain)
         other = world.predictions(random, scores, truth, seeds[1])
+        if swapped:
+            chosen = random.random(world.units) < 0.5
+            for name, cells in truth.items():
+                here = chosen[units[cells.rows]]
+                pairs = list(zip(one[name], other[name]))
+                one[name], other[name] = ([np.where(here, a, b) for a, b in pairs], [np.where(here, b, a) for a, b in pairs])
         constants = constants_of(truth)
         verdict = judge(TASKS, truth, units, one, {"itself": other}, constants=constants, repeats=resamples, seed=repeat)
         tally.add(verdict, dict.fromkeys((task.name for task in TASKS), 0.0) if gain == 1 else None)

@@ -21,10 +21,16 @@ from pluribus.catalog import Entry
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput, MissingExtra
 from pluribus.modeling import Budget, Fitted
+from pluribus.modeling.artefact.average import Average
 
 FIRST = Path(__file__).parents[1] / "fixtures" / "first_edition"
 LISTED = entries_for(__name__, "artefact", "folder", "fit")
-MADE_BY = {"constants": "constant", "forests": "extra_trees", "chains": "erc"}  # younger artefacts → a candidate that makes them
+MADE_BY = {  # younger artefacts → candidates that make them
+    "average": ("lightgbm_per_task", "constant"),
+    "chains": ("erc",),
+    "constants": ("constant",),
+    "forests": ("extra_trees",),
+}
 INPUTS = ["x0", "x1", "x2", "x3", "word"]
 
 
@@ -41,9 +47,13 @@ def _folders() -> dict[str, Path]:
 def fitted(request: pytest.FixtureRequest, mixed: Prepared, tmp_path: Path) -> Fitted:
     entry: Entry = request.param
     if entry.fixture == "fit":
-        kind = catalog.get("candidate", MADE_BY[entry.name]).resolve()
-        quick = {key: value for key, value in {"rounds": 5, "trees": 5}.items() if key in kind.defaults}
-        kind(**quick).fit(mixed, Budget(60), 0).save(tmp_path / "model")
+        kinds = [catalog.get("candidate", name).resolve() for name in MADE_BY[entry.name]]
+        quick = {"rounds": 5, "trees": 5}
+        made = [kind(**{key: value for key, value in quick.items() if key in kind.defaults}) for kind in kinds]
+        fits = {candidate.name: candidate.fit(mixed, Budget(60), 0) for candidate in made}
+        weights = {task.name: dict(zip(fits, (3.0, 1.0))) for task in mixed.tasks}
+        whole = Average(mixed.tasks, mixed.columns, fits, weights) if len(fits) > 1 else fits[made[0].name]
+        whole.save(tmp_path / "model")
         return pluribus.load(tmp_path / "model")
     try:
         return pluribus.load(_folders()[entry.name] / "model")

@@ -170,6 +170,8 @@ def test_candidates_that_do_not_read_it_go_by_the_other_columns() -> None:
     _, data = made()
     alone = made(frame()[["photo", "y", "z"]])[1]
     for entry in catalog.entries(family="candidate"):
+        if entry.name == "constant":  # it reads no column, and says nothing of any
+            continue
         candidate = entry.resolve()()
         assert "photo" in candidate.ignored(data), entry.name
         assert candidate.unreadable(alone) is not None, entry.name

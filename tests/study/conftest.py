@@ -10,7 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-FAST = {"budget": "600s", "seeds": 2, "configurations": 1, "repeats": 200}
+ROADS = ["single_networks", "lightgbm_per_task", "lightgbm_pooled", "shared_bottom_equal", "shared_bottom_uncertainty"]
+FAST = {"budget": "600s", "seeds": 2, "configurations": 1, "repeats": 200, "candidates": ROADS}
 TARGETS = ["default", "prepay", "loss:regression", "calls:count"]
 
 
@@ -50,7 +51,10 @@ def study_of(tmp_path: Path) -> Callable[..., Any]:
 
     def make(table: Any, targets: Any = TARGETS, **settings: Any) -> Study:
         roles = {"id": "loan", "group": "customer", "split": "time:opened", "weight": "exposure"}
-        return Study(table, targets, folder=tmp_path, jobs=1, **{**roles, **FAST, **settings})
+        given = {**roles, **FAST, **settings}
+        return Study(
+            table, targets, folder=tmp_path, jobs=1, **{name: value for name, value in given.items() if value is not None}
+        )
 
     return make
 

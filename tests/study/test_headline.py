@@ -69,7 +69,7 @@ def test_the_mean_is_said_in_words(summary_of: Make) -> None:
     assert f"on average over the tasks it is {-delta.value:.1f} % worse ({-delta.high:.1f} to {-delta.low:.1f})" in headline(
         choice(), found
     )
-    both = Verdict.from_dict(summary_of(TASKS, 1.0, 1.0, rows=80)["verdict"])
+    both = Verdict.from_dict(summary_of(TASKS, [1.1, 0.9], 1.0, rows=80)["verdict"])
     delta = both.comparisons[0].overall.delta.deciding
     assert delta.low < 0 < delta.high
     assert " % worse " in headline(choice(), both)

@@ -18,7 +18,7 @@ from pluribus.study.memory import forget_peak, peak
 from pluribus.study.report import write_report
 from pluribus.study.report.leaderboard import lines
 from pluribus.study.report.terminal import spoken
-from pluribus.study.trial import cell_scores, skills
+from pluribus.study.trial import averaged, cell_scores, skills
 
 Make = Callable[..., dict[str, Any]]
 
@@ -45,11 +45,10 @@ def test_test_scores_are_the_skill_of_the_fits(finished: Any) -> None:
     as_valid = study.data.with_parts(train=rows["train"], valid=rows["test"])
     trials = result.folder / "work" / "trials"
     for name, row in board_of(result).items():
-        each = []
-        for folder in sorted(trials.glob(f"final-{name}-*")):
-            said = cell_scores(load(folder / "model"), as_valid, "valid", calibrated=True)
-            each += list(skills(as_valid, said).values())
-        assert row["test"] == pytest.approx(np.mean(each), rel=1e-9)
+        folders = sorted(trials.glob(f"final-{name}-*"))
+        each = [cell_scores(load(folder / "model"), as_valid, "valid", calibrated=True) for folder in folders]
+        said = averaged(as_valid.tasks, each, 0)
+        assert row["test"] == pytest.approx(np.mean(list(skills(as_valid, said).values())), rel=1e-9)
 
 
 def test_costs_are_those_of_the_trials(finished: Any) -> None:

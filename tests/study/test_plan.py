@@ -9,23 +9,48 @@ from typing import Any
 import pytest
 
 from pluribus.errors import BadInput
+from pluribus.study.plan import most_configurations
 from pluribus.study.spec import configuration_hash, parse
 
 
 def _spent(plan: Any, name: str) -> float:
     road = next(road for road in plan.roads if road.candidate == name)
-    return road.final_seconds * len(plan.seeds) + road.screening_seconds * len(road.screens(0))
+    return road.final_seconds * len(plan.draws) + road.screening_seconds * len(road.screens(0))
 
 
-def test_every_road_gets_the_same_seconds(study_of: Any, loans: Any) -> None:
-    """The specialists of one kind together are one road, whatever their number."""
+def test_what_a_road_does_not_need_goes_to_the_others(study_of: Any, loans: Any) -> None:
+    """The specialists of one kind are one road; all seconds are given away, and nobody gets less than half an even share."""
     plan = study_of(loans, budget="20m", configurations=4, name="p").plan()
     shares = [_spent(plan, road.candidate) for road in plan.roads]
-    assert len(shares) == 4
-    assert shares == pytest.approx([0.9 * 1200 / 4] * 4)
+    assert sum(shares) == pytest.approx(0.9 * 1200)
+    even = sum(shares) / len(shares)
+    assert min(shares) >= 0.5 * even - 1e-9
+    tight = study_of(loans, budget="9s", name="p").plan()
+    spent = {road.candidate: _spent(tight, road.candidate) for road in tight.roads}
+    dearest = max(tight.roads, key=lambda road: road.estimate)
+    assert sum(spent.values()) == pytest.approx(0.9 * 9)
+    assert spent[dearest.candidate] >= 0.9 * 9 / len(spent) - 1e-9
     trainings = {road.candidate: road.trainings for road in plan.roads}
     assert trainings["lightgbm_per_task"] == 4 * (4 + 2)
     assert trainings["shared_bottom_equal"] == 4 + 2
+
+
+@pytest.mark.parametrize(("rows", "most"), [(10, 4), (100, 4), (500, 8), (10_000, 40), (10**7, 100)])
+def test_the_number_of_configurations_follows_the_rows(rows: int, most: int) -> None:
+    assert most_configurations(rows) == most
+
+
+def test_small_tables_are_not_screened_unless_asked(study_of: Any, loans: Any) -> None:
+    """700 rows: a screening would choose by luck."""
+    roads = study_of(loans, budget="20m", configurations=None, name="p").plan().roads
+    assert all(len(road.configurations) == 1 for road in roads)
+
+
+def test_a_tight_budget_drops_twins_then_fits(study_of: Any, loans: Any) -> None:
+    plan = study_of(loans, budget="3s", seeds=None, configurations=None, candidates=None, name="p").plan()
+    assert len(plan.draws) == 1
+    assert "fits of each candidate, not 3" in plan.text()
+    assert "--budget decides" in plan.left_out["realmlp_single"]
 
 
 def test_small_budgets_do_not_screen(study_of: Any, loans: Any) -> None:
@@ -88,9 +113,20 @@ def test_wrong_settings_end_the_study_before_it_trains(study_of: Any, loans: Any
 def test_runs_of_before_settings_keep_their_hash() -> None:
     """A study file without `settings` is the configuration it was."""
     spec = parse({"table": "t.csv", "targets": ["y"]}, where="x")
-    later = {"class_weights", "slices", "text", "items", "max_length", "settings"}
+    later = {
+        "class_weights",
+        "slices",
+        "text",
+        "items",
+        "max_length",
+        "settings",
+        "folds",
+        "prefer",
+        "tolerance",
+        "allow_committee",
+    }
     later |= {"thousands", "decimal", "na", "dayfirst", "types", "separator", "encoding"}
-    row = spec.model_dump(exclude={"name", "table", "champion", *later})
+    row = {**spec.model_dump(exclude={"name", "table", "champion", *later}), "allow_committee": False}
     assert configuration_hash(spec, "d") == hashlib.sha256(json.dumps([row, "d"], sort_keys=True).encode()).hexdigest()
     other = parse({"table": "t.csv", "targets": ["y"], "settings": {"mmoe": {"experts": 3}}}, where="x")
     assert configuration_hash(other, "d") != configuration_hash(spec, "d")

@@ -175,6 +175,7 @@ def test_command_line_and_python_agree(finished: Any, loans_file: Path, loans: p
         f"table: {loans_file}\nid: loan\ngroup: customer\nsplit: time:opened\nweight: exposure\n"
         "targets: [default, prepay, 'loss:regression', 'calls:count']\nmetrics: {default: gini}\n"
         "budget: 600s\nseeds: 2\nconfigurations: 1\nrepeats: 200\nname: loans\n"
+        "candidates: [single_networks, lightgbm_per_task, lightgbm_pooled, shared_bottom_equal, shared_bottom_uncertainty]\n"
     )
     done = subprocess.run([*PLURIBUS, "study", "s.yaml", "--jobs", "2"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr

@@ -159,7 +159,7 @@ def test_wrong_settings(change: dict[str, Any]) -> None:
 
 def test_the_catalog_names_it() -> None:
     assert catalog.get("candidate", "realmlp").resolve() is RealMLPNetwork
-    assert not catalog.get("candidate", "realmlp").default
+    assert catalog.get("candidate", "realmlp").default
 
 
 def _twins(mixed: Prepared) -> Prepared:

@@ -61,7 +61,7 @@ def test_each_slice_counts_its_own_steps() -> None:
         if late:
             alone.grad = gradient[1:].clone()
             b.step()
-    torch.testing.assert_close(both[1:], alone, rtol=1e-6, atol=1e-6)  # one kernel for all, or slice by slice
+    torch.testing.assert_close(both[1:], alone, rtol=1e-5, atol=1e-5)  # one kernel for all, or slice by slice: rounding adds up
 
 
 def test_parameter_without_gradient_is_untouched() -> None:

@@ -64,6 +64,8 @@ OURS = ("objective", "metric", "num_class", "seed", "data", "valid", "categorica
 
 
 class _LightGBMCandidate(Candidate):
+    libraries = ("lightgbm",)
+
     road = "boost"
     loop: ClassVar[tuple[str, ...]] = ("rounds", "patience", "params")
     """Settings that are no LightGBM parameters."""

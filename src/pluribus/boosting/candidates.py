@@ -13,7 +13,7 @@ import math
 import time
 from collections.abc import Sequence
 from dataclasses import fields
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,9 @@ from pluribus.boosting.storage import load
 from pluribus.boosting.treeshap import shap_values
 from pluribus.boosting.vector_leaf import MultiTaskBoosting
 from pluribus.data.columns import FittedColumns
-from pluribus.data.prepared import Cells, Prepared
+from pluribus.data.prepared import Cells, Prepared, prepare
+from pluribus.data.splitting import split
+from pluribus.data.table import Table
 from pluribus.errors import BadInput
 from pluribus.modeling import Budget, Candidate, Choice, Costs, FitRecord, Fitted, IntRange, LogUniform, SearchSpace, Uniform
 from pluribus.modeling.artefact.fitted import Array, Wanted, alike
@@ -109,7 +111,24 @@ class Boosted(Fitted):
         return cls(tasks, columns, model, float(manifest["centre"]), float(manifest["scale"]))
 
 
+@cache
+def compiled() -> None:
+    """Compile the loops of the trees, or load what an earlier process compiled: half a minute once a machine, then a second.
+
+    It fits a few rows, so that all of them are called with the types that fits use.
+    """
+    import pandas as pd
+
+    rng = np.random.default_rng(0)
+    frame = pd.DataFrame(rng.normal(size=(90, 3)), columns=["a", "b", "number"])
+    frame["word"], frame["class"] = rng.choice(["x", "y"], 90), rng.integers(0, 2, 90)
+    frame.loc[::7, "number"] = np.nan
+    table = Table(frame, ["number:regression", "class:binary"], split="random")
+    VectorLeafCandidate(rounds=2).fit(prepare(table, split(table, 0)), Budget(math.inf), 0)
+
+
 class _Boosting(Candidate):
+    libraries = ("pluribus.boosting.candidates:compiled",)
     road = "boost"
 
     def unfit(self, data: Prepared) -> str | None:

@@ -62,7 +62,7 @@ class Entry:
     signal: what a balancer needs; doors: which of ("combine", "backward") serve it.
     extra: the optional dependency group it needs.
     default: for candidates, whether a study runs it unless told otherwise. default_for: a type of input ("text") whose presence
-        makes it a default.
+        makes it a default. default_rows: the most training rows for which it is one (None: any number).
     fixture: what its family's conformance suite runs it on ("table", "text", "jacobians", "checkpoints", …); an entry that no
         suite runs fails the suite.
     status: "verified" only with oracle, property and claim.
@@ -79,6 +79,7 @@ class Entry:
     extra: str | None = None
     default: bool = False
     default_for: str | None = None
+    default_rows: int | None = None
     fixture: str | None = None
     status: Literal["verified", "experimental"] = "experimental"
     verified_by: Verification = field(default_factory=Verification)

@@ -28,6 +28,12 @@ EXAMPLE = """Examples:
 @click.option("--metric", "metrics", multiple=True, metavar="TASK=METRIC", help="Main metric of a task; repeatable.")
 @click.option("--slice", "slices", multiple=True, metavar="COL", help="Also say the metrics for each value of COL; repeatable.")
 @click.option(
+    "--tolerance",
+    multiple=True,
+    metavar="[TASK=]X",
+    help="Loss that does not matter: in the metric's unit (0.01), or of the specialist's value (2%); repeatable.",
+)
+@click.option(
     "--candidate", "candidates", multiple=True, metavar="NAME", help="Run these instead of the default ones; +NAME: beside them."
 )
 @click.option("--balancers", metavar="NAMES|all", help="Also try these balancers on the shared bottom (a,b,…).")
@@ -35,10 +41,18 @@ EXAMPLE = """Examples:
 @click.option("--lgbm-params", type=click.Path(), metavar="FILE", help="YAML or JSON of LightGBM parameters.")
 @click.option("--champion", type=click.Path(), metavar="FILE", help="Your own model's predictions, as one more specialist.")
 @click.option("--budget", metavar="TIME", help="Core-seconds in all: 90s, 10m, 2h (default 10m).")
-@click.option("--seeds", type=int, help="Trainings of each finalist (default 3).")
+@click.option("--seeds", type=int, help="Trainings of each finalist on one valid part (default 3).")
+@click.option("--folds", type=int, help="Folds in place of one valid part (default 5 below 3,000 units; 1: never).")
+@click.option(
+    "--prefer",
+    type=click.Choice(["one", "best", "cheap"]),
+    help="Recommend the one model where it is safe (default), the best option, or the cheapest that is safe.",
+)
 @click.option("--jobs", type=int, help="Trainings at a time (default: the number of cores).")
 @click.option("--processes", type=int, default=1, metavar="N", help="Processes that train one joint network together.")
-@click.option("--allow-committee", is_flag=True, default=None, help="Allow one model plus specialists where sharing hurts.")
+@click.option(
+    "--allow-committee/--no-committee", default=None, help="Whether several candidates may answer together (default: they may)."
+)
 @click.option("--seed", type=int, help="Seed of split and search (default 0).")
 @click.option("--name", help="Name of the run (default: the file's stem).")
 @click.option("--runs", "folder", default="runs", show_default=True, metavar="DIR", help="Where runs are kept.")
@@ -139,6 +153,12 @@ def _spec(table: str, options: dict[str, Any]) -> Any:
     given |= roles(options) | reading(options)
     if "metrics" in given:
         given["metrics"] = pairs(given["metrics"], "--metric")
+    if "tolerance" in given:
+        whole = [word for word in given["tolerance"] if "=" not in word]
+        if len(whole) > 1:
+            raise BadInput("is given twice for all tasks", where="--tolerance", remedy="keep one, or write TASK=X")
+        named = pairs([word for word in given["tolerance"] if "=" in word], "--tolerance")
+        given["tolerance"] = {**dict.fromkeys(("",) if whole else (), *whole), **named}
     for name in ("targets", "candidates", "slices"):
         if name in given:
             given[name] = list(given[name])

@@ -47,6 +47,12 @@ class Interval:
             return 1.0 if self.value == null else 0.0
         return float(2 * stdtr(self.df, -abs(self.value - null) / self.se))
 
+    def lower(self, confidence: float = 0.9) -> float:
+        """The one-sided lower bound: the true value lies above it with this confidence; NaN where the error is not known."""
+        from scipy.special import stdtrit
+
+        return self.value if self.se == 0 else float(self.value - stdtrit(self.df, confidence) * self.se)
+
 
 @dataclass(frozen=True)
 class Component:

@@ -2,27 +2,29 @@
 
 The input is predictions of one test split: for every task a list over seeds, of the challenger and of each reference.
 
-Rule, for one task with its main metric; gain = challenger − reference, both averaged over their seeds, signed so that more is
-better:
+Rule, for one task with its main metric; gain = challenger − reference, signed so that more is better:
 
-1. The interval of the gain resamples whole units and adds the between-seed variance of both sides (`intervals`).
-2. The p-value of "no gain" is adjusted by Holm over the tasks of the same role, for each reference separately.
-3. tolerance = 2 % of the reference's skill, skill = what the reference gains over a constant predictor fitted on training
-   labels (a task's own `tolerance` counts relative to the reference's value instead).
-4. **better**: adjusted p < 1 − level and gain > 0. **as good**: the interval's lower bound lies above −tolerance.
-   **worse**: adjusted p < 1 − level and gain < 0. **undecided**: anything else, with the reason.
-5. Undecided in any case: fewer than 50 test rows of a binary task's rarer class; fewer than 10 units with labels (binary:
-   with labels of the rarer class); no skill of the reference over the constant predictor (tolerance 0); metric undefined, in the
-   data or in more than 5 % of the resamples; a doubt from outside (`doubts`: "undertrained", …). The overall word is undecided
-   where a main task lacks rows or units, where a doubt touches one, or where a reference near 0 makes Δm meaningless.
+1. The first scope is what would be deployed: the artefacts' own predictions (`deployed`), else the mean over the given draws. Its
+   interval resamples whole units. It decides the word.
+2. The second scope is the method: the mean over the draws (seeds, folds), with the between-draw variance of both sides added
+   (`intervals`). It has a word of its own, where both sides have at least 3 draws.
+3. The p-value of "no gain" is adjusted by Holm over the tasks of the same role, for each reference separately.
+4. tolerance: .005 for a metric that is bounded by 1 (AUC, accuracy, F1, R²), 1 % of the reference's value for any other; or what
+   the task says: "0.01" in the metric's unit, "2%" of the reference's value.
+5. **better**: adjusted p < 1 − level and gain > 0. **as good**: the interval's lower bound lies above −tolerance.
+   **worse**: adjusted p < 1 − level and gain < 0. **undecided**: anything else, with the reason, and with how many units would
+   decide if the gain stayed what it is.
+6. A doubt blocks the words that it could undo, and no other. The reference is undertrained: no "better", no "as good". The
+   challenger is undertrained: no "worse". The reference has no skill over the constant predictor: no "as good", no "worse"; and
+   no "better" where the challenger has none either.
+7. No word in any case: fewer than 50 test rows of a binary task's rarer class; fewer than 10 units with labels (binary: with
+   labels of the rarer class); metric undefined, in the data or in more than 5 % of the resamples. The overall word is undecided
+   where a main task lacks rows or units, or where a reference near 0 makes Δm meaningless.
 
 "As good" is not adjusted for the number of tasks: "no task suffers" needs every task to pass, and such an intersection of
 tests keeps its level without adjustment (Berger 1982). A significant loss smaller than the tolerance is "as good".
 
-Two scopes: *the method* (other seeds and other units of the same kind) and *this file* (these trained models on other units).
-A side with one seed has no between-seed variance: the claim is then about that side's one file, and says so.
-
-Overall: Δm, "mean-relative" over main tasks (`delta_m`), numerator and reference resampled together.
+Overall: Δm, "mean-relative" over main tasks (`delta_m`), numerator and reference resampled together; its tolerance is 1 %.
 """
 
 from __future__ import annotations
@@ -56,7 +58,13 @@ from pluribus.tasks.forms import Maps, Ragged, Values
 Word = Literal["better", "as good", "worse", "undecided"]
 WORDS: tuple[Word, ...] = ("better", "as good", "worse", "undecided")
 
-TOLERANCE = 0.02
+BOUNDED, RELATIVE = 0.005, 0.01
+"""Tolerances: of metrics that are bounded by 1, in their unit; of others, as a share of the reference's value."""
+OVERALL = 1.0
+"""Tolerance of Δm, in per cent."""
+FEWEST_DRAWS = 3
+"""Draws of each side from which on the method has a word."""
+MOST_NEEDED = 10_000_000
 FEWEST_POSITIVES = 50
 FEWEST_UNITS = 10
 MOST_UNDEFINED = 0.05
@@ -82,14 +90,16 @@ class TaskTruth:
 
 @dataclass(frozen=True)
 class Scoped:
-    """One figure in both scopes: `file` (units) and `method` (seeds and units; None where no side has two seeds)."""
+    """One figure in both scopes: `file`, what would be deployed (units), and `method` (draws and units; None where no side has
+    two draws)."""
 
     file: Interval
     method: Interval | None
 
     @property
     def deciding(self) -> Interval:
-        return self.method or self.file
+        """The scope that decides the word: what would be deployed."""
+        return self.file
 
 
 @dataclass(frozen=True)
@@ -100,6 +110,8 @@ class TaskVerdict:
     challenger_seeds, reference_seeds: the metric of each seed; challenger, reference: their means with intervals.
     constant: the metric of the constant predictor; skill: what the reference gains over it; tolerance: in the metric's unit.
     p, p_holm: of "no gain", alone and adjusted. reason: why it is undecided, else "".
+    method_word: the word on the method, where both sides have three draws. units_needed: how many units would decide an undecided
+    task, if the gain stayed what it is; None where none would.
     """
 
     task: str
@@ -121,11 +133,13 @@ class TaskVerdict:
     p_holm: float
     word: Word
     reason: str
+    method_word: Word | None = None
+    units_needed: int | None = None
 
 
 @dataclass(frozen=True)
 class Overall:
-    """Δm over the main tasks, in per cent, positive is better; `tolerance` is the tasks' tolerances on the same scale."""
+    """Δm over the main tasks, in per cent, positive is better; `tolerance` on the same scale; `method_word` as of a task."""
 
     convention: str
     delta: Scoped
@@ -133,6 +147,7 @@ class Overall:
     p: float
     word: Word
     reason: str
+    method_word: Word | None = None
 
 
 @dataclass(frozen=True)
@@ -188,8 +203,17 @@ class Verdict:
         raise KeyError(reference)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain JSON values (NaN and infinity become None); `Verdict.from_dict` undoes it."""
-        return {**cast(dict[str, Any], plain(asdict(self))), "schema": 1, "headline": self.headline}
+        """Plain JSON values (NaN and infinity become None); `Verdict.from_dict` undoes it.
+
+        What older files do not have (`method_word`, `units_needed`) is left out where it is None.
+        """
+        found = cast(dict[str, Any], plain(asdict(self)))
+        for comparison in found["comparisons"]:
+            for row in (comparison["overall"], *comparison["tasks"]):
+                for name in ("method_word", "units_needed"):
+                    if name in row and row[name] is None:
+                        del row[name]
+        return {**found, "schema": 1, "headline": self.headline}
 
     @classmethod
     def from_dict(cls, row: Mapping[str, Any]) -> Verdict:
@@ -224,7 +248,7 @@ class Verdict:
         lines.append(f"{self.rows} test rows, {unit}; {how}.")
         for c in self.comparisons:
             lines += ["", f"{self.challenger} against {c.reference} (scope: {c.scope})"]
-            last = ("gain", "interval", "this file", "tolerance", "p (Holm)", "word")
+            last = ("gain", "interval", "tolerance", "p (Holm)", "word", "the method")
             table: list[tuple[str, ...]] = [("task", "metric", self.challenger, c.reference, *last)]
             for t in c.tasks:
                 table.append(
@@ -234,11 +258,11 @@ class Verdict:
                         number(t.challenger.file.value),
                         number(t.reference.file.value),
                         number(t.gain.file.value, "+"),
-                        span(t.gain.deciding),
                         span(t.gain.file),
                         number(t.tolerance),
                         number(t.p_holm),
                         t.word,
+                        t.method_word or "",
                     )
                 )
             widths = [max(len(row[i]) for row in table) for i in range(len(table[0]))]
@@ -246,7 +270,7 @@ class Verdict:
             o = c.overall
             because = f" ({o.reason})" if o.reason else ""
             lines.append(
-                f"  overall: delta_m {number(o.delta.file.value, '+')} % {span(o.delta.deciding)}, "
+                f"  overall: delta_m {number(o.delta.file.value, '+')} % {span(o.delta.file)}, "
                 f"{o.convention}, higher is better: {o.word}{because}"
             )
             lines += [f"  {t.task}: {t.word} because {t.reason}" for t in c.tasks if t.reason]
@@ -268,7 +292,8 @@ def judge(
     level: float = 0.95,
     repeats: int = 1000,
     seed: int = 0,
-    doubts: Mapping[str, str] | None = None,
+    deployed: Mapping[str, Mapping[str, Any]] | None = None,
+    doubts: Mapping[str, Mapping[str, str] | str] | None = None,
     notes: Sequence[str] = (),
 ) -> Verdict:
     """Judge a challenger against its references on one test split.
@@ -278,12 +303,14 @@ def judge(
     tasks: what to judge; each by its first metric.
     truth: task → its labelled test cells.
     units: the resampling unit of every test row [N], or N where each row is its own unit.
-    challenger: task → per-seed predictions; every task. Numbers of seeds may differ between sides.
+    challenger: task → predictions of each draw (seed, fold); every task. Numbers of draws may differ between sides.
     references: name → the same; the first carries the headline. A reference may lack tasks: it is compared on those it has.
     constants: task → the constant predictor's prediction, from training labels (`metrics.constant`).
     unit: what a unit is called.
     level, repeats, seed: of the intervals, of the bootstrap.
-    doubts: task → why no word should be given.
+    deployed: `challenger_name` or name of a reference → task → what the artefact predicts that would be deployed (an average of
+        the draws, say); a side that is not named is the mean over its draws.
+    doubts: task → {"challenger" or "reference": why that side could still become better}; a reason alone blocks every word.
 
     Raises
     ------
@@ -295,14 +322,17 @@ def judge(
         raise BadInput(f"level must lie in [0.5, 1), not {level}")
     given, drawn = _draw(units, repeats, seed)
     by_name = {task.name: task for task in tasks}
-    measured = {name: _measure(by_name[name], truth, given, drawn, challenger, "challenger") for name in by_name}
+    own = (deployed or {}).get(challenger_name, {})
+    measured = {name: _measure(by_name[name], truth, given, drawn, challenger, "challenger", own.get(name)) for name in by_name}
     comparisons = []
     for reference, predictions in references.items():
         shared = [name for name in by_name if name in predictions]
         if not shared:
             raise BadInput("holds no prediction of any judged task", where=f"reference {reference!r}")
+        own = (deployed or {}).get(reference, {})
+        where = f"reference {reference!r}"
         pairs = {
-            name: (measured[name], _measure(by_name[name], truth, given, drawn, predictions, f"reference {reference!r}"))
+            name: (measured[name], _measure(by_name[name], truth, given, drawn, predictions, where, own.get(name)))
             for name in shared
         }
         known = [by_name[name] for name in shared]
@@ -312,17 +342,26 @@ def judge(
 
 @dataclass(frozen=True)
 class _Measured:
-    """One side's main metric on one task: per seed [k], per seed and resample [k, R], and what the test cells hold."""
+    """One side's main metric on one task: per draw [k], per draw and resample [k, R]; of what would be deployed, a number and
+    [R]; and what the test cells hold."""
 
     values: Array
     replicates: Array
+    value: float
+    sample: Array
     rows: int
     positives: int | None
     units: int
 
 
 def _measure(
-    task: Task, truth: Mapping[str, TaskTruth], given: Ints, drawn: Units, predictions: Predictions, side: str
+    task: Task,
+    truth: Mapping[str, TaskTruth],
+    given: Ints,
+    drawn: Units,
+    predictions: Predictions,
+    side: str,
+    deployed: Any = None,
 ) -> _Measured:
     where = f"task {task.name!r}, {side}"
     if task.name not in truth:
@@ -337,22 +376,25 @@ def _measure(
     weight = np.ones(len(rows)) if cells.weight is None else np.asarray(cells.weight, float)
     metric = task.main_metric
     weightings = Weightings(weight, drawn.code[rows], drawn.counts)
-    values, replicates = [], []
-    for prediction in predictions[task.name]:
+
+    def scored(prediction: Any) -> tuple[Array, Array]:
         try:
             value = metrics.compute(metric, prediction, target, weight, cells.groups)
             sample = metrics.resampled(metric, prediction, target, weightings, cells.groups)
         except BadInput as error:
             raise BadInput(error.what, where=f"{where}, {error.where}", remedy=error.remedy) from error
-        values.append(metric.judged(np.asarray(value)))
-        replicates.append(metric.judged(sample))
+        return metric.judged(np.asarray(value)), metric.judged(sample)
+
+    each = [scored(prediction) for prediction in predictions[task.name]]
+    values, replicates = np.array([value for value, _ in each]), np.array([sample for _, sample in each])
     there, positives = weight > 0, None
     if task.record.positive and isinstance(target, np.ndarray):
         few = 2 * np.count_nonzero(there & (target > 0)) <= np.count_nonzero(there)
         there &= target > 0 if few else target <= 0
         positives = int(there.sum())
     informative = len(np.unique(given[rows[there]]))
-    return _Measured(np.array(values), np.array(replicates), int((weight > 0).sum()), positives, informative)
+    value, sample = (values.mean(), replicates.mean(0)) if deployed is None else scored(deployed)
+    return _Measured(values, replicates, float(value), sample, int((weight > 0).sum()), positives, informative)
 
 
 def value_of(
@@ -394,21 +436,44 @@ def _draw(units: npt.ArrayLike | int, repeats: int, seed: int) -> tuple[Ints, Un
 
 
 def _value(one: _Measured, level: float) -> Scoped:
-    return _scoped(float(one.values.mean()), one.replicates.mean(0), one.units, (seeds_component(one.values),), level)
+    mean = float(one.values.mean()), one.replicates.mean(0)
+    return _scoped((one.value, one.sample), mean, one.units, (seeds_component(one.values),), level)
 
 
 def _gain(task: Task, one: _Measured, other: _Measured, level: float) -> Scoped:
     sign = task.main_metric.sign
-    value = sign * float(one.values.mean() - other.values.mean())
-    replicates = sign * (one.replicates.mean(0) - other.replicates.mean(0))
-    return _scoped(value, replicates, one.units, (seeds_component(one.values), seeds_component(other.values)), level)
+    file = sign * (one.value - other.value), sign * (one.sample - other.sample)
+    mean = sign * float(one.values.mean() - other.values.mean()), sign * (one.replicates.mean(0) - other.replicates.mean(0))
+    return _scoped(file, mean, one.units, (seeds_component(one.values), seeds_component(other.values)), level)
 
 
-def _scoped(value: float, replicates: Array, units: int, seeds: Sequence[Component | None], level: float) -> Scoped:
-    of_units = units_component(replicates, units)
-    of_seeds = [component for component in seeds if component is not None]
-    file = t_interval(value, [of_units], level)
-    return Scoped(file, t_interval(value, [of_units, *of_seeds], level) if of_seeds else None)
+def _scoped(
+    file: tuple[float, Array], mean: tuple[float, Array], units: int, draws: Sequence[Component | None], level: float
+) -> Scoped:
+    """What would be deployed (value and resamples), and the mean over draws with their variance."""
+    of_draws = [component for component in draws if component is not None]
+    first = t_interval(file[0], [units_component(file[1], units)], level)
+    return Scoped(first, t_interval(mean[0], [units_component(mean[1], units), *of_draws], level) if of_draws else None)
+
+
+def tolerance_of(task: Task, reference: float) -> float:
+    """How much may be lost on a task and still be as good, in the unit of its main metric.
+
+    Parameters
+    ----------
+    task : Task
+        Its `tolerance` decides where it has one: a number is a share of the reference's value; text is in the metric's unit
+        ("0.01"), or in per cent of the reference's value ("2%").
+    reference : float
+        The reference's value of the main metric.
+    """
+    given = task.tolerance
+    if given is None:
+        return BOUNDED if task.main_metric.bounded else RELATIVE * abs(reference)
+    if isinstance(given, str) and not given.endswith("%"):
+        return float(given)
+    share = float(given[:-1]) / 100 if isinstance(given, str) else given
+    return share * abs(reference)
 
 
 def _compare(
@@ -418,15 +483,16 @@ def _compare(
     truth: Mapping[str, TaskTruth],
     constants: Mapping[str, float | Array],
     level: float,
-    doubts: Mapping[str, str],
+    doubts: Mapping[str, Mapping[str, str] | str],
     challenger_name: str,
 ) -> Comparison:
     gains = {task.name: _gain(task, *pairs[task.name], level) for task in tasks}
-    p = {name: gain.deciding.p_value() for name, gain in gains.items()}
-    p_holm: dict[str, float] = {}
-    for role in ("main", "auxiliary"):
-        names = [task.name for task in tasks if task.role == role]
-        p_holm |= dict(zip(names, holm([p[name] for name in names]).tolist()))
+    p = {name: gain.file.p_value() for name, gain in gains.items()}
+    p_holm = _adjusted(tasks, p)
+    drawn = {task.name: min(len(side.values) for side in pairs[task.name]) >= FEWEST_DRAWS for task in tasks}
+    method = {name: gain.method if drawn[name] else None for name, gain in gains.items()}
+    p_method = {name: math.nan if interval is None else interval.p_value() for name, interval in method.items()}
+    method_holm = _adjusted(tasks, p_method)
     found = []
     for task in tasks:
         one, other = pairs[task.name]
@@ -435,15 +501,17 @@ def _compare(
             raise BadInput("has no constant prediction", where=f"task {task.name!r}", remedy="pass constants=")
         floor = metrics.of_constant(metric, constants[task.name], cells.target, cells.weight, cells.groups)
         constant = float(metric.judged(np.asarray(floor)))
-        skill = metric.sign * (float(other.values.mean()) - constant)
-        if not skill > 0:
-            tolerance = 0.0
-        elif task.tolerance is None:
-            tolerance = TOLERANCE * skill
-        else:
-            tolerance = task.tolerance * abs(float(other.values.mean()))
-        blocked = _blocked(one, other, skill, constant, metric.name) or doubts.get(task.name, "")
-        word, reason = _word(gain.deciding, p[task.name], p_holm[task.name], tolerance, level, blocked)
+        skill = metric.sign * (other.value - constant)
+        tolerance = tolerance_of(task, other.value)
+        blocked = _blocked(one, other, metric.name)
+        blocks = _blocks(doubts.get(task.name, {}), skill, metric.sign * (one.value - constant), f"{metric.name} {constant:.4g}")
+        word, reason = _word(gain.file, p[task.name], p_holm[task.name], tolerance, level, blocked, blocks)
+        second: Word | None = None
+        if (interval := method[task.name]) is not None:
+            second, _ = _word(interval, p_method[task.name], method_holm[task.name], tolerance, level, blocked, blocks)
+        needed = None if blocked or reason in blocks.values() else _needed(gain.file, tolerance, word, one.units, level)
+        if needed is not None:
+            reason += f"; about {needed:,} units would decide it"
         found.append(
             TaskVerdict(
                 task.name,
@@ -465,6 +533,8 @@ def _compare(
                 p_holm[task.name],
                 word,
                 reason,
+                second,
+                needed,
             )
         )
     overall = _overall(tasks, pairs, found, level, doubts)
@@ -472,27 +542,66 @@ def _compare(
     return Comparison(reference, scope, tuple(found), overall, headline(found, overall, scope, challenger_name, reference, level))
 
 
-def _blocked(one: _Measured, other: _Measured, skill: float, constant: float, metric: str) -> str:
+def _adjusted(tasks: Sequence[Task], p: Mapping[str, float]) -> dict[str, float]:
+    """Holm's p-values, main and auxiliary tasks apart."""
+    found: dict[str, float] = {}
+    for role in ("main", "auxiliary"):
+        names = [task.name for task in tasks if task.role == role]
+        found |= dict(zip(names, holm([p[name] for name in names]).tolist()))
+    return found
+
+
+def _blocked(one: _Measured, other: _Measured, metric: str) -> str:
     """Why no word may be given, or ""."""
-    if not (np.isfinite(one.values).all() and np.isfinite(other.values).all()):
+    if not (np.isfinite([*one.values, one.value]).all() and np.isfinite([*other.values, other.value]).all()):
         return f"{metric} is not defined on these test labels"
     if one.positives is not None and one.positives < FEWEST_POSITIVES:
         return f"the rarer class has {one.positives} test rows, fewer than {FEWEST_POSITIVES}"
     if one.units < FEWEST_UNITS:
         what = "labels of the rarer class" if one.positives is not None else "labels"
         return f"{one.units} resampling units hold {what}, fewer than {FEWEST_UNITS}"
-    undefined = max(float((~np.isfinite(side.replicates)).mean()) for side in (one, other))
+    undefined = max(float((~np.isfinite(np.vstack([side.replicates, side.sample]))).mean()) for side in (one, other))
     if undefined > MOST_UNDEFINED:
         return f"{metric} is undefined in {undefined:.0%} of the resamples"
-    if not skill > 0:
-        return f"the reference has no skill over a constant predictor ({metric} {constant:.4g})"
     return ""
 
 
-def _word(gain: Interval, p: float, p_adjusted: float, tolerance: float, level: float, blocked: str) -> tuple[Word, str]:
-    alpha = 1 - level
+def _blocks(doubt: Mapping[str, str] | str, skill: float, own: float, constant: str) -> dict[str, str]:
+    """Word → why it may not be given. skill, own: what the reference and the challenger gain over the constant predictor."""
+    if isinstance(doubt, str):
+        return dict.fromkeys(WORDS, doubt)
+    found: dict[str, str] = {}
+    if "reference" in doubt:
+        found |= dict.fromkeys(("better", "as good"), doubt["reference"])
+    if "challenger" in doubt:
+        found["worse"] = doubt["challenger"]
+    if not skill > 0:
+        found |= dict.fromkeys(("as good", "worse"), f"the reference has no skill over a constant predictor ({constant})")
+        if not own > 0:
+            found["better"] = f"neither side has skill over a constant predictor ({constant})"
+    return found
+
+
+def _word(
+    gain: Interval,
+    p: float,
+    p_adjusted: float,
+    tolerance: float,
+    level: float,
+    blocked: str = "",
+    blocks: Mapping[str, str] | None = None,
+) -> tuple[Word, str]:
+    """The word, and why it is "undecided". blocked: why there is none at all. blocks: word → why it may not be given."""
     if blocked:
         return "undecided", blocked
+    word, reason = _free_word(gain, p, p_adjusted, tolerance, level)
+    if blocks and word in blocks:
+        return "undecided", blocks[word]
+    return word, reason
+
+
+def _free_word(gain: Interval, p: float, p_adjusted: float, tolerance: float, level: float) -> tuple[Word, str]:
+    alpha = 1 - level
     if not math.isfinite(gain.low):
         return "undecided", "its variance cannot be estimated"
     if p_adjusted < alpha and gain.value > 0:
@@ -506,14 +615,24 @@ def _word(gain: Interval, p: float, p_adjusted: float, tolerance: float, level: 
     return "undecided", f"the interval {span(gain)} reaches from beyond -tolerance ({number(-tolerance)}) to above 0"
 
 
+def _needed(gain: Interval, tolerance: float, word: Word, units: int, level: float) -> int | None:
+    """How many units would decide an undecided task: the interval's half width shrinks with their root."""
+    half = gain.value - gain.low
+    if word != "undecided" or not math.isfinite(half) or not half > 0:
+        return None
+    distance = gain.value + tolerance if gain.value > -tolerance else -gain.value
+    needed = units * (half / distance) ** 2 if distance > 0 else math.inf
+    return math.ceil(needed) if units < needed < MOST_NEEDED else None
+
+
 def _overall(
     tasks: Sequence[Task],
     pairs: Mapping[str, tuple[_Measured, _Measured]],
     found: Sequence[TaskVerdict],
     level: float,
-    doubts: Mapping[str, str],
+    doubts: Mapping[str, Mapping[str, str] | str],
 ) -> Overall:
-    """Δm with its interval: units resampled for both sides together, seeds by the first-order (delta) method.
+    """Δm with its interval: units resampled for both sides together, draws by the first-order (delta) method.
 
     Seed i of one task belongs with seed i of the others (one joint model) where all tasks have equally many seeds; else the
     tasks' seeds count as independent.
@@ -526,22 +645,24 @@ def _overall(
     sign = np.array([task.main_metric.sign for task in main])
     one, other = ([pairs[task.name][side] for task in main] for side in (0, 1))
     m, b = (np.array([x.values.mean() for x in side]) for side in (one, other))
-    value = 100 * float(np.mean(relative(m, b, sign)))
-    replicates = 100 * np.mean(
-        relative(np.array([x.replicates.mean(0) for x in one]), np.array([x.replicates.mean(0) for x in other]), sign[:, None]),
-        axis=0,
+
+    def delta_of(mine: Any, theirs: Any) -> Array:
+        signs = sign[:, None] if np.ndim(mine[0]) else sign
+        return np.asarray(100 * np.mean(relative(np.array(mine), np.array(theirs), signs), axis=0))
+
+    first = (
+        float(delta_of([x.value for x in one], [x.value for x in other])),
+        delta_of([x.sample for x in one], [x.sample for x in other]),
     )
+    mean = float(delta_of(m, b)), delta_of([x.replicates.mean(0) for x in one], [x.replicates.mean(0) for x in other])
     with np.errstate(all="ignore"):
         slopes = (100 / len(main) * sign / b, -100 / len(main) * sign * m / b**2)
-        seeds = [_linear_seeds([x.values for x in side], slope) for side, slope in zip((one, other), slopes)]
-    units = min(x.units for x in one)
-    delta = _scoped(value, replicates, units, seeds, level)
+        draws = [_linear_seeds([x.values for x in side], slope) for side, slope in zip((one, other), slopes)]
+    delta = _scoped(first, mean, min(x.units for x in one), draws, level)
     by_name = {row.task: row for row in found}
-    with np.errstate(all="ignore"):
-        tolerance = 100 * float(np.mean([by_name[t.name].tolerance / base for t, base in zip(main, b)]))
     shaky = [
         t.name
-        for t, base in zip(main, b)
+        for t, base in zip(main, (x.value for x in other))
         if not base > 0 or (by_name[t.name].direction == "max" and not by_name[t.name].reference.file.low > 0)
     ]
     weak = [
@@ -555,11 +676,18 @@ def _overall(
         blocked = f"{metric} of the reference on {shaky[0]} is not clearly above 0, so a relative change means nothing"
     elif weak:
         blocked = f"too few test labels of {', '.join(weak)}"
-    else:
-        blocked = next((f"{t.name}: {doubts[t.name]}" for t in main if t.name in doubts), "")
-    p = delta.deciding.p_value() if math.isfinite(delta.deciding.se) else math.nan
-    word, reason = _word(delta.deciding, p, p, tolerance, level, blocked)
-    return Overall(name, delta, tolerance, p, word, reason)
+    blocks: dict[str, str] = {}
+    for t in main:
+        doubt = doubts.get(t.name, {})
+        said = {side: f"{t.name}: {why}" for side, why in doubt.items()} if not isinstance(doubt, str) else f"{t.name}: {doubt}"
+        blocks = {**_blocks(said, math.inf, math.inf, ""), **blocks}
+    p = delta.file.p_value() if math.isfinite(delta.file.se) else math.nan
+    word, reason = _word(delta.file, p, p, OVERALL, level, blocked, blocks)
+    second: Word | None = None
+    if delta.method is not None and min(len(x.values) for x in (*one, *other)) >= FEWEST_DRAWS:
+        q = delta.method.p_value()
+        second, _ = _word(delta.method, q, q, OVERALL, level, blocked, blocks)
+    return Overall(name, delta, OVERALL, p, word, reason, second)
 
 
 def _linear_seeds(values: Sequence[Array], slopes: Array) -> Component | None:
@@ -598,11 +726,22 @@ def headline(rows: Sequence[TaskVerdict], overall: Overall, scope: str, challeng
         answer = f"whether {challenger} can replace {reference} is not decided on every task: {said}"
     else:
         answer = f"{challenger} can replace {reference}: {said}"
-    delta = overall.delta.deciding
+    delta = overall.delta.file
     if math.isfinite(delta.low) and not (overall.word == "undecided" and "means nothing" in overall.reason):
-        answer += f" (delta_m {delta.value:+.2f} %, {level:.0%} interval {delta.low:+.2f} to {delta.high:+.2f})"
-    prefix = "" if scope == "the method" else f"For {scope.replace('this file only', 'these predictions only')}: "
-    return prefix + (answer if prefix else answer[0].upper() + answer[1:]) + "."
+        answer += f". On average over the tasks it is {change(delta)}"
+    return answer[0].upper() + answer[1:] + "."
+
+
+def change(delta: Interval) -> str:
+    """A Δm in plain words: "4.4 % worse (0.9 to 7.9)"; an interval on both sides of 0 names both."""
+    word, other = ("better", "worse") if delta.value >= 0 else ("worse", "better")
+    sign = 1.0 if delta.value >= 0 else -1.0
+    low, high = sorted((sign * delta.low, sign * delta.high))
+    if not math.isfinite(low):
+        return f"{abs(delta.value):.1f} % {word}"
+    if low >= 0:
+        return f"{abs(delta.value):.1f} % {word} ({low:.1f} to {high:.1f})"
+    return f"{abs(delta.value):.1f} % {word} (from {-low:.1f} % {other} to {high:.1f} % {word})"
 
 
 def _names(names: Sequence[str], most: int = 6) -> str:

@@ -36,6 +36,9 @@ class Candidate(ABC):
     """What answers the tasks that it predicts (`Kind.head`); None: a linear map of features."""
     processes: ClassVar[bool] = False
     """Whether `fit` may be called on all ranks of a running `torch.distributed` group together, and then shares the work."""
+    libraries: ClassVar[tuple[str, ...]] = ()
+    """What a fit's seconds should not pay for: modules that it imports ("module"), functions that compile ("module:function").
+    A study calls them once before its trainings, and each worker before its first fit."""
     encoder: ClassVar[str | None] = None
     """Candidates with the same word here have the same encoder: joint and single are compared among them."""
 

@@ -25,7 +25,7 @@ import torch
 import pluribus
 from pluribus.errors import BadInput
 from pluribus.evaluation.ledger import Row
-from pluribus.evaluation.verdict import TOLERANCE, Verdict
+from pluribus.evaluation.verdict import Verdict
 from pluribus.files import atomic_file, read_json
 from pluribus.merging.bundle import bundle, homes_of
 from pluribus.merging.checkpoints import MergePlan, config
@@ -46,6 +46,9 @@ if TYPE_CHECKING:
 
 EXPERTS = "experts"
 REQUESTS = 60  # forwards of one row that the latencies are taken from
+
+MOST_LOST = 0.02
+"""Share of any expert's score on the valid split that a road may lose and still be chosen for its bytes."""
 
 
 class RoadScores:
@@ -289,14 +292,14 @@ class CheckpointArena:
         """By the valid split alone."""
         scores, roads = results.scores, results.roads
         losses = {name: self._losses(results, road, "valid") for name, road in roads.items() if name != EXPERTS}
-        good = [name for name, lost in losses.items() if max(lost.values()) <= TOLERANCE]
+        good = [name for name, lost in losses.items() if max(lost.values()) <= MOST_LOST]
         if good:
             winner = min(good, key=lambda name: (scores.about(roads[name])["bytes"], float(np.mean(list(losses[name].values())))))
-            reason = f"{winner} stores the least of what loses at most {TOLERANCE:.0%} of any expert's valid score"
+            reason = f"{winner} stores the least of what loses at most {MOST_LOST:.0%} of any expert's valid score"
         else:
             winner = min(losses, key=lambda name: float(np.mean(list(losses[name].values())))) if losses else ""
-            reason = f"every road loses more than {TOLERANCE:.0%} of some expert's valid score"
-        rule = f"fewest bytes among those that lose at most {TOLERANCE:.0%} on every task of the valid split"
+            reason = f"every road loses more than {MOST_LOST:.0%} of some expert's valid score"
+        rule = f"fewest bytes among those that lose at most {MOST_LOST:.0%} on every task of the valid split"
         return {
             "recommended": "one model" if good else "specialists",
             "winner": winner,

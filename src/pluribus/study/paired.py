@@ -2,7 +2,7 @@
 
 Both sides scored the same rows, so that a task's gain is the mean of the rows' differences; whole units are resampled (rows of
 one group, or the row), one draw for all tasks and both sides. Words and Holm's adjustment are those of `evaluation.verdict`; the
-tolerance is 2 % of the reference's score, for there is no constant predictor. Each side is one file; the claim is about it.
+tolerance is 1 % of the reference's score, for there is no constant predictor. Each side is one file; the claim is about it.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from pluribus.evaluation.delta_m import relative
 from pluribus.evaluation.intervals import draw_units, holm, t_interval, units_component
 from pluribus.evaluation.verdict import (
     FEWEST_UNITS,
-    TOLERANCE,
+    OVERALL,
+    RELATIVE,
     Comparison,
     Overall,
     Scoped,
@@ -116,7 +117,7 @@ def compare_scores(
         p_holm = holm(p).tolist()
         rows = []
         for i, task in enumerate(tasks):
-            tolerance = TOLERANCE * abs(float(b[i]))
+            tolerance = RELATIVE * abs(float(b[i]))
             few = f"{counts[i]} resampling units hold scores, fewer than {FEWEST_UNITS}"
             word, reason = _word(gains[i].file, p[i], p_holm[i], tolerance, level, few if counts[i] < FEWEST_UNITS else "")
             rows.append(
@@ -152,8 +153,8 @@ def compare_scores(
         elif min(counts) < FEWEST_UNITS:
             blocked = "too few test rows"
         q = delta.file.p_value() if math.isfinite(delta.file.se) else math.nan
-        word, reason = _word(delta.file, q, q, 100 * TOLERANCE, level, blocked)
-        overall = Overall("mean-relative", delta, 100 * TOLERANCE, q, word, reason)
+        word, reason = _word(delta.file, q, q, OVERALL, level, blocked)
+        overall = Overall("mean-relative", delta, OVERALL, q, word, reason)
         comparisons.append(
             Comparison(reference, SCOPE, tuple(rows), overall, headline(rows, overall, SCOPE, name, reference, level))
         )

@@ -1,11 +1,17 @@
-"""What a study will train, and how the budget is shared out: equal core-seconds for every road.
+"""What a study will train, and how the budget is shared out.
 
-The T specialists of one kind together count as one road. A tenth of the budget is kept for encoding, predicting and judging.
-Specialists that their share cut short are trained again with up to T times of it, from what the other roads left over: a
-second row of the results that is never claimed.
+Every road is fitted several times (*draws*): with other seeds on one train and one valid part, or, below 3,000 units, once
+without each of five folds (`folds`). A tenth of the budget is kept for encoding, predicting and judging. The rest is shared out
+evenly; what a road does not need goes to those that need more. What trainings then leave unspent goes to those that were cut
+short, which are trained again with it.
 
-A road first screens k configurations (its defaults among them) on a subsample with one seed, where a quarter of its share
-pays for at least two of them; then its best configuration is trained with every seed on all training rows.
+Where the estimates say that a budget cannot hold everything, the plan first leaves out the per-task twins of joint networks, then
+takes fewer draws; what is still too much is cut by each candidate's own means (fewer epochs).
+
+On 2,000 rows and more a road first screens k configurations (its defaults among them) on a subsample with one seed, where a
+quarter of its share pays for at least two of them; then its best configuration is trained with every seed on all training rows.
+Unless a number is asked for, there are never more configurations than AutoGluon's curve allows for the number of rows: more
+would be chosen by luck.
 
 Where balancers are compared (`balancers`), the shared bottoms under them, under equal weights and under the grid of fixed weights
 try the same configurations, hence the same learning rates: as many as the dearest of them can pay for.
@@ -28,6 +34,9 @@ from pluribus.study.spec import TableStudy
 RESERVE = 0.1
 SCREENING = 0.25
 MARGIN = 1.5  # estimates are rough: a road screens only where its finals would fit so many times over
+FEWEST_SCREENED = 2_000  # training rows: below, a screening chooses by luck
+FEWEST_FOLDS = 3
+LEAST_SHARE = 0.5  # of an even share: estimates of quick roads are the roughest
 SCREENING_ROWS = 20_000
 SCREENING_SHARE = 0.3
 EQUAL, FIXED = "shared_bottom_equal", "shared_bottom_fixed"  # what balancers are compared with
@@ -53,6 +62,8 @@ class Trial:
         Core-seconds it may spend.
     index : int, default 0
         Which of the candidate's configurations the settings are.
+    fold : tuple of int or None
+        (k, K): it does without fold k of K; None: it learns from the train part.
     """
 
     phase: str
@@ -61,11 +72,18 @@ class Trial:
     seed: int
     seconds: float
     index: int = 0
+    fold: tuple[int, int] | None = None
 
     @property
     def id(self) -> str:
         """The name of its folder in the journal."""
-        return f"{self.phase}-{self.candidate}-{self.index}-s{self.seed}"
+        without = "" if self.fold is None else f"-f{self.fold[0]}of{self.fold[1]}"
+        return f"{self.phase}-{self.candidate}-{self.index}-s{self.seed}{without}"
+
+    @property
+    def draw(self) -> int:
+        """What tells the draws of a road apart: the seed, or the fold."""
+        return self.seed if self.fold is None else self.fold[0]
 
 
 @dataclass(frozen=True)
@@ -110,13 +128,10 @@ class Road:
             for i, settings in enumerate(self.configurations)
         ]
 
-    def longer(self, chosen: int, seeds: Sequence[int], seconds: float) -> list[Trial]:
-        """The finals again, with more seconds each."""
-        return [Trial("longer", self.candidate, self.configurations[chosen], seed, seconds, chosen) for seed in seeds]
-
-    def finals(self, chosen: int, seeds: Sequence[int]) -> list[Trial]:
-        """The chosen configuration on all training rows, with each seed."""
-        return [Trial("final", self.candidate, self.configurations[chosen], seed, self.final_seconds, chosen) for seed in seeds]
+    def finals(self, chosen: int, draws: Sequence[tuple[int, tuple[int, int] | None]]) -> list[Trial]:
+        """The chosen configuration, once a draw."""
+        settings = self.configurations[chosen]
+        return [Trial("final", self.candidate, settings, seed, self.final_seconds, chosen, fold) for seed, fold in draws]
 
 
 @dataclass(frozen=True)
@@ -129,38 +144,51 @@ class Plan:
         The candidates that run.
     left_out : dict of str to str
         Candidate → why it cannot run.
-    seeds : tuple of int
-        The seeds of the finals.
+    draws : tuple of (int, tuple of int or None)
+        Seed and fold of the finals of each road.
     budget : float
         Core-seconds in all.
+    notes : tuple of str
+        What the budget decided, for people.
     """
 
     roads: tuple[Road, ...]
     left_out: dict[str, str]
-    seeds: tuple[int, ...]
+    draws: tuple[tuple[int, tuple[int, int] | None], ...]
     budget: float
+    notes: tuple[str, ...] = ()
+
+    @property
+    def folds(self) -> int | None:
+        """How many folds the draws are, or None where they are seeds."""
+        fold = self.draws[0][1]
+        return None if fold is None else fold[1]
 
     def text(self) -> str:
         """For people: candidates, trainings and estimated cost."""
-        lines = [f"Budget {self.budget:.0f} core-seconds, {len(self.roads)} roads, seeds {', '.join(map(str, self.seeds))}."]
+        drawn = f"seeds {', '.join(str(seed) for seed, _ in self.draws)}"
+        if self.folds is not None:
+            drawn = f"{self.folds} folds (every row is predicted by a model that did not see it)"
+        lines = [f"Budget {self.budget:.0f} core-seconds, {len(self.roads)} roads, {drawn}."]
         rows = [("candidate", "configurations", "trainings", "share, s", "estimate, s", "")]
         for road in self.roads:
-            share = road.final_seconds * len(self.seeds) + road.screening_seconds * len(road.screens(0))
-            need = road.estimate * len(self.seeds)
+            share = road.final_seconds * len(self.draws) + road.screening_seconds * len(road.screens(0))
+            need = road.estimate * len(self.draws)
             note = "may end undertrained" if road.estimate > road.final_seconds else ""
             rows.append((road.candidate, str(len(road.configurations)), str(road.trainings), f"{share:.0f}", f"{need:.0f}", note))
         widths = [max(len(row[i]) for row in rows) for i in range(len(rows[0]))]
         lines += ["  ".join(cell.ljust(width) for cell, width in zip(row, widths)).rstrip() for row in rows]
         lines += [f"{name}: left out, {why}" for name, why in self.left_out.items()]
-        return "\n".join(lines)
+        return "\n".join([*lines, *self.notes])
 
 
-def chosen_candidates(spec: TableStudy, inputs: Collection[str] = ()) -> list[str]:
-    """Names of the candidates: those asked for, or the catalog's defaults for a table with these types of inputs; those asked
-    for as `+NAME` are added to either; and
+def chosen_candidates(spec: TableStudy, inputs: Collection[str] = (), rows: int = 0) -> list[str]:
+    """Names of the candidates: those asked for, or the catalog's defaults for a table with these types of inputs and as many
+    training rows; those asked for as `+NAME` are added to either; and
     `shared_bottom+B` for every balancer B asked for ("all": every one of the catalog), beside equal weighting."""
     known = {entry.name: entry for entry in catalog.entries(family="candidate")}
-    usual = [name for name, entry in known.items() if entry.default or entry.default_for in inputs]
+    few = {name for name, entry in known.items() if entry.default_rows is None or rows <= entry.default_rows}
+    usual = [name for name, entry in known.items() if name in few and (entry.default or entry.default_for in inputs)]
     asked = [name for name in spec.candidates or () if not name.startswith("+")]
     chosen = [*(asked or usual), *(name[1:] for name in spec.candidates or () if name.startswith("+"))]
     for name in chosen:
@@ -219,7 +247,7 @@ def _why_not(candidate: Candidate, data: Prepared) -> str | None:
     return candidate.unreadable(data) or candidate.unfit(data)
 
 
-def plan(spec: TableStudy, data: Prepared) -> Plan:
+def plan(spec: TableStudy, data: Prepared, folds: int | None = None) -> Plan:
     """Share the budget out over the candidates that can run on this table.
 
     Parameters
@@ -228,6 +256,8 @@ def plan(spec: TableStudy, data: Prepared) -> Plan:
         The settings.
     data : Prepared
         The train and valid parts.
+    folds : int or None
+        How many folds take the place of seeds; None: there is one valid part.
 
     Raises
     ------
@@ -238,7 +268,7 @@ def plan(spec: TableStudy, data: Prepared) -> Plan:
     running: list[tuple[str, Candidate]] = []
     if spec.backbone is not None and not data.texts:
         raise BadInput("names a backbone, and the table has no text column", where="backbone", remedy="add --text COLUMN")
-    chosen = chosen_candidates(spec, {source.type for source in data.columns.inputs})
+    chosen = chosen_candidates(spec, {source.type for source in data.columns.inputs}, len(data.parts["train"]))
     for name in spec.settings:
         known = dict.fromkeys(each for one in chosen for each in (one.partition("+")[0], one))
         if name not in known:
@@ -256,21 +286,31 @@ def plan(spec: TableStudy, data: Prepared) -> Plan:
         able = [name for name in names if _why_not(make(name, {}), data) is None]
         remedy = f"name others: {', '.join(able)}" if able else "see `pluribus catalog --family candidate` for what each reads"
         raise BadInput(f"no candidate can run ({reasons})", where="candidates", remedy=remedy)
-    seeds = tuple(range(spec.seed, spec.seed + spec.seeds))
-    share = (1 - RESERVE) * spec.core_seconds / len(running)
-    screening = screening_part(data, spec.seed)
-    affordable: dict[str, int] = {}
-    for name, candidate in running:
-        fits = MARGIN * candidate.estimate(data) * len(seeds) <= (1 - SCREENING) * share
-        paid = int(SCREENING * share / max(candidate.estimate(screening), 1e-3))
-        affordable[name] = max(1, min(spec.configurations, paid)) if fits else 1
-    if spec.balancers:
+    count = folds if folds is not None else spec.seeds
+    running, count, notes = _within_budget(spec, data, running, count, folds, left_out)
+    draws: list[tuple[int, tuple[int, int] | None]] = [(spec.seed + i, None) for i in range(count)]
+    if folds is not None:
+        draws = [(spec.seed, (i, count)) for i in range(count)]
+    estimates = {name: candidate.estimate(data) for name, candidate in running}
+    shares = _shared(spec.core_seconds, {name: MARGIN * count * estimates[name] for name, _ in running})
+    affordable = dict.fromkeys(shares, 1)
+    rows, asked = len(data.parts["train"]), "configurations" in spec.model_fields_set
+    if folds is None and (rows >= FEWEST_SCREENED or asked or spec.balancers):
+        screening = screening_part(data, spec.seed)
+        most = spec.configurations if asked or spec.balancers else max(1, most_configurations(rows) // len(running))
+        even = (1 - RESERVE) * spec.core_seconds / len(running)
+        for name, candidate in running:
+            fits = MARGIN * estimates[name] * count <= (1 - SCREENING) * even
+            paid = int(SCREENING * even / max(candidate.estimate(screening), 1e-3))
+            affordable[name] = max(1, min(spec.configurations, most, paid)) if fits else 1
+    if spec.balancers:  # they are compared within the same seconds
+        shares = dict.fromkeys(shares, (1 - RESERVE) * spec.core_seconds / len(running))
         alike = [name for name in affordable if is_balanced(name)]
         affordable |= dict.fromkeys(alike, min((affordable[name] for name in alike), default=1))
     roads = []
     for name, candidate in running:
-        fixed, count, grid = base_settings(spec, name), affordable[name], candidate.grid(data)
-        drawn = candidate.space.sample(spec.seed, count) if count >= 2 else [{}]
+        fixed, tried, grid, share = base_settings(spec, name), affordable[name], candidate.grid(data), shares[name]
+        drawn = candidate.space.sample(spec.seed, tried) if tried >= 2 else [{}]
         if grid:
             drawn = [{**drawn[i % len(drawn)], **grid[i % len(grid)]} for i in range(max(len(drawn), len(grid)))]
         configurations = tuple({**settings, **fixed} for settings in drawn)
@@ -282,9 +322,63 @@ def plan(spec: TableStudy, data: Prepared) -> Plan:
                 candidate.per_task,
                 configurations,
                 SCREENING * share / len(configurations) if screened else 0.0,
-                ((1 - SCREENING) if screened else 1.0) * share / len(seeds),
-                candidate.estimate(data),
-                ((len(configurations) if screened else 0) + len(seeds)) * (len(data.tasks) if candidate.per_task else 1),
+                ((1 - SCREENING) if screened else 1.0) * share / count,
+                estimates[name],
+                ((len(configurations) if screened else 0) + count) * (len(data.tasks) if candidate.per_task else 1),
             )
         )
-    return Plan(tuple(roads), left_out, seeds, spec.core_seconds)
+    return Plan(tuple(roads), left_out, tuple(draws), spec.core_seconds, tuple(notes))
+
+
+def most_configurations(rows: int) -> int:
+    """How many configurations of all candidates together a validation of so many rows can tell apart (AutoGluon 1.6: 4 at 100
+    rows, 8 at 500, 15 at 2,500, 40 at 10,000, 100 at 100,000, interpolated over the logarithm)."""
+    known, most = np.log([100, 500, 2_500, 10_000, 100_000]), [4, 8, 15, 40, 100]
+    return int(np.interp(np.log(max(rows, 1)), known, most))
+
+
+def _shared(budget: float, needs: dict[str, float]) -> dict[str, float]:
+    """Core-seconds of each road: an even share, and what roads that need less leave to the others."""
+    left = (1 - RESERVE) * budget
+    found: dict[str, float] = {}
+    waiting = dict(sorted(needs.items(), key=lambda pair: pair[1]))
+    while waiting:
+        name = next(iter(waiting))
+        need, even = waiting.pop(name), left / (len(waiting) + 1)
+        found[name] = min(even, max(need, LEAST_SHARE * even))
+        left -= found[name]
+    return {name: found[name] + left / len(needs) for name in needs}
+
+
+def _within_budget(
+    spec: TableStudy,
+    data: Prepared,
+    running: list[tuple[str, Candidate]],
+    count: int,
+    folds: int | None,
+    left_out: dict[str, str],
+) -> tuple[list[tuple[str, Candidate]], int, list[str]]:
+    """What a budget can hold: default candidates without the per-task twins of joint networks, then fewer draws."""
+    estimates = {name: candidate.estimate(data) for name, candidate in running}
+
+    def need(names: Sequence[str]) -> float:
+        return count * sum(estimates[name] for name in names)
+
+    available, notes = (1 - RESERVE) * spec.core_seconds, []
+    names = [name for name, _ in running]
+    if spec.candidates is None:
+        for name, candidate in sorted(running, key=lambda pair: -estimates[pair[0]]):
+            twins = [n for n, other in running if other.encoder == candidate.encoder and not other.per_task]
+            if need(names) > available and candidate.per_task and candidate.encoder is not None and twins:
+                names.remove(name)
+                left_out[name] = f"all would need {need([*names, name]):.0f} core-seconds of {available:.0f}; --budget decides"
+    asked, fewest = count, 1 if folds is None else FEWEST_FOLDS
+    while need(names) > available and count > fewest and not spec.model_fields_set & {"seeds", "folds"}:
+        count -= 1
+    if count < asked:
+        notes.append(f"{count} fits of each candidate, not {asked}: more would not fit into {spec.core_seconds:.0f} core-seconds")
+    if need(names) > available:
+        dear = max(names, key=lambda name: estimates[name])
+        what = f"{need(names):.0f} core-seconds would be needed, most of them by {dear}"
+        notes.append(f"The budget decides: {what}; some trainings are made shorter or end early")
+    return [pair for pair in running if pair[0] in names], count, notes

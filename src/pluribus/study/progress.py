@@ -64,7 +64,7 @@ class Reporter:
     @contextlib.contextmanager
     def running(self, planned: Plan) -> Iterator[None]:
         """Show a bar over the trials while the block runs."""
-        total = sum(len(road.screens(0)) + len(planned.seeds) for road in planned.roads)
+        total = sum(len(road.screens(0)) + len(planned.draws) for road in planned.roads)
         if self.say is None:
             yield
             return
@@ -82,15 +82,16 @@ class Reporter:
     def trial(self, trial: Trial, result: dict[str, Any], *, again: bool = False) -> None:
         """A trial has finished (or had, in an earlier run)."""
         status = result["status"]
+        drawn = f"seed {trial.seed}" if trial.fold is None else f"fold {trial.fold[0] + 1} of {trial.fold[1]}"
         fields = {key: result.get(key) for key in ("rule", "seconds", "undertrained", "error") if result.get(key) is not None}
         measured = result.get("diagnostics") or {}
         fields |= {key: round(measured[key], 4) for key in SCALARS if key in measured}
         self.event("trial", trial=trial.id, status=status, again=again, **fields)
         if status == "done":
             phase = f"screen, configuration {trial.index + 1}" if trial.phase == "screen" else trial.phase
-            text = f"{trial.candidate} (seed {trial.seed}, {phase}) {result['seconds']:.{int(result['seconds'] < 10)}f} s"
+            text = f"{trial.candidate} ({drawn}, {phase}) {result['seconds']:.{int(result['seconds'] < 10)}f} s"
         else:
-            text = f"{trial.candidate} (seed {trial.seed}) failed: {result.get('error')}"
+            text = f"{trial.candidate} ({drawn}) failed: {result.get('error')}"
         if self.bar is not None:
             self.bar.update(self.line, advance=1, description=text)
         if self.bar is None or self.bar.disable or status != "done":

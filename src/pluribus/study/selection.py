@@ -1,23 +1,44 @@
-"""Choosing, on validation only: configurations, the winner among the joint models, the specialists it must beat, and which
-model is recommended. The outcome is `choice.json`, written before the test split is opened; it holds no clock times, so that
-equal settings give equal choices."""
+"""Choosing, on predictions of rows that no fit has learnt from: the valid part, or all folds.
+
+What can be deployed are four *options*, each compared with the best specialists by the rule of the verdict:
+
+| option      | who answers                                                                                        |
+|-------------|----------------------------------------------------------------------------------------------------|
+| one model   | the joint candidate with the best mean skill, the average of its fits                              |
+| blend       | per task the weighted mean of candidates that greedy selection finds (`blend`), measured cross-fitted |
+| committee   | the one model, but the best specialist of each task where sharing hurts                            |
+| specialists | per task the best candidate that shares nothing                                                    |
+
+"One model" is a statement of non-inferiority: the one-sided 90 % lower bound of its Δm lies above −1 %, and no main task is
+*worse*. Where it cannot be made, the option with the best Δm is recommended, and the price of the one model is said.
+
+The outcome is `choice.json`, written before the test split is opened; it holds no clock times, so that equal settings give
+equal choices.
+"""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, field
+from typing import Any, Literal
 
 import numpy as np
 
 from pluribus.data.prepared import Prepared
 from pluribus.errors import BadInput
 from pluribus.evaluation.verdict import TaskTruth, Verdict, judge
+from pluribus.study.blend import blended
 from pluribus.study.plan import make
-from pluribus.study.trial import Predictions, constants, skills
+from pluribus.study.trial import Predictions, by_terms, constants, skills
 
 CHAMPION = "champion"
+MARGIN = 1.0
+"""Per cent of Δm that the one model may be below the best specialists."""
+CONFIDENCE = 0.9
+"""Of the one-sided bound of Δm."""
+
+Preference = Literal["one", "best", "cheap"]
 
 
 @dataclass(frozen=True)
@@ -33,13 +54,17 @@ class Finalist:
     settings : dict
         The configuration that the finals share.
     trials, seeds : tuple
-        The trial and the seed of each final, in the order of the seeds.
+        The trial of each final, and its seed or fold, in their order.
     rules : tuple of float
-        The rule of each final: mean skill over the main tasks on validation.
-    valid : tuple of dict
-        The predictions of each final on the valid part.
+        The rule of each final: mean skill over the main tasks on its own valid part.
+    valid : dict
+        The predictions of the average of the finals on the judged rows: the valid part; out of fold, all folds.
+    rule : float
+        The rule of these predictions.
+    seconds : float
+        Core-seconds of all finals.
     undertrained : frozenset of str
-        Tasks that the budget cut short.
+        Tasks of which the budget cut short more than half of the finals.
     """
 
     candidate: str
@@ -50,13 +75,58 @@ class Finalist:
     trials: tuple[str, ...]
     seeds: tuple[int, ...]
     rules: tuple[float, ...]
-    valid: tuple[Predictions, ...]
+    valid: Predictions
+    rule: float
+    seconds: float
     undertrained: frozenset[str]
 
     @property
-    def rule(self) -> float:
-        """Mean over the seeds."""
-        return float(np.mean(self.rules))
+    def best(self) -> int:
+        """The final with the best rule: what answers where answers cannot be averaged."""
+        return int(np.argmax(self.rules))
+
+
+@dataclass(frozen=True)
+class Option:
+    """What could be deployed, against the best specialists on the judged rows.
+
+    Parameters
+    ----------
+    name : {"one model", "blend", "committee", "specialists"}
+        What people call it.
+    answers : dict
+        Task → candidate → weight.
+    delta, low, high : float or None
+        Δm in per cent with its interval; None where Δm means nothing.
+    lower : float or None
+        The one-sided 90 % lower bound of Δm.
+    skill : float
+        Mean skill over the main tasks.
+    worse : tuple of str
+        Main tasks whose word is "worse".
+    fits : int
+        Fitted models that answer.
+    parameters, bytes, flops : float
+        What they hold and compute together; flops per row.
+    """
+
+    name: str
+    answers: dict[str, dict[str, float]]
+    delta: float | None
+    low: float | None
+    high: float | None
+    lower: float | None
+    skill: float
+    worse: tuple[str, ...]
+    fits: int
+    parameters: float
+    bytes: float
+    flops: float
+
+    @property
+    def harmless(self) -> bool:
+        """Whether it may stand for the specialists: no main task is worse, and Δm is not below the margin."""
+        return not self.worse and (self.lower is None or self.lower > -MARGIN)
 
 
 @dataclass(frozen=True)
@@ -68,23 +138,29 @@ class StudyChoice:
     winner : str or None
         The joint candidate with the best rule; None where none ran.
     specialists : dict of str to str
-        Task → the specialist with the best mean main metric ("champion" among them).
+        Task → the specialist with the best main metric ("champion" among them).
     same_encoder : str or None
         The specialists with the winner's encoder, if they ran.
-    recommended : {"one model", "committee", "specialists"}
+    recommended : {"one model", "blend", "committee", "specialists"}
         What is deployed.
     answers : dict of str to str
-        Task → the candidate that answers in `model/`.
+        Task → the candidate that answers in `model/`, or weighs most there.
     trials : dict of str to str
-        Candidate → the trial whose weights are deployed (the seed with the best rule).
+        Candidate → its best trial (by the rule).
     settings : dict of str to dict
         Candidate → its configuration.
     rules : dict of str to float
-        Candidate → its mean rule.
+        Candidate → its rule.
     valid_words : dict of str to str
-        Task → the word of the verdict on validation, which is never claimed.
+        Task → the word of the verdict of the one model on the judged rows, which is never claimed.
     reason : str
         Why this is recommended.
+    options : list of dict
+        Every option (see `Option`), the best first; empty in choices of before there were options.
+    weights : dict
+        Task → trial → weight in `model/`; empty in choices of before averages.
+    judged_on : {"valid", "out of fold"}
+        The rows of these figures.
     """
 
     winner: str | None
@@ -97,6 +173,9 @@ class StudyChoice:
     rules: dict[str, float]
     valid_words: dict[str, str]
     reason: str
+    options: list[dict[str, Any]] = field(default_factory=list)
+    weights: dict[str, dict[str, float]] = field(default_factory=dict)
+    judged_on: str = "valid"
 
     def to_dict(self) -> dict[str, Any]:
         """What `choice.json` holds."""
@@ -116,6 +195,10 @@ class StudyChoice:
         except TypeError as error:
             raise BadInput("is not a choice of this study", where="choice.json", remedy="restore the file") from error
 
+    def member_weights(self) -> dict[str, dict[str, float]]:
+        """Task → trial → weight of what is deployed, also of a choice of before averages."""
+        return self.weights or {task: {self.trials[name]: 1.0} for task, name in self.answers.items()}
+
 
 def best_configuration(results: Sequence[Mapping[str, Any]]) -> int:
     """The index of the screening result with the best rule; the earlier one (the defaults first) wins ties."""
@@ -125,31 +208,47 @@ def best_configuration(results: Sequence[Mapping[str, Any]]) -> int:
     return int(max(done, key=lambda r: (r["rule"], -r["index"]))["index"])
 
 
+@dataclass(frozen=True)
+class Judging:
+    """How options are judged: arguments of `pluribus.evaluation.verdict.judge`."""
+
+    level: float
+    repeats: int
+    seed: int
+    unit: str
+
+
 def choose(
     data: Prepared,
     finalists: Sequence[Finalist],
     champion: Predictions | None,
     *,
-    allow_committee: bool,
-    level: float,
-    repeats: int,
-    seed: int,
-    unit: str,
+    costs: Mapping[str, Mapping[str, float]],
+    judging: Judging,
+    prefer: Preference = "one",
+    allow_committee: bool = True,
+    judged_on: str = "valid",
 ) -> StudyChoice:
-    """Choose the winner, its references and the recommendation on the valid part.
+    """Choose the winner, its references and the recommendation.
 
     Parameters
     ----------
     data : Prepared
-        The train and valid parts.
+        Its valid part holds the judged rows, its train part the labels of the constant predictor.
     finalists : sequence of Finalist
         What can be chosen, in the catalog's order, which decides ties.
     champion : dict or None
-        Task → predictions of the user's own model on the valid part.
-    allow_committee : bool
-        Whether one model may be deployed beside specialists where sharing hurts.
-    level, repeats, seed, unit
-        Of the intervals, as for `pluribus.evaluation.verdict.judge`.
+        Task → predictions of the user's own model on the judged rows.
+    costs : mapping
+        Candidate → parameters, bytes and flops_per_row of all its finals together.
+    judging : Judging
+        Of the intervals.
+    prefer : {"one", "best", "cheap"}, default "one"
+        The one model where it is harmless; the option with the best Δm; or the cheapest that is harmless.
+    allow_committee : bool, default True
+        Whether several candidates may answer together (a blend, a committee).
+    judged_on : {"valid", "out of fold"}
+        What the judged rows are.
 
     Raises
     ------
@@ -163,72 +262,203 @@ def choose(
     winner = max(joint, key=lambda f: f.rule) if joint else None
     specialists = _specialists(data, alone, champion)
     same = next((f for f in alone if winner is not None and f.encoder is not None and f.encoder == winner.encoder), None)
-    best = {f.candidate: f.trials[int(np.argmax(f.rules))] for f in finalists}
-    words: dict[str, str] = {}
-    if winner is None:
-        recommended, reason = "specialists", "no joint model ran"
-    elif not specialists:
-        recommended, reason = "one model", "no specialist ran"
-    else:
-        verdict = valid_verdict(data, winner, alone, specialists, champion, level=level, repeats=repeats, seed=seed, unit=unit)
-        rows = verdict.comparisons[0].tasks
-        words = {row.task: row.word for row in rows}
-        worse = [row.task for row in rows if row.role == "main" and row.word == "worse"]
-        overall = verdict.comparisons[0].overall
-        gain = overall.delta.file.value
-        if not worse and (math.isnan(gain) or gain >= -overall.tolerance):
-            recommended, reason = "one model", "no main task is worse on validation"
-        elif allow_committee and worse and set(worse) != {row.task for row in rows if row.role == "main"}:
-            recommended, reason = "committee", f"sharing hurts {', '.join(worse)} on validation"
-        else:
-            hurt = f"sharing hurts {', '.join(worse)}" if worse else f"the mean over tasks falls by {-gain:.2f} %"
-            recommended, reason = "specialists", f"{hurt} on validation"
-    answers = _answers(data, winner, alone, specialists, words, recommended)
+    options, words = _options(data, finalists, winner, champion, specialists, costs, judging)
+    if not allow_committee:
+        options = [option for option in options if option.name in ("one model", "specialists")]
+    recommended, reason = _recommended(options, prefer, bool(specialists))
+    weights: dict[str, dict[str, float]] = {}
+    by_name = {f.candidate: f for f in finalists}
+    for task in data.tasks:
+        each: dict[str, float] = {}
+        for name, weight in recommended.answers[task.name].items():
+            f = by_name[name]
+            trials = [f.trials[f.best]] if by_terms(task) else list(f.trials)
+            each |= {trial: weight / len(trials) for trial in trials}
+        weights[task.name] = each
     return StudyChoice(
-        None if winner is None else winner.candidate,
-        specialists,
-        None if same is None else same.candidate,
-        recommended,
-        answers,
-        best,
-        {f.candidate: f.settings for f in finalists},
-        {f.candidate: f.rule for f in finalists},
-        words,
-        reason,
+        winner=None if winner is None else winner.candidate,
+        specialists=specialists,
+        same_encoder=None if same is None else same.candidate,
+        recommended=recommended.name,
+        answers={task: max(each, key=lambda name: each[name]) for task, each in recommended.answers.items()},
+        trials={f.candidate: f.trials[f.best] for f in finalists},
+        settings={f.candidate: f.settings for f in finalists},
+        rules={f.candidate: f.rule for f in finalists},
+        valid_words=words,
+        reason=reason,
+        options=[asdict(option) for option in options],
+        weights=weights,
+        judged_on=judged_on,
     )
 
 
-def valid_verdict(
+def _options(
     data: Prepared,
-    winner: Finalist,
-    alone: Sequence[Finalist],
-    specialists: Mapping[str, str],
+    finalists: Sequence[Finalist],
+    winner: Finalist | None,
     champion: Predictions | None,
-    *,
-    level: float,
-    repeats: int,
-    seed: int,
-    unit: str,
-) -> Verdict:
-    """The verdict on the valid part, for choosing only; it is never claimed."""
-    by_name = {f.candidate: f for f in alone}
+    specialists: Mapping[str, str],
+    costs: Mapping[str, Mapping[str, float]],
+    judging: Judging,
+) -> tuple[list[Option], dict[str, str]]:
+    """Everything that could be deployed, the best first, and the words of the one model.
+
+    A champion is a file and cannot be deployed: it stands in the reference, and the best specialist of ours in the options.
+    """
+    by_name = {f.candidate: f for f in finalists}
+    own = _specialists(data, [f for f in finalists if f.per_task], None)
+    sides: dict[str, tuple[dict[str, dict[str, float]], Predictions]] = {}
+
+    def add(name: str, answers: dict[str, dict[str, float]], said: Predictions | None = None) -> None:
+        found = {task: by_name[next(iter(each))].valid[task] if len(each) == 1 else None for task, each in answers.items()}
+        sides[name] = (answers, {**found, **(said or {})})
+
+    if winner is not None:
+        add("one model", {task.name: {winner.candidate: 1.0} for task in data.tasks})
+    if len(own) == len(data.tasks):
+        add("specialists", {task.name: {own[task.name]: 1.0} for task in data.tasks})
+    if len(finalists) > 1:
+        blends = {
+            task.name: blended(task, data, {f.candidate: f.valid[task.name] for f in finalists}, judging.seed)
+            for task in data.tasks
+            if not by_terms(task)
+        }
+        best = {task.name: {own.get(task.name) or _first(winner): 1.0} for task in data.tasks}
+        best |= {name: each for name, (each, _) in blends.items()}
+        add("blend", best, {name: said for name, (_, said) in blends.items()})
+    judged = {
+        name: _against_specialists(data, said, by_name, champion, specialists, judging) for name, (_, said) in sides.items()
+    }
+    words = {} if winner is None or judged["one model"] is None else _words(judged["one model"])
+    hurt = [name for name, word in words.items() if word == "worse" and name in own]
+    if winner is not None and hurt and len(hurt) < len(data.tasks):
+        add("committee", {t.name: {own[t.name] if t.name in hurt else winner.candidate: 1.0} for t in data.tasks})
+        judged["committee"] = _against_specialists(data, sides["committee"][1], by_name, champion, specialists, judging)
+    found = [_option(data, name, *sides[name], judged[name], by_name, costs) for name in sides]
+    order = ("one model", "specialists", "committee", "blend")  # fewer models first where two are equal
+    found.sort(key=lambda option: (-_worth(option), order.index(option.name)))
+    return found, words
+
+
+def _first(winner: Finalist | None) -> str:
+    assert winner is not None
+    return winner.candidate
+
+
+def _worth(option: Option) -> float:
+    """What options are ranked by: Δm; where it means nothing, the mean skill in per cent."""
+    return 100 * option.skill if option.delta is None else option.delta
+
+
+def _option(
+    data: Prepared,
+    name: str,
+    answers: dict[str, dict[str, float]],
+    said: Predictions,
+    verdict: Verdict | None,
+    by_name: Mapping[str, Finalist],
+    costs: Mapping[str, Mapping[str, float]],
+) -> Option:
+    each = skills(data, said)
+    main = [each[task.name] for task in data.tasks if task.role == "main" and math.isfinite(each[task.name])]
+    used = dict.fromkeys(candidate for own in answers.values() for candidate in own)
+    delta = None if verdict is None else verdict.comparisons[0].overall.delta.file
+    if delta is not None and not math.isfinite(delta.value):
+        delta = None
+    words = {} if verdict is None else _words(verdict)
+    roles = {task.name: task.role for task in data.tasks}
+
+    def total(what: str) -> float:
+        return float(sum(costs[candidate][what] for candidate in used))
+
+    def known(value: float | None) -> float | None:
+        return value if value is not None and math.isfinite(value) else None
+
+    return Option(
+        name=name,
+        answers=answers,
+        delta=None if delta is None else delta.value,
+        low=None if delta is None else known(delta.low),
+        high=None if delta is None else known(delta.high),
+        lower=None if delta is None else known(delta.lower(CONFIDENCE)),
+        skill=float(np.mean(main)) if main else -math.inf,
+        worse=tuple(task for task, word in words.items() if word == "worse" and roles[task] == "main"),
+        fits=sum(len(by_name[candidate].trials) for candidate in used),
+        parameters=total("parameters"),
+        bytes=total("bytes"),
+        flops=total("flops_per_row"),
+    )
+
+
+def _recommended(options: Sequence[Option], prefer: Preference, compared: bool) -> tuple[Option, str]:
+    """The option that is deployed, and why."""
+    by_name = {option.name: option for option in options}
+    one, best = by_name.get("one model"), options[0]
+    if one is None:
+        if len(options) == 1 or prefer == "cheap":
+            return by_name.get("specialists", best), "no joint model ran"
+        return best, f"no joint model ran; {_said(best)}"
+    if not compared:
+        return one, "no specialist ran"
+    if prefer == "cheap":
+        cheap = min((option for option in options if option.harmless), key=lambda option: option.flops, default=best)
+        return cheap, f"the cheapest option that no main task suffers from: {_said(cheap)}"
+    if prefer == "one" and one.harmless:
+        return one, f"no main task is worse than with the best specialists: {_said(one)}"
+    others = [option for option in options if option is not one] if prefer == "one" else list(options)
+    chosen = others[0] if others else one
+    if chosen is one:
+        return one, _said(one)
+    why = f"the one model is worse on {', '.join(one.worse)}" if one.worse else f"the one model is not safe enough: {_said(one)}"
+    saving = "" if not chosen.flops > 0 else f"; the one model would need {one.flops / chosen.flops:.0%} of its arithmetic a row"
+    return chosen, f"{why}; {chosen.name}: {_said(chosen)}{saving}"
+
+
+def _said(option: Option) -> str:
+    """An option's Δm in words."""
+    if option.name == "specialists" and not option.delta:
+        return "they are the reference"
+    if option.delta is None:
+        return f"mean skill {option.skill:.3f}"
+    word = "better" if option.delta >= 0 else "worse"
+    span = ""
+    if option.low is not None and option.high is not None:
+        span = f" (interval {option.low:+.1f} to {option.high:+.1f} %)"
+    return f"{abs(option.delta):.1f} % {word} on average{span}"
+
+
+def _words(verdict: Verdict) -> dict[str, str]:
+    return {row.task: row.word for row in verdict.comparisons[0].tasks}
+
+
+def _against_specialists(
+    data: Prepared,
+    said: Predictions,
+    by_name: Mapping[str, Finalist],
+    champion: Predictions | None,
+    specialists: Mapping[str, str],
+    judging: Judging,
+) -> Verdict | None:
+    """The verdict of predictions of the judged rows, for choosing only; it is never claimed. None without a specialist."""
     reference = {
-        task: [champion[task]] if name == CHAMPION and champion is not None else [p[task] for p in by_name[name].valid]
+        task: champion[task] if name == CHAMPION and champion is not None else by_name[name].valid[task]
         for task, name in specialists.items()
     }
-    tasks = [task for task in data.tasks if task.name in reference]
+    tasks = [task for task in data.tasks if task.name in reference and task.name in said]
+    if not tasks:
+        return None
     truth, units = truth_of(data, "valid", {task.name for task in tasks})
     return judge(
         tasks,
         truth,
         units,
-        {task.name: [p[task.name] for p in winner.valid] for task in tasks},
-        {"specialists": reference},
+        {task.name: [said[task.name]] for task in tasks},
+        {"specialists": {task.name: [reference[task.name]] for task in tasks}},
         constants=constants(data),
-        level=level,
-        repeats=repeats,
-        seed=seed,
-        unit=unit,
+        level=judging.level,
+        repeats=judging.repeats,
+        seed=judging.seed,
+        unit=judging.unit,
     )
 
 
@@ -247,11 +477,8 @@ def truth_of(data: Prepared, part: str, names: set[str] | None = None) -> tuple[
 
 
 def _specialists(data: Prepared, alone: Sequence[Finalist], champion: Predictions | None) -> dict[str, str]:
-    """Task → the specialist with the best mean skill on validation; the earlier one in the catalog wins ties."""
-    scores: dict[str, dict[str, float]] = {}
-    for f in alone:
-        each = [skills(data, p) for p in f.valid]
-        scores[f.candidate] = {name: float(np.mean([e[name] for e in each])) for name in each[0]}
+    """Task → the specialist with the best skill on the judged rows; the earlier one in the catalog wins ties."""
+    scores = {f.candidate: skills(data, f.valid) for f in alone}
     if champion is not None:
         scores[CHAMPION] = skills(data, champion)
     found = {}
@@ -260,30 +487,6 @@ def _specialists(data: Prepared, alone: Sequence[Finalist], champion: Prediction
         if known:
             found[task.name] = max(known, key=lambda name: -math.inf if math.isnan(known[name]) else known[name])
     return found
-
-
-def _answers(
-    data: Prepared,
-    winner: Finalist | None,
-    alone: Sequence[Finalist],
-    specialists: Mapping[str, str],
-    words: Mapping[str, str],
-    recommended: str,
-) -> dict[str, str]:
-    """Task → the candidate that answers in `model/`. A champion is a file and cannot be deployed: the best specialist of ours
-    stands in for it."""
-    ours = _specialists(data, alone, None)
-    answers = {}
-    for task in data.tasks:
-        own = specialists.get(task.name)
-        deployable = ours.get(task.name) if own in (None, CHAMPION) else own
-        shared = recommended == "one model" or (recommended == "committee" and words.get(task.name) != "worse")
-        chosen = winner.candidate if winner is not None and shared else deployable
-        if chosen is None and winner is not None:
-            chosen = winner.candidate
-        assert chosen is not None
-        answers[task.name] = chosen
-    return answers
 
 
 def describe(name: str) -> tuple[str, bool, str | None]:

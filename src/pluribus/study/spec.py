@@ -20,6 +20,7 @@ from pluribus.files import read_yaml
 from pluribus.study import generated
 from pluribus.tasks import Task
 from pluribus.tasks.metrics import METRICS
+from pluribus.tasks.task import check_tolerance
 
 SCHEMA_VERSION = 1
 Model = TypeVar("Model", bound=BaseModel)
@@ -94,7 +95,7 @@ class TaskSpec(BaseModel):
     role: Literal["main", "auxiliary"] = "main"
     absent: Literal["missing", "not_applicable", "delayed"] = "missing"
     after: list[str] = []
-    tolerance: float | None = Field(default=None, ge=0)
+    tolerance: str | Annotated[float, Field(ge=0)] | None = None
 
 
 class ItemSpec(BaseModel):
@@ -157,8 +158,11 @@ class TableStudy(BaseModel):
     champion: str | None = None
     budget: str | float = "10m"
     seeds: Annotated[int, Field(ge=1, le=50)] = 3
+    folds: Annotated[int, Field(ge=1, le=20)] | None = None
+    prefer: Literal["one", "best", "cheap"] = "one"
+    tolerance: dict[str, str] = {}
     configurations: Annotated[int, Field(ge=1, le=200)] = 6
-    allow_committee: bool = False
+    allow_committee: bool = True
     level: Annotated[float, Field(gt=0.5, lt=1)] = 0.95
     repeats: Annotated[int, Field(ge=100, le=100_000)] = 1000
     seed: int = 0
@@ -179,6 +183,13 @@ class TableStudy(BaseModel):
         if value is not None and (not value or value.startswith(".") or "/" in value or "\\" in value):
             raise ValueError("must be a plain folder name")
         return value
+
+    @field_validator("tolerance", mode="before")
+    @classmethod
+    def _by_task(cls, value: Any) -> Any:
+        """One value stands for all tasks; numbers are in the metric's unit."""
+        each = value if isinstance(value, Mapping) else {"": value}
+        return {name: str(x) if isinstance(x, int | float) and not isinstance(x, bool) else x for name, x in each.items()}
 
     @property
     def reading(self) -> dict[str, Any]:
@@ -283,13 +294,30 @@ def kinds_of(spec: TableStudy) -> dict[str, list[str]]:
     return found
 
 
+def tolerances_of(spec: TableStudy, tasks: tuple[Task, ...]) -> tuple[Task, ...]:
+    """The tasks with the tolerances that the study names: "" stands for all tasks that have none of their own."""
+    names = [task.name for task in tasks]
+    for name, given in spec.tolerance.items():
+        if name and name not in names:
+            raise unknown("task", name, names, where="tolerance")
+        check_tolerance(given, f"tolerance of task {name!r}" if name else "tolerance")
+    every = spec.tolerance.get("")
+    own = {task.name: spec.tolerance.get(task.name, every if task.tolerance is None else None) for task in tasks}
+    return tuple(task if own[task.name] is None else task.with_(tolerance=own[task.name]) for task in tasks)
+
+
 def configuration_hash(spec: TableStudy, data_hash: str) -> str:
     """What a run is identified by: every setting but its name, and the data; a resumed run must agree."""
     row = spec.model_dump(exclude={"name", "table", "champion"})
     for item in row["items"].values():  # their content is part of the data's hash
         del item["path"]
     plain: dict[str, Any] = {"class_weights": [], "text": [], "items": {}, "max_length": 100, "settings": {}, "slices": []}
+    plain |= {"folds": None, "prefer": "one", "tolerance": {}}
     plain |= {each.name: TableStudy.model_fields[each.name].default for each in fields(Reading)}
+    if row.pop("allow_committee"):  # the default, which was another before there were options
+        row["allow_committee"] = False
+    else:
+        row["one_candidate"] = True
     for name in plain:  # runs of before these keys go on
         if row[name] == plain[name]:
             del row[name]

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import pluribus
 from pluribus.data import ItemTable, leakage
@@ -30,12 +31,14 @@ from pluribus.files import atomic_file
 from pluribus.files.linked import link_equal
 from pluribus.files.plain import plain
 from pluribus.modeling import Fitted, load
+from pluribus.modeling.artefact.average import Average
 from pluribus.modeling.artefact.committee import Committee
 from pluribus.options import ROLES
 from pluribus.study import generated, selection, table_slices, table_summary
 from pluribus.study import spec as specs
 from pluribus.study.champion import Champion, read_champion
 from pluribus.study.crews import Crew
+from pluribus.study.folds import FEWEST_UNITS, FOLDS, whole, why_not
 from pluribus.study.journal import Journal
 from pluribus.study.kept_plan import kept
 from pluribus.study.leaderboard import leaderboard
@@ -44,7 +47,7 @@ from pluribus.study.progress import Reporter
 from pluribus.study.run_folder import RunFolder
 from pluribus.study.selection import CHAMPION, Finalist, StudyChoice
 from pluribus.study.training import Trained, Training
-from pluribus.study.trial import Predictions, by_terms, cell_scores, constants
+from pluribus.study.trial import Predictions, averaged, best_threshold, by_terms, cell_scores, constants
 from pluribus.tasks import Task
 from pluribus.tasks.metrics import Additive
 
@@ -66,10 +69,12 @@ class Compared:
         What would make the study lie.
     notes : tuple of str
         What was inferred and what a reader must know.
-    scores : dict
-        Every metric on the test part; filled by `judge`.
     slices : list of dict
         What each slice of the test part says (`--slice`); filled by `judge`.
+    scores, deployed_scores : dict
+        Every metric on the test part, of each fit and of their average; filled by `judge`.
+    options : list of dict
+        What each option does on the test part; filled by `judge`.
     model : Fitted
         The recommended model; set by `deploy`.
     """
@@ -80,6 +85,8 @@ class Compared:
     notes: tuple[str, ...]
     scores: table_summary.Scores = field(default_factory=dict)
     slices: list[dict[str, Any]] = field(default_factory=list)
+    deployed_scores: table_summary.Scores = field(default_factory=dict)
+    options: list[dict[str, Any]] = field(default_factory=list)
     model: Fitted = field(init=False)
 
 
@@ -115,7 +122,7 @@ class TableArena:
             names = [t.rsplit(":", 1)[0] if isinstance(t, str) else t.name for t in spec.tasks()]
             frame = generated.make(spec.table.model_dump(), names)
             table = Table(frame, spec.tasks(), source=spec.table.generator, **self._roles())
-        table.tasks = specs.metrics_of(spec, table.tasks)
+        table.tasks = specs.tolerances_of(spec, specs.metrics_of(spec, table.tasks))
         return table
 
     def _roles(self) -> dict[str, Any]:
@@ -136,16 +143,66 @@ class TableArena:
 
     @cached_property
     def data(self) -> Prepared:
-        """Everything encoded, test rows included; candidates are handed a copy without the test part's labels."""
+        """Everything encoded, test rows included; candidates are handed a copy without the test part's labels.
+
+        What is learnt of the columns is learnt from the rows that fits learn from: with folds, those of train and valid.
+        """
+        if self.folds is None:
+            return self._encoded
+        parts = self.split.parts
+        rows = np.sort(np.concatenate([parts["train"], parts["valid"]]))
+        return prepare(self.table, replace(self.split, parts={**parts, "train": rows})).with_parts(**parts)
+
+    @cached_property
+    def _encoded(self) -> Prepared:
+        """Everything encoded by what the train part says of the columns."""
         return prepare(self.table, self.split)
+
+    @cached_property
+    def folds(self) -> int | None:
+        """How many folds take the place of one valid part; None: there is one valid part.
+
+        Raises
+        ------
+        BadInput
+            Folds that were asked for cannot be had.
+        """
+        spec, table, data = self.spec, self.table, self._without_test_labels(self._encoded)
+        if spec.folds == 1:
+            return None
+        why = None
+        if table.split != "random":
+            why = "a split by time or by a column has one valid part"
+        elif spec.champion is not None:
+            why = "a champion has no out-of-fold predictions"
+        elif spec.balancers:
+            why = "balancers are compared on one valid part"
+        elif any(by_terms(task) for task in table.tasks):
+            why = "lists and maps are not averaged"
+        if spec.folds is not None:
+            why = why or why_not(data, spec.folds, spec.seed)
+            if why is not None:
+                raise BadInput(why, where="folds", remedy="leave folds out, or give fewer of them; 1 keeps one valid part")
+            return spec.folds
+        held = np.concatenate([data.parts["train"], data.parts["valid"]])
+        few = len(np.unique(data.units[held])) < FEWEST_UNITS
+        return FOLDS if few and not table.text and (why or why_not(data, FOLDS, spec.seed)) is None else None
 
     @cached_property
     def learnable(self) -> Prepared:
         """What trials see: the train and valid parts, and no label of a test row."""
+        return self._without_test_labels(self.data)
+
+    def _without_test_labels(self, data: Prepared) -> Prepared:
         seen = {name: self.split.parts[name] for name in ("train", "valid")}
         rows = np.sort(np.concatenate(list(seen.values())))
-        cells: dict[str, Cells] = {name: each.within(rows) for name, each in self.data.cells.items()}
-        return replace(self.data, parts=seen, cells=cells)
+        cells: dict[str, Cells] = {name: each.within(rows) for name, each in data.cells.items()}
+        return replace(data, parts=seen, cells=cells)
+
+    @cached_property
+    def judged(self) -> Prepared:
+        """What is chosen on: its valid part holds the judged rows."""
+        return self.learnable if self.plan.folds is None else whole(self.learnable)
 
     @cached_property
     def champion(self) -> Champion | None:
@@ -166,7 +223,7 @@ class TableArena:
     @cached_property
     def plan(self) -> Plan:
         """What will be trained, and at what cost."""
-        return plan(self.spec, self.learnable)
+        return plan(self.spec, self.learnable, self.folds)
 
     # -- the steps of the arena -----------------------------------------------------------------------------------
 
@@ -220,8 +277,8 @@ class TableArena:
         if not (prepared / "prepared.json").is_file():
             self.learnable.save(prepared)
         with Journal(folder.work / "trials") as journal, report.running(self.plan):
-            training = Training(prepared, journal, self.plan, report, crew, self.spec.seed)
-            trained = training.run(len(self.table.tasks), balancers=bool(self.spec.balancers))
+            training = Training(prepared, self.learnable, journal, self.plan, report, crew, self.spec.seed)
+            trained = training.run(balancers=bool(self.spec.balancers))
         return Compared(journal, trained, findings, self._notes(crew.processes))
 
     def _notes(self, processes: int) -> tuple[str, ...]:
@@ -235,17 +292,16 @@ class TableArena:
 
     def choose(self, results: Compared) -> dict[str, Any]:
         """The winner, its references and the recommendation; see `selection`."""
-        champion = None if self.champion is None else self.champion.on(self.learnable, "valid")
-        spec = self.spec
+        spec, finalists = self.spec, results.trained.finalists
         return selection.choose(
-            self.learnable,
-            results.trained.finalists,
-            champion,
+            self.judged,
+            finalists,
+            None if self.champion is None else self.champion.on(self.judged, "valid"),
+            costs={f.candidate: table_summary.costs_of(results.journal, f) for f in finalists},
+            judging=selection.Judging(spec.level, spec.repeats, spec.seed, self.split.unit),
+            prefer=spec.prefer,
             allow_committee=spec.allow_committee,
-            level=spec.level,
-            repeats=spec.repeats,
-            seed=spec.seed,
-            unit=self.split.unit,
+            judged_on="valid" if self.plan.folds is None else "out of fold",
         ).to_dict()
 
     def test_split(self) -> str:
@@ -262,37 +318,78 @@ class TableArena:
         """Predict the test part with every finalist (only winner against reference is claimed), and judge."""
         chosen, finalists = StudyChoice.from_dict(choice), results.trained.finalists
         test = self._predictions(results)
+        deployed = {name: averaged(self.data.tasks, draws, self._best(results, name)) for name, draws in test.items()}
         results.scores = table_summary.scores_on_test(self.data, test)
-        if chosen.winner is None or not chosen.specialists:
+        results.deployed_scores = table_summary.scores_on_test(self.data, {name: [said] for name, said in deployed.items()})
+        if not chosen.specialists:
             return None
         tasks = [task for task in self.table.tasks if task.name in chosen.specialists]
-        references: dict[str, dict[str, list[Any]]] = {
-            "best specialists": {t.name: [p[t.name] for p in test[chosen.specialists[t.name]]] for t in tasks}
-        }
-        if chosen.same_encoder is not None:
-            references["same-encoder specialists"] = {t.name: [p[t.name] for p in test[chosen.same_encoder]] for t in tasks}
         truth, units = selection.truth_of(self.data, "test", {task.name for task in tasks})
-        challenger = {t.name: [p[t.name] for p in test[chosen.winner]] for t in tasks}
+        best = "best specialists"
+        sides = {best: {t.name: deployed[chosen.specialists[t.name]][t.name] for t in tasks}}
         settings: dict[str, Any] = {
             "constants": constants(self.data),
-            "challenger_name": next(f.label for f in finalists if f.candidate == chosen.winner),
             "unit": self.split.unit,
             "level": self.spec.level,
             "repeats": self.spec.repeats,
             "seed": self.spec.seed,
-            "doubts": self._doubts(finalists, chosen),
         }
+        results.options = self._options(chosen, deployed, tasks, truth, units, sides[best], settings)
+        if chosen.winner is None:
+            return None
+        label = next(f.label for f in finalists if f.candidate == chosen.winner)
+        references: dict[str, dict[str, list[Any]]] = {
+            best: {t.name: [p[t.name] for p in test[chosen.specialists[t.name]]] for t in tasks}
+        }
+        if chosen.same_encoder is not None:
+            same = "same-encoder specialists"
+            references[same] = {t.name: [p[t.name] for p in test[chosen.same_encoder]] for t in tasks}
+            sides[same] = {t.name: deployed[chosen.same_encoder][t.name] for t in tasks}
+        sides[label] = {t.name: deployed[chosen.winner][t.name] for t in tasks}
+        challenger = {t.name: [p[t.name] for p in test[chosen.winner]] for t in tasks}
+        settings |= {"challenger_name": label, "doubts": self._doubts(finalists, chosen)}
+        one, other = ({t.name: [sides[side][t.name]] for t in tasks} for side in (label, best))
         results.slices = table_slices.of_study(
-            self.table, self.split, self.spec.slices, tasks, truth, units, challenger, references["best specialists"], **settings
+            self.table, self.split, self.spec.slices, tasks, truth, units, one, other, **settings
         )
-        notes = [*results.notes, *self._new_groups(tasks, truth, units, challenger, references, settings)]
-        return judge(tasks, truth, units, challenger, references, notes=notes, **settings)
+        notes = [*results.notes, *self._new_groups(tasks, truth, units, sides[label], sides[best], settings)]
+        return judge(tasks, truth, units, challenger, references, deployed=sides, notes=notes, **settings)
+
+    @staticmethod
+    def _best(results: Compared, name: str) -> int:
+        return next((f.best for f in (*results.trained.finalists, *results.trained.beside) if f.candidate == name), 0)
+
+    def _options(
+        self,
+        chosen: StudyChoice,
+        deployed: Mapping[str, Predictions],
+        tasks: Sequence[Task],
+        truth: Mapping[str, TaskTruth],
+        units: Any,
+        reference: Mapping[str, Any],
+        settings: Mapping[str, Any],
+    ) -> list[dict[str, Any]]:
+        """What each option would do on the test part against the best specialists. Of all but the recommended one exploratory."""
+        found = []
+        for option in chosen.options:
+            said = {}
+            for task in tasks:
+                each = option["answers"][task.name]
+                parts = [(weight, deployed[name][task.name]) for name, weight in each.items()]
+                said[task.name] = [parts[0][1] if len(parts) == 1 else sum(weight * p for weight, p in parts)]
+            against = {name: [p] for name, p in reference.items()}
+            verdict = judge(tasks, truth, units, said, {"best specialists": against}, **settings)
+            overall, counts = verdict.comparisons[0].overall, verdict.comparisons[0].counts()
+            delta = overall.delta.file
+            figures = {"delta": delta.value, "low": delta.low, "high": delta.high, "word": overall.word, "words": counts}
+            found.append({"name": option["name"], **figures, "recommended": option["name"] == chosen.recommended})
+        return found
 
     def _predictions(self, results: Compared) -> dict[str, list[Predictions]]:
         """Candidate → its predictions of the test part, one entry a seed; the champion's among them."""
         found = {
             f.candidate: [cell_scores(load(results.journal.model(t)), self.data, "test", calibrated=True) for t in f.trials]
-            for f in (*results.trained.finalists, *results.trained.longer)
+            for f in (*results.trained.finalists, *results.trained.beside)
         }
         if self.champion is not None:
             found[CHAMPION] = [self.champion.on(self.data, "test")]
@@ -303,8 +400,8 @@ class TableArena:
         tasks: Sequence[Task],
         truth: Mapping[str, TaskTruth],
         units: Any,
-        challenger: Mapping[str, list[Any]],
-        references: Mapping[str, Mapping[str, list[Any]]],
+        challenger: Mapping[str, Any],
+        reference: Mapping[str, Any],
         settings: Mapping[str, Any],
     ) -> list[str]:
         """One line on the test rows whose group was never seen in training, where other groups were (exploratory)."""
@@ -317,8 +414,8 @@ class TableArena:
         if not left:
             return [lead + "no labelled row"]
 
-        def cut(side: Mapping[str, list[Any]]) -> dict[str, list[Any]]:
-            return {t.name: [p[kept[t.name]] for p in side[t.name]] for t in left if t.name in side}
+        def cut(side: Mapping[str, Any]) -> dict[str, list[Any]]:
+            return {t.name: [side[t.name][kept[t.name]]] for t in left}
 
         seen = {
             name: TaskTruth(
@@ -329,28 +426,34 @@ class TableArena:
             )
             for name, one in truth.items()
         }
-        first = next(iter(references))
-        verdict = judge(left, seen, units, cut(challenger), {first: cut(references[first])}, **settings)
+        verdict = judge(left, seen, units, cut(challenger), {"best specialists": cut(reference)}, **settings)
         return [lead + verdict.headline]
 
-    def _doubts(self, finalists: Sequence[Finalist], choice: StudyChoice) -> dict[str, str]:
-        """Tasks about which no word is given, because a side was cut short by the budget."""
+    def _doubts(self, finalists: Sequence[Finalist], choice: StudyChoice) -> dict[str, dict[str, str]]:
+        """Task → the side that the budget cut short, with the reason; it blocks the words that the longer training could undo."""
         by_name = {f.candidate: f for f in finalists}
-        found = {}
+        found: dict[str, dict[str, str]] = {}
         for task in self.table.tasks:
-            for side in (choice.winner, choice.specialists.get(task.name)):
-                if side in by_name and task.name in by_name[side].undertrained:
-                    found[task.name] = f"{by_name[side].label} is undertrained: the budget ended before its early stop"
+            for side, name in (("challenger", choice.winner), ("reference", choice.specialists.get(task.name))):
+                if name in by_name and task.name in by_name[name].undertrained:
+                    why = f"{by_name[name].label} is undertrained: the budget ended before its early stop"
+                    found.setdefault(task.name, {})[side] = why
         return found
 
     def deploy(self, folder: RunFolder, results: Compared, choice: Mapping[str, Any], verdict: Verdict | None) -> None:
         """Write the winner, or a committee, with everything that travels with it."""
         chosen, journal = StudyChoice.from_dict(choice), results.journal
-        members = {name: load(journal.model(chosen.trials[name])) for name in dict.fromkeys(chosen.answers.values())}
+        weights = chosen.member_weights()
+        members = {name: load(journal.model(name)) for name in dict.fromkeys(t for each in weights.values() for t in each)}
+        model: Fitted
         if len(members) == 1:
             (model,) = members.values()
+        elif all(len(each) == 1 for each in weights.values()):
+            answers = {task: next(iter(each)) for task, each in weights.items()}
+            model = Committee(self.table.tasks, self.data.columns, members, answers)
         else:
-            model = Committee(self.table.tasks, self.data.columns, members, chosen.answers)
+            model = Average(self.table.tasks, self.data.columns, members, weights)
+            model.thresholds |= self._thresholds(results.trained.finalists, chosen)
         model.tasks = self.table.tasks
         model.record = {
             **(model.record if len(members) == 1 else {}),
@@ -363,22 +466,36 @@ class TableArena:
             "metrics": None if verdict is None else verdict.to_dict()["comparisons"][0]["tasks"],
         }
         model.save(folder.path / "model")
-        kept = [journal.model(chosen.trials[name]) for name in members]
+        kept = [journal.model(name) for name in members]
         for file in sorted(path for path in (folder.path / "model").rglob("*") if path.is_file()):  # weights are stored once
             link_equal(file, [twin for member in kept for twin in sorted(member.rglob(file.name))])
         results.model = model
 
-    def _reliability(self, finalists: Sequence[Finalist], choice: StudyChoice) -> dict[str, Any]:
-        """Task with a positive class → reliability of the answering model's validation predictions (cross-fitted)."""
+    def _deployed(self, finalists: Sequence[Finalist], choice: StudyChoice, task: str) -> NDArray[np.float64]:
+        """What `model/` says of a task's judged cells."""
+        option = next((each for each in choice.options if each["name"] == choice.recommended), None)
+        each = {choice.answers[task]: 1.0} if option is None else option["answers"][task]
         by_name = {f.candidate: f for f in finalists}
+        return np.asarray(sum(weight * by_name[name].valid[task] for name, weight in each.items()), np.float64)
+
+    def _thresholds(self, finalists: Sequence[Finalist], choice: StudyChoice) -> dict[str, float]:
+        """Task with a positive class → the threshold with the best F1 on the judged rows."""
+        return {
+            task.name: best_threshold(
+                self._deployed(finalists, choice, task.name), self.judged.labelled(task.name, "valid").numbers
+            )
+            for task in self.table.tasks
+            if task.record.positive
+        }
+
+    def _reliability(self, finalists: Sequence[Finalist], choice: StudyChoice) -> dict[str, Any]:
+        """Task with a positive class → reliability of what `model/` says of the judged rows."""
         found = {}
         for task in self.table.tasks:
             if not task.record.positive:
                 continue
-            f = by_name[choice.answers[task.name]]
-            p = f.valid[int(np.argmax(f.rules))][task.name]
-            cells = self.learnable.labelled(task.name, "valid")
-            table = calibration.reliability(p, cells.numbers, cells.weight)
+            cells = self.judged.labelled(task.name, "valid")
+            table = calibration.reliability(self._deployed(finalists, choice, task.name), cells.numbers, cells.weight)
             found[task.name] = [vars(row) for row in table]
         return found
 
@@ -399,18 +516,20 @@ class TableArena:
                 results.model, self.learnable, budget=self.spec.core_seconds, seed=self.spec.seed
             ),
             "leaderboard": leaderboard(
-                self.data, results.journal, self._everyone(results), StudyChoice.from_dict(choice), results.scores
+                self.data, results.journal, self._everyone(results), StudyChoice.from_dict(choice), results.deployed_scores
             ),
+            "test_deployed": {name: each[0] for name, each in results.deployed_scores.items()},
+            "options": results.options,
             **table_summary.of_data(self.table, self.split, self.learnable, seed=self.spec.seed),
             **table_summary.of_methods(
-                results.journal, self._everyone(results), StudyChoice.from_dict(choice), verdict, results.model
+                results.journal, self._everyone(results), StudyChoice.from_dict(choice), verdict, results.model, results.options
             ),
             **table_summary.of_settings(self.spec, self.plan),
         }
 
     @staticmethod
     def _everyone(results: Compared) -> list[Finalist]:
-        return [*results.trained.finalists, *results.trained.longer]
+        return [*results.trained.finalists, *results.trained.beside]
 
 
 def code_hash() -> str:

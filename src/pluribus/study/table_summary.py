@@ -98,12 +98,20 @@ def of_data(table: Table, split: Split, learnable: Prepared, *, seed: int) -> di
 
 
 def of_methods(
-    journal: Journal, finalists: Sequence[Finalist], choice: StudyChoice, verdict: Verdict | None, model: Fitted
+    journal: Journal,
+    finalists: Sequence[Finalist],
+    choice: StudyChoice,
+    verdict: Verdict | None,
+    model: Fitted,
+    tested: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
-    """What the report says of what was trained: every method, the balancers, the model that is left."""
+    """What the report says of what was trained: every method, the balancers, the model that is left.
+
+    `tested` is what each option does on the test part.
+    """
     results = {f.candidate: [journal.result(t) for t in f.trials] for f in finalists}
     return {
-        "headline": headline(choice, verdict),
+        "headline": headline(choice, verdict, tested),
         "candidates": {
             f.candidate: {
                 "label": f.label,
@@ -115,7 +123,8 @@ def of_methods(
                 "undertrained": sorted(f.undertrained),
                 "curves": [r["curves"] for r in results[f.candidate]],
                 "seconds": [r["seconds"] for r in results[f.candidate]],
-                "costs": results[f.candidate][int(np.argmax(f.rules))]["costs"],
+                "costs": costs_of(journal, f),
+                "rule": f.rule,
                 "valid": [r["scores"] for r in results[f.candidate]],
             }
             for f in finalists
@@ -145,6 +154,17 @@ def importance(model: Fitted, data: Prepared, *, budget: float, seed: int) -> di
     wanted = {name: rows[drawn[len(rows)]] for name, rows in held.items() if len(rows) > 1}
     found = model.importance(data, wanted, max(2.0, min(20.0, budget / 50)))
     return {name: asdict(each) for name, each in found.items()}
+
+
+def costs_of(journal: Journal, finalist: Finalist) -> dict[str, Any]:
+    """What the finals of a candidate cost together, as they are deployed; rows per second of all of them, one after another."""
+    return _together([journal.result(trial)["costs"] for trial in finalist.trials])
+
+
+def _together(each: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    found = {name: sum(costs[name] for costs in each) for name in ("parameters", "flops_per_row", "bytes", "train_seconds")}
+    rates = [costs["rows_per_second"] for costs in each]
+    return {**found, "rows_per_second": 1 / sum(1 / rate for rate in rates) if all(rates) else None}
 
 
 def of_settings(spec: TableStudy, planned: Plan) -> dict[str, Any]:
@@ -224,7 +244,7 @@ def specialists_costs(
     total = {"parameters": 0.0, "flops_per_row": 0.0, "bytes": 0.0, "train_seconds": 0.0}
     time_per_row = 0.0
     for name in set(used):
-        costs = min(results[name], key=lambda r: r["seed"])["costs"]
+        costs = _together([r["costs"] for r in results[name]])
         share = used.count(name) / len(names)
         for key in total:
             total[key] += share * costs[key]

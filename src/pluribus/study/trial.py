@@ -6,9 +6,11 @@ see the row), and for finals `model/`. The study's own process takes it from the
 
 from __future__ import annotations
 
+import importlib
 import json
 import math
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +24,7 @@ from pluribus.evaluation.skill import best_constant
 from pluribus.files import atomic_folder, read_json
 from pluribus.files.plain import plain
 from pluribus.modeling import Budget, Fitted
+from pluribus.study.folds import fold_parts
 from pluribus.study.memory import forget_peak, peak
 from pluribus.study.plan import Trial, make, screening_part
 from pluribus.tasks import Task
@@ -65,23 +68,24 @@ def run_trial(prepared: str, scratch: str, trial: Trial, screening_seed: int) ->
         return _assist(prepared, trial, screening_seed)
     forget_peak()
     data = Prepared.load(prepared, mmap=True)
+    ready(trial.candidate)
     began = time.process_time()
     result: dict[str, Any] = {"trial": trial.id, **vars(trial)}
     with atomic_folder(Path(scratch) / trial.id) as aside:
         try:
-            part = screening_part(data, screening_seed) if trial.phase == "screen" else data
+            part = part_of(data, trial, screening_seed)
             candidate = make(trial.candidate, trial.settings)
             fitted = candidate.fit(part, Budget(trial.seconds / size), trial.seed)
             _together(fitted, time.process_time() - began)
             if ignored := candidate.ignored(data):
                 fitted.record["ignored_inputs"] = ignored
-            predictions = calibrate(fitted, data)
-            scores = valid_scores(data, predictions)
+            predictions = calibrate(fitted, part)
+            scores = valid_scores(part, predictions)
             write_predictions(aside / "valid.npz", predictions)
             result |= {
                 "status": "done",
                 "scores": scores,
-                "rule": rule(data, predictions),
+                "rule": rule(part, predictions),
                 "curves": fitted.record.get("curves", {}),
                 "undertrained": fitted.record.get("undertrained", []),
                 "seconds": fitted.record["seconds"],
@@ -98,13 +102,40 @@ def run_trial(prepared: str, scratch: str, trial: Trial, screening_seed: int) ->
     return result
 
 
+def ready(candidate: str) -> None:
+    """Import what a candidate's fit needs, and call what it names to be called first."""
+    for library in make(candidate, {}).libraries:
+        module, _, function = library.partition(":")
+        found = importlib.import_module(module)
+        if function:
+            getattr(found, function)()
+
+
+def part_of(data: Prepared, trial: Trial, seed: int) -> Prepared:
+    """What a trial learns from and is judged on."""
+    if trial.fold is not None:
+        return fold_parts(data, trial.fold[1], trial.fold[0], seed)
+    return screening_part(data, seed) if trial.phase == "screen" else data
+
+
+def averaged(tasks: Sequence[Task], predictions: Sequence[Predictions], best: int) -> Predictions:
+    """The mean of several fits' predictions of the same cells; of lists and maps, those of the best fit."""
+    if len(predictions) == 1:
+        return predictions[0]
+    return {
+        task.name: predictions[best][task.name] if by_terms(task) else np.mean([own[task.name] for own in predictions], axis=0)
+        for task in tasks
+        if task.name in predictions[best]
+    }
+
+
 def _assist(prepared: str, trial: Trial, screening_seed: int) -> dict[str, Any]:
     """What the other processes of a team do of a trial."""
     from pluribus.training import processes
 
     data, began = Prepared.load(prepared, mmap=True), time.process_time()
     try:
-        part = screening_part(data, screening_seed) if trial.phase == "screen" else data
+        part = part_of(data, trial, screening_seed)
         fitted = make(trial.candidate, trial.settings).fit(part, Budget(trial.seconds / processes.world()[1]), trial.seed)
         _together(fitted, time.process_time() - began)
     except (BadInput, ArithmeticError, MemoryError) as error:

@@ -138,6 +138,11 @@ class Metric:
         """+1 where more is better, else −1."""
         return 1.0 if self.direction == "max" else -1.0
 
+    @property
+    def bounded(self) -> bool:
+        """Whether more is better and nothing is better than 1 (AUC, accuracy, F1, R²)."""
+        return self.direction == "max" and self.best == 1
+
     def of(self, task: Any) -> Metric:
         """The record for one task: itself, or one that knows what else the task declares (levels of quantiles)."""
         return self

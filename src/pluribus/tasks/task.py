@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -36,8 +37,10 @@ class Task:
         What an empty cell means.
     after : tuple of str
         Names of parent tasks; where a parent is 0 this task is not applicable.
-    tolerance : float or None
-        Relative loss against the specialist that still counts as "as good"; default 2 % of its skill.
+    tolerance : str, float or None
+        Loss against the specialist that still counts as "as good": text is in the unit of the main metric ("0.01") or in per cent
+        of the specialist's value ("2%"); a number is a share of that value. Default: .005 for a metric that is bounded by 1, else
+        1 % of the specialist's value.
     size : int or None
         Output places per row of lists and maps; None for one value a row.
     inputs : tuple of str or None
@@ -59,7 +62,7 @@ class Task:
     role: Literal["main", "auxiliary"] = "main"
     absent: Absent = "missing"
     after: tuple[str, ...] = ()
-    tolerance: float | None = None
+    tolerance: str | float | None = None
     size: int | None = None
     inputs: tuple[str, ...] | None = None
     levels: tuple[float, ...] = ()
@@ -94,8 +97,8 @@ class Task:
             raise unknown("role", self.role, ("main", "auxiliary"), where=where)
         if self.absent not in ABSENT:
             raise unknown("word for empty cells", self.absent, ABSENT, where=where)
-        if self.tolerance is not None and not self.tolerance >= 0:
-            raise BadInput(f"tolerance must not be negative, not {self.tolerance}", where=where)
+        if self.tolerance is not None:
+            check_tolerance(self.tolerance, where)
 
     @property
     def record(self) -> kinds.Kind:
@@ -179,3 +182,20 @@ def check_graph(tasks: Iterable[Task]) -> tuple[str, ...]:
     for name in by_name:
         visit(name)
     return tuple(order)
+
+
+def check_tolerance(given: str | float, where: str) -> None:
+    """Refuse what is no tolerance of a task.
+
+    Raises
+    ------
+    BadInput
+        It is negative or no number.
+    """
+    try:
+        number = float(given[:-1] if isinstance(given, str) and given.endswith("%") else given)
+    except (TypeError, ValueError):
+        what, remedy = f"tolerance is {given!r}, not a number", "write it in the metric's unit (0.01), or in per cent (2%)"
+        raise BadInput(what, where=where, remedy=remedy) from None
+    if not 0 <= number < math.inf:
+        raise BadInput(f"tolerance must not be negative, not {given}", where=where)

@@ -166,7 +166,8 @@ class StageState:
             setattr(self.history, name, value)
         for name, value in state["progress"].items():
             setattr(self, name, value)
-        self.pace.share, self.pace.each = state["pace"]["share"], state["pace"]["each"]
+        held = state.get("pace", {"share": min(1.0, self.step * self.pace.each), "each": self.pace.each})  # older ones have none
+        self.pace.share, self.pace.each = held["share"], held["each"]
         self.model.load_state_dict(state["model"])
         self.weights = state["best"]
         self.stepper.load_state_dict(state)

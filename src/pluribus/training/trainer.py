@@ -250,6 +250,10 @@ class Trainer:
         return digest.hexdigest()
 
 
+YOUNGER = {"decay_schedule": "constant", "paced": False, "drop_last": False, "ties": "first"}
+"""Settings of a stage that the first edition did not have, and their defaults."""
+
+
 def steps_of(stage: Stage, rows: int) -> int:
     """Steps of an epoch over so many training rows, where the stage has no sampler of its own."""
     size = stage.batch_size
@@ -309,8 +313,12 @@ def _groups(batches: Iterator[Batch], size: int, least: int) -> Iterator[list[Ba
 
 
 def _plain(stage: Stage) -> dict[str, Any]:
-    """A stage's settings as plain values, objects by their type's name."""
+    """A stage's settings as plain values, objects by their type's name.
+
+    Settings that stages did not always have are left out at their defaults: snapshots of before them are still this run's.
+    """
     return {
         name: value if isinstance(value, (str, int, float, tuple, type(None))) else type(value).__qualname__
         for name, value in vars(stage).items()
+        if YOUNGER.get(name, stage) != value
     }

@@ -275,11 +275,14 @@ class Fitted(ABC):
         return names if tasks is None else [name for name in names if name in tasks]
 
     def calibrated(self, data: Prepared, rows: NDArray[np.int64], tasks: Sequence[str] | None = None) -> dict[str, Any]:
-        """Predictions as files and metrics see them: `scores`, calibrated where the artefact carries a calibration."""
-        found = self.scores(data, rows, self.requested(tasks))
+        """Predictions of the same rows for some tasks, as files and metrics see them (see `calibrated_answer`)."""
+        return self.calibrated_answer(data, dict.fromkeys(self.requested(tasks), np.asarray(rows, np.int64)))
+
+    def calibrated_answer(self, data: Prepared, wanted: Wanted) -> dict[str, Any]:
+        """`answer`, calibrated where the artefact carries a calibration."""
         return {
             name: calibration.from_dict(self.calibration[name]).apply(value) if name in self.calibration else value
-            for name, value in found.items()
+            for name, value in self.answer(data, wanted).items()
         }
 
     def predict(self, table: pd.DataFrame, tasks: Sequence[str] | None = None) -> pd.DataFrame:

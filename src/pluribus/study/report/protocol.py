@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from typing import Any
 
-from pluribus.evaluation.verdict import FEWEST_POSITIVES, FEWEST_UNITS, TOLERANCE
+from pluribus.evaluation.verdict import BOUNDED, FEWEST_POSITIVES, FEWEST_UNITS, RELATIVE
 from pluribus.study.report.tables import Html, badge, bullets, fold, join, section, table, tag
 from pluribus.study.report.words import Row, count, direction, duration, label, mean, measure, names, number
 
@@ -17,7 +17,7 @@ def reading(summary: Row) -> Html:
     told = {
         "better": f"the gain is above zero, at {1 - level:.0%} after Holm's adjustment for the number of tasks.",
         "as good": "not shown to be better, but the whole interval lies above minus the tolerance: at most a loss that does "
-        f"not matter (by default {TOLERANCE:.0%} of the reference's skill over a constant predictor).",
+        f"not matter (by default {BOUNDED} of a metric that is bounded by 1, {RELATIVE:.0%} of the reference's value of others).",
         "worse": f"the gain is below zero, at {1 - level:.0%} after Holm's adjustment, and the loss may exceed the tolerance.",
         "undecided": "the data do not tell; the reason stands beside the word. Always so with fewer than "
         f"{FEWEST_POSITIVES} test rows of a binary task's rarer class, fewer than {FEWEST_UNITS} units, a reference without "
@@ -188,13 +188,21 @@ def _judged_by(summary: Row) -> Html:
             t["kind"],
             t["role"],
             measure(t["metrics"][0]["name"]) + ", " + direction(t["metrics"][0]["direction"]),
-            f"{TOLERANCE:.0%} of the reference's skill"
-            if t["tolerance"] is None
-            else f"{number(100 * t['tolerance'])} % of the reference's value",
+            _tolerance(t),
         ]
         for t in summary["tasks"]
     ]
     return table("What each task is judged by", ["task", "kind", "role", "judged by", "tolerance"], body)
+
+
+def _tolerance(task: Row) -> str:
+    """A task's tolerance for people."""
+    given, share = task["tolerance"], "{} % of the reference's value"
+    if given is None:
+        return f"{BOUNDED}, or {share.format(number(100 * RELATIVE))} where the metric is not bounded by 1"
+    if isinstance(given, str):
+        return share.format(given[:-1]) if given.endswith("%") else given
+    return share.format(number(100 * given))
 
 
 def _plain(value: Any) -> str:

@@ -17,7 +17,7 @@ def spoken(folder: Path) -> str:
     if summary["verdict"] is not None:
         comparison = summary["verdict"]["comparisons"][0]
         for row in comparison["tasks"]:
-            gain = row["gain"]["method"] or row["gain"]["file"]
+            gain = row["gain"]["file"]
             low, high = gain["low"], gain["high"]
             span = "" if low is None or high is None else f" (gain {gain['value']:+.4g}, {low:+.4g} to {high:+.4g})"
             why = f": {row['reason']}" if row["word"] == "undecided" and row["reason"] else ""

@@ -45,8 +45,8 @@ def span(interval: Row | None, places: str = "+.4g") -> str:
 
 
 def deciding(scoped: Row) -> Row:
-    """The interval that decides the word: the method's where there is one, else this file's."""
-    found: Row = scoped["method"] or scoped["file"]
+    """The interval that decides the word: of what would be deployed."""
+    found: Row = scoped["file"]
     return found
 
 
