@@ -94,16 +94,7 @@ class Average(Fitted):
 
     def costs(self) -> Costs:
         """The sum over the members that answer."""
-        each = [member.costs() for member in self.members.values()]
-        rates = [cost.rows_per_second for cost in each]
-        known = [rate for rate in rates if rate]
-        return Costs(
-            sum(cost.parameters for cost in each),
-            sum(cost.flops_per_row for cost in each),
-            sum(cost.bytes for cost in each),
-            sum(cost.train_seconds for cost in each),
-            1 / sum(1 / rate for rate in known) if len(known) == len(rates) else None,
-        )
+        return Costs.together([member.costs() for member in self.members.values()])
 
     def write(self, folder: Path) -> dict[str, Any]:
         """Each member as a folder of its own: `member-I/`."""

@@ -51,6 +51,18 @@ class Costs:
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
+    @classmethod
+    def together(cls, each: Sequence[Costs]) -> Costs:
+        """The costs of several artefacts that answer one after another; rows per second where all are measured."""
+        rates = [cost.rows_per_second for cost in each if cost.rows_per_second]
+        return cls(
+            sum(cost.parameters for cost in each),
+            sum(cost.flops_per_row for cost in each),
+            sum(cost.bytes for cost in each),
+            sum(cost.train_seconds for cost in each),
+            1 / sum(1 / rate for rate in rates) if rates and len(rates) == len(each) else None,
+        )
+
 
 class Fitted(ABC):
     """A fitted artefact.
